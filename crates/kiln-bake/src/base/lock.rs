@@ -1,0 +1,409 @@
+//! `kiln.lock`: what a bake takes from outside, pinned. The format is `docs/kiln-lock.md`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use kiln_core::Digest;
+use kiln_core::compose::Base;
+use serde::{Deserialize, Serialize};
+
+use super::error::BaseError;
+
+/// Version of the file's format.
+pub const FORMAT: u32 = 1;
+
+/// A whole `kiln.lock`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lock {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The day on which something in it was last resolved, `YYYY-MM-DD` in UTC.
+    pub date: String,
+    /// The locked bases, by name.
+    #[serde(default)]
+    pub bases: BTreeMap<String, LockedBase>,
+}
+
+/// One base. Everything here, and nothing else, decides its digests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedBase {
+    /// Suite of the distribution.
+    pub suite: String,
+    /// Debian architecture, for example `amd64`.
+    pub arch: String,
+    /// Without essential packages and without configuration.
+    #[serde(default)]
+    pub minimal: bool,
+    /// The packages that the compose file names, as it names them.
+    pub packages: Vec<String>,
+    /// Seconds since 1970 that scripts get as `SOURCE_DATE_EPOCH`, as `YYYY-MM-DD` in UTC.
+    pub epoch: String,
+    /// All packages, in the order in which they are unpacked.
+    pub unpack: Vec<LockedPackage>,
+    /// Their names, in the order in which they are configured; empty for a minimal base.
+    #[serde(default)]
+    pub configure: Vec<String>,
+    /// Lines of `/etc/passwd`, by numeric id; the password field is always `x`.
+    #[serde(default)]
+    pub users: Vec<String>,
+    /// Lines of `/etc/group`, by numeric id.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Diversions that the packages' scripts make before unpacking: `FROM TO PACKAGE`.
+    #[serde(default)]
+    pub diversions: Vec<String>,
+}
+
+/// One package file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedPackage {
+    /// Name.
+    pub name: String,
+    /// Version, with epoch.
+    pub version: String,
+    /// `amd64`, `all` …
+    pub arch: String,
+    /// Path on a mirror, below its root.
+    pub filename: String,
+    /// Bytes.
+    pub size: u64,
+    /// sha256 of the file.
+    #[serde(with = "hex")]
+    pub sha256: Digest,
+}
+
+impl LockedPackage {
+    /// Name and version, for messages.
+    pub fn label(&self) -> String {
+        format!("{} {}", self.name, self.version)
+    }
+}
+
+impl LockedBase {
+    /// Whether this is what `base` of the compose file asks for.
+    pub fn satisfies(&self, base: &Base) -> bool {
+        let sorted = |names: &[String]| {
+            let mut names = names.to_vec();
+            names.sort();
+            names.dedup();
+            names
+        };
+        self.suite == base.debian
+            && self.minimal == base.minimal
+            && sorted(&self.packages) == sorted(&base.packages)
+    }
+
+    /// Identity of the locked content: equal for equal content, whatever the base is called.
+    pub fn digest(&self) -> Digest {
+        let mut text = String::new();
+        write_base(&mut text, "", self);
+        Digest::of(text)
+    }
+
+    /// [`LockedBase::epoch`] in seconds since 1970.
+    pub(crate) fn epoch_seconds(&self) -> u64 {
+        super::date::parse(&self.epoch).unwrap_or_default()
+    }
+}
+
+impl Lock {
+    /// An empty lock of the day `date`.
+    pub fn new(date: &str) -> Self {
+        Self { format: FORMAT, date: date.to_owned(), bases: BTreeMap::new() }
+    }
+
+    /// Reads the file at `path`; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`BaseError::Lock`] names the file and what is wrong with it.
+    pub fn load(path: &Path) -> Result<Option<Self>, BaseError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text)
+                .map(Some)
+                .map_err(|what| BaseError::Lock { path: path.to_owned(), what }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(BaseError::Lock { path: path.to_owned(), what: error.to_string() }),
+        }
+    }
+
+    /// Reads the text form.
+    ///
+    /// # Errors
+    /// Says what is wrong, with the line where there is one.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        let head: Head = toml::from_str(text).map_err(|error| error.to_string())?;
+        if head.format != FORMAT {
+            return Err(format!(
+                "format {} is not known to this version of kiln, which knows {FORMAT}",
+                head.format
+            ));
+        }
+        let lock: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        for (name, base) in &lock.bases {
+            base.check().map_err(|what| format!("base `{name}`: {what}"))?;
+        }
+        Ok(lock)
+    }
+
+    /// The text form: stable, one package a line.
+    pub fn text(&self) -> String {
+        let mut out = String::from(
+            "# Written by `kiln lock`. Keep it in version control beside compose.yaml: it decides\n\
+             # what is baked. `kiln lock --update` takes newer packages.\n",
+        );
+        let _ = writeln!(out, "format = {}\ndate = {}", self.format, quote(&self.date));
+        for (name, base) in &self.bases {
+            let _ = write!(out, "\n[bases.{}]\n", key(name));
+            write_base(&mut out, "", base);
+        }
+        out
+    }
+
+    /// Writes the file at `path`: whole or not at all.
+    ///
+    /// # Errors
+    /// [`BaseError::Io`] when the directory cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), BaseError> {
+        use std::io::Write as _;
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let dir = dir.unwrap_or(Path::new("."));
+        let failed = |error| BaseError::io(path)(error);
+        let mut file = tempfile::Builder::new()
+            .prefix(".kiln.lock.")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .tempfile_in(dir)
+            .map_err(failed)?;
+        file.write_all(self.text().as_bytes()).map_err(failed)?;
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist(path).map_err(|error| failed(error.error))?;
+        std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+    }
+
+    /// Whether the lock holds exactly the bases of the compose file, as they stand there.
+    pub fn is_current(&self, bases: &BTreeMap<String, Base>) -> bool {
+        self.differences(bases).is_empty()
+    }
+
+    /// Names of the bases that are missing here, left over here, or not as the file has them.
+    pub fn differences(&self, bases: &BTreeMap<String, Base>) -> Vec<String> {
+        let mut names: Vec<String> = bases
+            .iter()
+            .filter(|(name, base)| {
+                !self.bases.get(*name).is_some_and(|locked| locked.satisfies(base))
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        names.extend(self.bases.keys().filter(|name| !bases.contains_key(*name)).cloned());
+        names
+    }
+}
+
+impl LockedBase {
+    /// What must hold for a bake to make sense; a merge of two locks can break it.
+    fn check(&self) -> Result<(), String> {
+        let mut unpack: Vec<&str> = self.unpack.iter().map(|each| each.name.as_str()).collect();
+        let mut configure: Vec<&str> = self.configure.iter().map(String::as_str).collect();
+        unpack.sort_unstable();
+        configure.sort_unstable();
+        if let Some(pair) = unpack.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("`unpack` names {} twice", pair[0]));
+        }
+        if !self.minimal && unpack != configure {
+            return Err("`unpack` and `configure` do not name the same packages".into());
+        }
+        if super::date::parse(&self.epoch).is_none() {
+            return Err(format!("`epoch = {}` is not YYYY-MM-DD", quote(&self.epoch)));
+        }
+        for package in &self.unpack {
+            // Names become paths and arguments.
+            let name = &package.name;
+            let known = |byte: u8| byte.is_ascii_alphanumeric() || b"+.-".contains(&byte);
+            if !name.bytes().all(known) || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+                return Err(format!("{} is no name of a package", quote(name)));
+            }
+            let filename = &package.filename;
+            if filename.starts_with('/') || filename.split('/').any(|part| part == "..") {
+                return Err(format!("`{filename}` is not a path below a mirror's root"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_base(out: &mut String, indent: &str, base: &LockedBase) {
+    let _ = writeln!(out, "{indent}suite = {}", quote(&base.suite));
+    let _ = writeln!(out, "{indent}arch = {}", quote(&base.arch));
+    if base.minimal {
+        let _ = writeln!(out, "{indent}minimal = true");
+    }
+    let names: Vec<String> = base.packages.iter().map(|name| quote(name)).collect();
+    let _ = writeln!(out, "{indent}packages = [{}]", names.join(", "));
+    let _ = writeln!(out, "{indent}epoch = {}", quote(&base.epoch));
+    let _ = writeln!(out, "{indent}unpack = [");
+    for LockedPackage { name, version, arch, filename, size, sha256 } in &base.unpack {
+        let _ = writeln!(
+            out,
+            "{indent}  {{ name = {}, version = {}, arch = {}, size = {size}, sha256 = {}, \
+             filename = {} }},",
+            quote(name),
+            quote(version),
+            quote(arch),
+            quote(&sha256.hex()),
+            quote(filename),
+        );
+    }
+    let _ = writeln!(out, "{indent}]");
+    for (key, lines) in [
+        ("configure", &base.configure),
+        ("users", &base.users),
+        ("groups", &base.groups),
+        ("diversions", &base.diversions),
+    ] {
+        if !lines.is_empty() {
+            let _ = writeln!(out, "{indent}{key} = [");
+            for line in lines {
+                let _ = writeln!(out, "{indent}  {},", quote(line));
+            }
+            let _ = writeln!(out, "{indent}]");
+        }
+    }
+}
+
+/// A TOML key: bare where that is allowed.
+fn key(name: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if !name.is_empty() && name.bytes().all(bare) { name.to_owned() } else { quote(name) }
+}
+
+/// A TOML basic string.
+fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for letter in text.chars() {
+        match letter {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            letter if letter.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(letter));
+            }
+            letter => out.push(letter),
+        }
+    }
+    out.push('"');
+    out
+}
+
+mod hex {
+    use kiln_core::Digest;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(digest: &Digest, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&digest.hex())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Lock {
+        let package = |name: &str| LockedPackage {
+            name: name.into(),
+            version: "1:2.0~rc1+b\"1".into(),
+            arch: "amd64".into(),
+            filename: format!("pool/main/{name}.deb"),
+            size: 7,
+            sha256: Digest::of(name),
+        };
+        let base = LockedBase {
+            suite: "bookworm".into(),
+            arch: "amd64".into(),
+            minimal: false,
+            packages: vec!["b".into(), "a".into()],
+            epoch: "2020-01-01".into(),
+            unpack: vec![package("a"), package("b")],
+            configure: vec!["b".into(), "a".into()],
+            users: vec!["root:x:0:0:r\\oot:/root:/bin/bash".into()],
+            groups: vec!["root:x:0:".into()],
+            diversions: vec!["/bin/x /bin/x.real a".into()],
+        };
+        let mut lock = Lock::new("2026-01-02");
+        lock.bases.insert("web server".into(), base);
+        lock
+    }
+
+    #[test]
+    fn text_round_trips_and_puts_one_package_on_a_line() {
+        let lock = sample();
+        let text = lock.text();
+        assert_eq!(Lock::parse(&text).unwrap(), lock, "{text}");
+        assert_eq!(text.lines().filter(|line| line.contains("sha256 =")).count(), 2);
+    }
+
+    #[test]
+    fn save_and_load() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kiln.lock");
+        assert!(Lock::load(&path).unwrap().is_none());
+        sample().save(&path).unwrap();
+        assert_eq!(Lock::load(&path).unwrap(), Some(sample()));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn knows_whether_it_is_current() {
+        let lock = sample();
+        let base = Base {
+            debian: "bookworm".into(),
+            packages: vec!["a".into(), "b".into()],
+            minimal: false,
+        };
+        let mut bases = BTreeMap::from([("web server".to_owned(), base)]);
+        assert!(lock.is_current(&bases));
+        bases.insert("more".into(), Base::default());
+        assert_eq!(lock.differences(&bases), ["more"]);
+        bases.remove("more");
+        bases.get_mut("web server").unwrap().debian = "trixie".into();
+        assert!(!lock.is_current(&bases));
+        assert_eq!(lock.differences(&BTreeMap::new()), ["web server"]);
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_use() {
+        let good = sample().text();
+        for (from, to, expected) in [
+            ("format = 1", "format = 9", "format 9"),
+            ("configure = [\n  \"b\",", "configure = [\n", "do not name the same"),
+            ("pool/main/a.deb", "../a.deb", "below a mirror"),
+            ("epoch = \"2020", "epoch = \"x020", "YYYY-MM-DD"),
+            ("suite = ", "sweet = ", "sweet"),
+        ] {
+            let bad = good.replace(from, to);
+            assert_ne!(bad, good, "{from}");
+            let what = Lock::parse(&bad).unwrap_err();
+            assert!(what.contains(expected), "{what}");
+        }
+    }
+
+    #[test]
+    fn name_of_a_base_is_no_part_of_its_digest() {
+        let lock = sample();
+        let base = &lock.bases["web server"];
+        let mut other = base.clone();
+        assert_eq!(other.digest(), base.digest());
+        other.configure.reverse();
+        assert_ne!(other.digest(), base.digest());
+    }
+}

@@ -1,0 +1,329 @@
+//! Changes of a tree that need neither mount nor process: COPY, ADD, WORKDIR.
+//!
+//! An [`Edit`] waits until somebody needs the tree (a RUN, the end of the stage, a `--from`); then
+//! all that wait are applied together, or found together in the step cache.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use kiln_core::digest::Digest;
+use kiln_core::tree::{Kind, Node, Path, Tree};
+use kiln_store::Store;
+
+use crate::context::Snapshot;
+use crate::error::BakeError;
+use crate::key::Key;
+use crate::mode::Chmod;
+use crate::paths;
+use crate::users::{self, Owner};
+
+/// One change, with its place in the Dockerfile.
+#[derive(Debug, Clone)]
+pub struct Edit {
+    /// One-based number of its step.
+    pub number: usize,
+    /// One-based line.
+    pub line: usize,
+    /// What to do.
+    pub op: Op,
+}
+
+/// What an [`Edit`] does.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// COPY and ADD.
+    Copy(CopyOp),
+    /// WORKDIR: the directory is made if it is not there.
+    Workdir {
+        /// Absolute.
+        path: String,
+        /// `user[:group]` of what is made.
+        owner: Option<String>,
+    },
+}
+
+/// COPY and ADD with their sources selected.
+#[derive(Debug, Clone)]
+pub struct CopyOp {
+    /// What to copy, in order.
+    pub sources: Vec<Source>,
+    /// Absolute and clean.
+    pub dest: String,
+    /// The destination was written with a slash at its end, or as `.`: it is a directory.
+    pub into_directory: bool,
+    /// `--chown`, expanded.
+    pub chown: Option<String>,
+    /// `--chmod`.
+    pub chmod: Option<Chmod>,
+}
+
+/// One file, directory or document to copy.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its own name, for when the destination is a directory.
+    pub name: Path,
+    /// The entry itself (under the empty path) and all below it, in order.
+    pub entries: Vec<(Path, Node)>,
+    /// Where contents come from.
+    pub origin: Origin,
+}
+
+/// Where the contents of a [`Source`] are.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// In the store already.
+    Store,
+    /// Below this directory of the host, at this path.
+    Host(PathBuf, Path),
+    /// Here.
+    Inline(Vec<u8>),
+}
+
+impl Edit {
+    /// Adds all that decides the outcome, beside the tree that is changed.
+    pub(crate) fn key(&self, key: Key) -> Key {
+        match &self.op {
+            Op::Workdir { path, owner } => key.text("workdir").text(path).option(owner.as_deref()),
+            Op::Copy(op) => {
+                let chmod = op.chmod.as_ref().map(|chmod| format!("{chmod:?}"));
+                let key = key
+                    .text("copy")
+                    .text(&op.dest)
+                    .number(u64::from(op.into_directory))
+                    .option(op.chown.as_deref())
+                    .option(chmod.as_deref())
+                    .number(op.sources.len() as u64);
+                op.sources.iter().fold(key, |key, source| {
+                    let tree = Tree { entries: source.entries.iter().cloned().collect() };
+                    key.bytes(&source.name).digest(&tree.digest())
+                })
+            }
+        }
+    }
+
+    /// Carries it out.
+    ///
+    /// # Errors
+    /// What the user has to change, without place; or a failure of the store or the host.
+    pub(crate) fn apply(&self, store: &Store, editor: &mut Editor) -> Result<(), EditError> {
+        match &self.op {
+            Op::Workdir { path, owner } => {
+                let owner = resolve_owner(store, editor, owner.as_deref())?;
+                let at = editor.resolve(&paths::key(path))?;
+                editor.make_dirs(&at, 0o755, owner.unwrap_or(Owner { uid: 0, gid: 0 }))
+            }
+            Op::Copy(op) => op.apply(store, editor),
+        }
+    }
+}
+
+/// Why an edit was not applied.
+#[derive(Debug)]
+pub(crate) enum EditError {
+    /// The Dockerfile asks for what cannot be.
+    User(String),
+    /// Not the user's mistake.
+    Failed(BakeError),
+}
+
+impl From<paths::LinkLoop> for EditError {
+    fn from(error: paths::LinkLoop) -> Self {
+        Self::User(error.to_string())
+    }
+}
+
+fn resolve_owner(
+    store: &Store,
+    editor: &Editor,
+    text: Option<&str>,
+) -> Result<Option<Owner>, EditError> {
+    text.map(|text| users::owner(store, &editor.tree, text)).transpose().map_err(EditError::User)
+}
+
+fn shown(path: &[u8]) -> String {
+    format!("/{}", String::from_utf8_lossy(path))
+}
+
+impl CopyOp {
+    fn apply(&self, store: &Store, editor: &mut Editor) -> Result<(), EditError> {
+        let chown = resolve_owner(store, editor, self.chown.as_deref())?;
+        self.check_destination(editor)?;
+        for source in &self.sources {
+            source.put(store)?;
+            self.copy(source, chown, editor)?;
+        }
+        Ok(())
+    }
+
+    /// Several files into what is no directory would each replace the one before.
+    fn check_destination(&self, editor: &Editor) -> Result<(), EditError> {
+        let files =
+            |source: &Source| source.entries.first().is_some_and(|(_, node)| !node.is_dir());
+        if self.into_directory || self.sources.len() < 2 || !self.sources.iter().any(files) {
+            return Ok(());
+        }
+        let at = editor.resolve(&paths::key(&self.dest))?;
+        if editor.tree.get(&at).is_some_and(Node::is_dir) {
+            return Ok(());
+        }
+        let what = format!(
+            "several sources are copied to `{}`, which is no directory; end it with `/`",
+            self.dest
+        );
+        Err(EditError::User(what))
+    }
+
+    fn copy(
+        &self,
+        source: &Source,
+        chown: Option<Owner>,
+        editor: &mut Editor,
+    ) -> Result<(), EditError> {
+        let Some((_, root)) = source.entries.first() else { return Ok(()) };
+        let made = chown.unwrap_or(Owner { uid: 0, gid: 0 });
+        let made_mode = self.chmod.as_ref().map_or(0o755, Chmod::of_parents);
+        let dest = paths::key(&self.dest);
+        let first = if self.into_directory { dest.as_slice() } else { paths::parent(&dest) };
+        let first = editor.resolve(first)?;
+        editor.make_dirs(&first, made_mode, made)?;
+        let mut at = editor.resolve(&dest)?;
+        match editor.tree.get(&at).map(Node::is_dir) {
+            Some(true) if !root.is_dir() => at = paths::join(&at, &source.name),
+            None if root.is_dir() => editor.make_dirs(&at, made_mode, made)?,
+            _ => editor.make_dirs(paths::parent(&at), made_mode, made)?,
+        }
+        for (relative, node) in &source.entries {
+            let mut node = node.clone();
+            if let Some(owner) = chown {
+                (node.uid, node.gid) = (owner.uid, owner.gid);
+            }
+            if let (Some(chmod), false) = (&self.chmod, matches!(node.kind, Kind::Symlink { .. })) {
+                node.mode = chmod.apply(node.mode, node.is_dir());
+            }
+            if let Kind::Hardlink { to } = &mut node.kind {
+                *to = paths::join(&at, to);
+            }
+            editor.place(paths::join(&at, relative), node, relative.is_empty())?;
+        }
+        Ok(())
+    }
+}
+
+impl Source {
+    /// Puts the contents into the store.
+    fn put(&self, store: &Store) -> Result<(), EditError> {
+        match &self.origin {
+            Origin::Store => Ok(()),
+            Origin::Inline(bytes) => {
+                store.put(bytes).map_err(|e| EditError::Failed(BakeError::store(e)))?;
+                Ok(())
+            }
+            Origin::Host(root, path) => {
+                let files: Vec<(Path, Digest)> = self
+                    .entries
+                    .iter()
+                    .filter_map(|(relative, node)| match node.kind {
+                        Kind::File { digest, .. } => Some((paths::join(path, relative), digest)),
+                        _ => None,
+                    })
+                    .collect();
+                Snapshot::put(store, root, &files).map_err(EditError::Failed)
+            }
+        }
+    }
+}
+
+/// A tree under change.
+#[derive(Debug)]
+pub(crate) struct Editor {
+    tree: Tree,
+    /// First names of hard links: removing one of them moves the content to the next name.
+    link_targets: HashSet<Path>,
+}
+
+impl Editor {
+    pub(crate) fn new(tree: Tree) -> Self {
+        let link_targets = targets(&tree);
+        Self { tree, link_targets }
+    }
+
+    pub(crate) fn finish(self) -> Tree {
+        self.tree
+    }
+
+    fn resolve(&self, path: &[u8]) -> Result<Path, paths::LinkLoop> {
+        paths::resolve(&self.tree, path, true)
+    }
+
+    /// Removes an entry and all below it.
+    pub(crate) fn remove(&mut self, path: &[u8]) {
+        let Some(node) = self.tree.get(path) else { return };
+        if node.is_dir() || self.link_targets.contains(path) {
+            self.tree.remove(path);
+            if !self.link_targets.is_empty() {
+                self.link_targets = targets(&self.tree);
+            }
+        } else {
+            self.tree.entries.remove(path);
+        }
+    }
+
+    /// Sets an entry whose parent is there; a directory over a directory keeps its children.
+    pub(crate) fn put(&mut self, path: Path, node: Node) {
+        let both_dirs = node.is_dir() && self.tree.get(&path).is_some_and(Node::is_dir);
+        if !both_dirs {
+            self.remove(&path);
+        }
+        if let Kind::Hardlink { to } = &node.kind {
+            self.link_targets.insert(to.clone());
+        }
+        self.tree.entries.insert(path, node);
+    }
+
+    /// Makes the directory at `path`, a resolved path, and its parents.
+    fn make_dirs(&mut self, path: &[u8], mode: u16, owner: Owner) -> Result<(), EditError> {
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        let ends: Vec<usize> = ends.chain([path.len()]).collect();
+        for end in ends {
+            let part = &path[..end];
+            match self.tree.get(part) {
+                Some(node) if node.is_dir() => {}
+                Some(_) => {
+                    return Err(EditError::User(format!("`{}` is not a directory", shown(part))));
+                }
+                None => {
+                    let mut node = Node::new(Kind::Dir, mode);
+                    (node.uid, node.gid) = (owner.uid, owner.gid);
+                    self.tree.entries.insert(part.to_vec(), node);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a copied entry: directories merge, files and links replace anything but directories.
+    fn place(&mut self, path: Path, node: Node, top: bool) -> Result<(), EditError> {
+        match (node.is_dir(), self.tree.get(&path).map(Node::is_dir)) {
+            // What is there already keeps its mode and owner where it is the destination itself.
+            (true, Some(true)) if top => {}
+            (true, Some(false)) => {
+                let what = format!("a directory cannot replace `{}`", shown(&path));
+                return Err(EditError::User(what));
+            }
+            (false, Some(true)) => {
+                let what = format!("a file cannot replace the directory `{}`", shown(&path));
+                return Err(EditError::User(what));
+            }
+            _ => self.put(path, node),
+        }
+        Ok(())
+    }
+}
+
+fn targets(tree: &Tree) -> HashSet<Path> {
+    let links = tree.entries.values().filter_map(|node| match &node.kind {
+        Kind::Hardlink { to } => Some(to.clone()),
+        _ => None,
+    });
+    links.collect()
+}

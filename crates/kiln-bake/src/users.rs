@@ -1,0 +1,81 @@
+//! Users and groups by name, as the tree's own `/etc/passwd` and `/etc/group` know them.
+
+use kiln_core::Tree;
+use kiln_core::tree::Kind;
+use kiln_store::Store;
+
+use crate::paths;
+
+/// Owner of copied files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// Numeric user.
+    pub uid: u32,
+    /// Numeric group.
+    pub gid: u32,
+}
+
+/// Resolves `user[:group]`, names or numbers. Without a group, a number is its own group and a
+/// name has its primary one.
+///
+/// # Errors
+/// Says which name is not there.
+pub fn owner(store: &Store, tree: &Tree, text: &str) -> Result<Owner, String> {
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    };
+    let mut owner = match user.parse::<u32>() {
+        Ok(uid) => Owner { uid, gid: uid },
+        Err(_) if user.is_empty() => Owner { uid: 0, gid: 0 },
+        Err(_) => {
+            let fields = entry(store, tree, "etc/passwd", |fields| fields[0] == user)
+                .ok_or_else(|| format!("no user `{user}` in the image's /etc/passwd"))?;
+            let number = |at: usize| fields.get(at).and_then(|field| field.parse().ok());
+            match (number(2), number(3)) {
+                (Some(uid), Some(gid)) => Owner { uid, gid },
+                _ => return Err(format!("the line of `{user}` in /etc/passwd is broken")),
+            }
+        }
+    };
+    if let Some(group) = group.filter(|group| !group.is_empty()) {
+        owner.gid = match group.parse() {
+            Ok(gid) => gid,
+            Err(_) => entry(store, tree, "etc/group", |fields| fields[0] == group)
+                .and_then(|fields| fields.get(2)?.parse().ok())
+                .ok_or_else(|| format!("no group `{group}` in the image's /etc/group"))?,
+        };
+    }
+    Ok(owner)
+}
+
+/// Home directory of the user part of `user[:group]`; `/root` for root and `/` for the unknown.
+pub fn home(store: &Store, tree: &Tree, text: &str) -> String {
+    let user = text.split(':').next().unwrap_or_default();
+    let user = if user.is_empty() { "0" } else { user };
+    let is_it = |fields: &[String]| fields[0] == user || fields.get(2).is_some_and(|id| id == user);
+    let found = entry(store, tree, "etc/passwd", is_it)
+        .and_then(|fields| fields.into_iter().nth(5))
+        .filter(|home| !home.is_empty());
+    found.unwrap_or_else(|| if matches!(user, "0" | "root") { "/root" } else { "/" }.into())
+}
+
+fn entry(
+    store: &Store,
+    tree: &Tree,
+    file: &str,
+    wanted: impl Fn(&[String]) -> bool,
+) -> Option<Vec<String>> {
+    let path = paths::resolve(tree, file.as_bytes(), true).ok()?;
+    let mut node = tree.get(&path)?;
+    if let Kind::Hardlink { to } = &node.kind {
+        node = tree.get(to)?;
+    }
+    let Kind::File { digest, .. } = &node.kind else { return None };
+    let content = store.get(digest).ok()?;
+    let lines = String::from_utf8_lossy(&content).into_owned();
+    lines
+        .lines()
+        .map(|line| line.split(':').map(str::to_owned).collect::<Vec<_>>())
+        .find(|fields| wanted(fields))
+}

@@ -1,0 +1,115 @@
+//! `configs` and `secrets`: at the top where their content comes from, in a service where it goes.
+
+use std::collections::BTreeMap;
+
+use super::error::{ComposeError, Place};
+use super::keys;
+use super::model::{FileMount, FileSource};
+use super::reader::At;
+
+/// Configs or secrets by name. The content of a secret is in no message.
+pub(super) type Shared = BTreeMap<String, FileSource>;
+
+/// Reads the top-level section.
+pub(super) fn shared(section: Option<&At<'_>>, secret: bool) -> Result<Shared, ComposeError> {
+    let mut all = Shared::new();
+    let Some(section) = section else { return Ok(all) };
+    for at in section.entries()? {
+        let keys = if secret { &keys::SECRET } else { &keys::CONFIG };
+        let mut source = None;
+        for key in at.entries()? {
+            if !keys.admit(&key)? || key.is_null() {
+                continue;
+            }
+            let found = match key.key() {
+                "file" => FileSource::File(key.cx.absolute(&key.text()?)),
+                "content" => FileSource::Content(key.text()?),
+                "environment" => FileSource::Content(variable(&key)?),
+                _ if !key.truth()? => {
+                    key.list();
+                    continue;
+                }
+                _ => {
+                    return Err(key
+                        .refuse("`external` is not supported")
+                        .with_hint("write `file` or `environment`"));
+                }
+            };
+            if source.replace(found).is_some() {
+                return Err(at
+                    .refuse("has more than one source")
+                    .with_hint("keep one of `file`, `environment`, `content`"));
+            }
+        }
+        let source = source.ok_or_else(|| {
+            at.refuse("has no source").with_hint("write `file: PATH` or `environment: VARIABLE`")
+        })?;
+        all.insert(at.key().to_owned(), source);
+    }
+    Ok(all)
+}
+
+fn variable(at: &At<'_>) -> Result<String, ComposeError> {
+    let name = at.text()?;
+    at.cx.env.get(&name).cloned().ok_or_else(|| {
+        at.error(format!("the variable `{name}` is not set"))
+            .with_hint(format!("set {name} in the environment or in `.env`"))
+    })
+}
+
+/// Reads `configs` or `secrets` of a service. Of two with one target the later file's wins.
+pub(super) fn mounts(
+    at: &At<'_>,
+    shared: &Shared,
+    secret: bool,
+) -> Result<Vec<FileMount>, ComposeError> {
+    let mut mounts: Vec<(Place, FileMount)> = Vec::new();
+    for item in at.items()? {
+        let mount = mount(&item, shared, secret)?;
+        let place = item.node.place;
+        match mounts.iter_mut().find(|(_, old)| old.target == mount.target) {
+            Some((old, _)) if old.file == place.file => {
+                return Err(item.error(format!("`{}` is there already", mount.target)));
+            }
+            Some(old) => *old = (place, mount),
+            None => mounts.push((place, mount)),
+        }
+    }
+    Ok(mounts.into_iter().map(|(_, mount)| mount).collect())
+}
+
+fn mount(at: &At<'_>, shared: &Shared, secret: bool) -> Result<FileMount, ComposeError> {
+    let (mut source, mut target) = (None, None);
+    let (mut uid, mut gid, mut mode) = (0, 0, 0o444);
+    if at.is_map() {
+        for key in at.entries()? {
+            if !keys::FILE.admit(&key)? || key.is_null() {
+                continue;
+            }
+            match key.key() {
+                "source" => source = Some(key.text()?),
+                "target" => target = Some(key.text()?),
+                "uid" => uid = key.number("a numeric user")?,
+                "gid" => gid = key.number("a numeric group")?,
+                _ => mode = key.mode()?,
+            }
+        }
+    } else {
+        source = Some(at.text()?);
+    }
+    let Some(name) = source else { return Err(at.error("`source` is missing")) };
+    let Some(source) = shared.get(&name) else {
+        let kind = if secret { "secret" } else { "config" };
+        let error = at.error(format!("the {kind} `{name}` is not defined"));
+        return Err(match super::closest(&name, shared.keys().map(String::as_str)) {
+            Some(near) => error.with_hint(format!("did you mean `{near}`?")),
+            None => error.with_hint(format!("add it under `{kind}s:` at the top")),
+        });
+    };
+    let target = target.unwrap_or_else(|| name.clone());
+    // Relative ones lie where Compose puts them.
+    let folder = if secret { "/run/secrets/" } else { "/" };
+    let target = if target.starts_with('/') { target } else { format!("{folder}{target}") };
+    let target = at.target(&target)?;
+    Ok(FileMount { target, source: source.clone(), uid, gid, mode, secret })
+}

@@ -1,0 +1,197 @@
+//! Memory, cpu and pids limits, `ulimits`, `cap_add` and `cap_drop`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::error::ComposeError;
+use super::keys;
+use super::model::Limits;
+use super::reader::At;
+use super::units;
+
+/// Less than this is no memory for a program; Docker's own minimum.
+const MIN_MEMORY: u64 = 6 << 20;
+
+/// Reads `mem_limit`, `cpus`, `pids_limit` and `deploy.resources` of `service`.
+pub(super) fn read(service: &At<'_>) -> Result<Limits, ComposeError> {
+    let mut limits = Limits::default();
+    for (key, limit) in [("mem_limit", "memory"), ("cpus", "cpus"), ("pids_limit", "pids")] {
+        if let Some(at) = service.get(key).filter(|at| !at.is_null()) {
+            set(&mut limits, limit, &at)?;
+        }
+    }
+    let Some(deploy) = service.get("deploy") else { return Ok(limits) };
+    let Some(resources) = deploy.get("resources") else { return Ok(limits) };
+    for section in resources.entries()? {
+        let section_keys = match section.key() {
+            "limits" => &keys::LIMITS,
+            "reservations" => &keys::RESERVATIONS,
+            _ => {
+                keys::RESOURCES.admit(&section)?;
+                continue;
+            }
+        };
+        for at in section.entries()? {
+            if section_keys.admit(&at)? && !at.is_null() {
+                set(&mut limits, at.key(), &at)?;
+            }
+        }
+    }
+    Ok(limits)
+}
+
+fn set(limits: &mut Limits, limit: &str, at: &At<'_>) -> Result<(), ComposeError> {
+    let (slot, value) = match limit {
+        "memory" => (&mut limits.memory, memory(at)?),
+        "cpus" => (&mut limits.nano_cpus, cpus(at)?),
+        _ => (&mut limits.pids, pids(at)?),
+    };
+    if slot.is_some() && value.is_some() && *slot != value {
+        return Err(at
+            .refuse("the limit is set twice, to different values")
+            .with_hint("keep either the service's key or the one under `deploy`"));
+    }
+    *slot = value.or(*slot);
+    Ok(())
+}
+
+/// 0 is no limit, as in Compose.
+fn memory(at: &At<'_>) -> Result<Option<u64>, ComposeError> {
+    let bytes = at.bytes()?;
+    if (1..MIN_MEMORY).contains(&bytes) {
+        return Err(at.error("less than 6 MB of memory are no use to a program"));
+    }
+    Ok((bytes > 0).then_some(bytes))
+}
+
+fn cpus(at: &At<'_>) -> Result<Option<u64>, ComposeError> {
+    const WHAT: &str = "a number of cpus";
+    let nano = units::nano_cpus(at.raw(WHAT)?)
+        .ok_or_else(|| at.expected(WHAT).with_hint("for example `0.5` or `2`"))?;
+    Ok((nano > 0).then_some(nano))
+}
+
+/// 0 and less is no limit, as in Compose.
+fn pids(at: &At<'_>) -> Result<Option<u64>, ComposeError> {
+    let number: i64 = at.number("a number of processes")?;
+    Ok(u64::try_from(number).ok().filter(|number| *number > 0))
+}
+
+const ULIMITS: [&str; 15] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
+
+/// Reads `ulimits`: one number for both, or `soft` and `hard`; -1 is unlimited.
+pub(super) fn ulimits(at: &At<'_>) -> Result<BTreeMap<String, (i64, i64)>, ComposeError> {
+    const WHAT: &str = "a whole number, or -1 for no limit";
+    let number = |at: &At<'_>| -> Result<i64, ComposeError> {
+        let number: i64 = at.number(WHAT)?;
+        if number < -1 { Err(at.expected(WHAT)) } else { Ok(number) }
+    };
+    let mut all = BTreeMap::new();
+    for entry in at.entries()? {
+        let name = entry.key();
+        if !ULIMITS.contains(&name) {
+            return Err(entry
+                .refuse(format!("there is no limit `{name}`"))
+                .with_hint(format!("one of {}", ULIMITS.join(", ")))
+                .with_closest(name, ULIMITS));
+        }
+        let (soft, hard) = if entry.is_map() {
+            let (mut soft, mut hard) = (None, None);
+            for key in entry.entries()? {
+                if !keys::ULIMIT.admit(&key)? {
+                    continue;
+                }
+                let slot = if key.key() == "soft" { &mut soft } else { &mut hard };
+                *slot = Some(number(&key)?);
+            }
+            soft.zip(hard).ok_or_else(|| entry.error("both `soft` and `hard` are needed"))?
+        } else {
+            let both = number(&entry)?;
+            (both, both)
+        };
+        if hard != -1 && (soft == -1 || soft > hard) {
+            return Err(
+                entry.error(format!("the soft limit {soft} is above the hard limit {hard}"))
+            );
+        }
+        all.insert(name.to_owned(), (soft, hard));
+    }
+    Ok(all)
+}
+
+/// All capabilities of Linux 6, without `CAP_`.
+const CAPABILITIES: [&str; 41] = [
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
+];
+
+/// Reads `cap_add` or `cap_drop`.
+pub(super) fn capabilities(at: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
+    let mut all = BTreeSet::new();
+    for item in at.items()? {
+        let text = item.text()?;
+        let upper = text.to_ascii_uppercase();
+        let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
+        if name != "ALL" && !CAPABILITIES.contains(&name) {
+            return Err(item
+                .error(format!("there is no capability `{text}`"))
+                .with_closest(name, CAPABILITIES));
+        }
+        all.insert(name.to_owned());
+    }
+    Ok(all)
+}

@@ -1,0 +1,239 @@
+//! Several files become one tree, by the merge rules of the Compose Specification.
+//!
+//! [`canonicalise`] brings each file to long forms first, so that a list of `NAME=value` in one
+//! file and a map in another meet as maps. Lists of things that are unique by a target (ports,
+//! volumes, configs, secrets) are appended here; their readers let the later one win.
+
+use super::error::{ComposeError, Place};
+use super::reader::Context;
+use super::yaml::{Entry, Map, Mark, Node, Scalar, Value};
+
+/// Merges `over`, the later file, into `base`.
+pub(super) fn merge(cx: &Context<'_>, base: &mut Node, over: Node) -> Result<(), ComposeError> {
+    merge_at(cx, base, over, &mut Vec::new())
+}
+
+fn merge_at(
+    cx: &Context<'_>,
+    base: &mut Node,
+    over: Node,
+    path: &mut Vec<String>,
+) -> Result<(), ComposeError> {
+    if over.mark != Mark::None || replaces(path) {
+        *base = over;
+        return Ok(());
+    }
+    if over.is_null() {
+        return Ok(());
+    }
+    if base.is_null() || base.mark == Mark::Reset {
+        *base = over;
+        return Ok(());
+    }
+    match (&mut base.value, over.value) {
+        (Value::Map(map), Value::Map(over)) => {
+            for (key, entry) in over {
+                match map.get_mut(&key) {
+                    Some(old) => {
+                        old.key_place = entry.key_place;
+                        path.push(key);
+                        merge_at(cx, &mut old.node, entry.node, path)?;
+                        path.pop();
+                    }
+                    None => {
+                        map.insert(key, entry);
+                    }
+                }
+            }
+        }
+        (Value::List(list), Value::List(over)) => list.extend(over),
+        (Value::Scalar(scalar), Value::Scalar(text)) => {
+            *scalar = text;
+            base.place = over.place;
+        }
+        // `ulimits.nofile: 5` over `{soft, hard}`, and the other way round.
+        (_, value) if path.get(2).is_some_and(|key| key == "ulimits") => {
+            *base = Node { value, ..over };
+        }
+        (old, value) => {
+            let name = |value: &Value| match value {
+                Value::Map(_) => "a map",
+                Value::List(_) => "a list",
+                Value::Scalar(_) => "one value",
+            };
+            let what = format!("{} cannot be merged over {}", name(&value), name(old));
+            return Err(cx
+                .error(over.place, path.join("."), what)
+                .with_hint("use the same form in both files, or `!override`"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the later value stands alone.
+fn replaces(path: &[String]) -> bool {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    matches!(
+        path[..],
+        ["services", _, "command" | "entrypoint"]
+            | ["services", _, "healthcheck", "test"]
+            | ["services", _, "environment", _]
+            | ["services", _, "build", "args", _]
+    )
+}
+
+/// Takes away what `!reset` marks.
+pub(super) fn prune(node: &mut Node) {
+    match &mut node.value {
+        Value::Map(map) => {
+            map.retain(|_, entry| entry.node.mark != Mark::Reset);
+            map.values_mut().for_each(|entry| prune(&mut entry.node));
+        }
+        Value::List(list) => {
+            list.retain(|item| item.mark != Mark::Reset);
+            list.iter_mut().for_each(prune);
+        }
+        Value::Scalar(_) => {}
+    }
+}
+
+/// Turns the short forms that merge by name into maps, and single values into lists.
+pub(super) fn canonicalise(cx: &Context<'_>, root: &mut Node) -> Result<(), ComposeError> {
+    for (name, service) in children(root, "services") {
+        let path = format!("services.{name}");
+        if let Some(build) = child(service, "build")
+            && matches!(build.value, Value::Scalar(_))
+            && !build.is_null()
+        {
+            let place = build.place;
+            let context = Entry { key_place: place, node: build.clone() };
+            *build = Node {
+                mark: build.mark,
+                ..Node::map(Map::from([("context".into(), context)]), place)
+            };
+        }
+        for key in ["environment", "labels", "annotations"] {
+            pairs_to_map(cx, child(service, key), &format!("{path}.{key}"))?;
+        }
+        for key in ["depends_on", "networks"] {
+            names_to_map(cx, child(service, key), &format!("{path}.{key}"))?;
+        }
+        for key in ["env_file", "tmpfs", "label_file"] {
+            one_to_list(child(service, key));
+        }
+        if let Some(build) = child(service, "build") {
+            for key in ["args", "additional_contexts", "labels"] {
+                pairs_to_map(cx, child(build, key), &format!("{path}.build.{key}"))?;
+            }
+        }
+        hosts_to_list(cx, child(service, "extra_hosts"), &path)?;
+    }
+    if let Some(kiln) = child(root, "x-kiln") {
+        for (_, stage) in children(kiln, "stages") {
+            let Some(ports) = child(stage, "ports") else { continue };
+            let Value::Map(map) = &mut ports.value else { continue };
+            map.values_mut().for_each(|entry| one_to_list(Some(&mut entry.node)));
+        }
+    }
+    Ok(())
+}
+
+fn child<'n>(node: &'n mut Node, key: &str) -> Option<&'n mut Node> {
+    let Value::Map(map) = &mut node.value else { return None };
+    map.get_mut(key).map(|entry| &mut entry.node)
+}
+
+fn children<'n>(node: &'n mut Node, key: &str) -> impl Iterator<Item = (&'n String, &'n mut Node)> {
+    let map = child(node, key).and_then(|node| match &mut node.value {
+        Value::Map(map) => Some(map),
+        Value::List(_) | Value::Scalar(_) => None,
+    });
+    map.into_iter().flatten().map(|(key, entry)| (key, &mut entry.node))
+}
+
+fn one_to_list(node: Option<&mut Node>) {
+    let Some(node) = node else { return };
+    if matches!(node.value, Value::List(_)) || node.is_null() {
+        return;
+    }
+    let item = Node { mark: Mark::None, ..node.clone() };
+    node.value = Value::List(vec![item]);
+}
+
+fn scalar_item<'n>(
+    cx: &Context<'_>,
+    item: &'n Node,
+    at: usize,
+    path: &str,
+) -> Result<&'n str, ComposeError> {
+    match &item.value {
+        Value::Scalar(scalar) if !item.is_null() => Ok(&scalar.text),
+        _ => Err(cx
+            .error(item.place, format!("{path}[{at}]"), "expected text here")
+            .with_hint("an item is `NAME=value`; with `NAME: value`, write a map without dashes")),
+    }
+}
+
+/// `[A=b, C]` → `{A: b, C: }`; the last of equal names wins.
+fn pairs_to_map(cx: &Context<'_>, node: Option<&mut Node>, path: &str) -> Result<(), ComposeError> {
+    to_map(cx, node, path, |text, place| match text.split_once('=') {
+        Some((name, value)) => (name.to_owned(), Node::scalar(value, place)),
+        None => (text.to_owned(), nothing(place)),
+    })
+}
+
+/// `[a, b]` → `{a: , b: }`.
+fn names_to_map(cx: &Context<'_>, node: Option<&mut Node>, path: &str) -> Result<(), ComposeError> {
+    to_map(cx, node, path, |text, place| (text.to_owned(), nothing(place)))
+}
+
+fn to_map(
+    cx: &Context<'_>,
+    node: Option<&mut Node>,
+    path: &str,
+    split: impl Fn(&str, Place) -> (String, Node),
+) -> Result<(), ComposeError> {
+    let Some(node) = node else { return Ok(()) };
+    let Value::List(list) = &node.value else { return Ok(()) };
+    let mut map = Map::new();
+    for (at, item) in list.iter().enumerate() {
+        if item.mark == Mark::Reset {
+            continue;
+        }
+        let (key, node) = split(scalar_item(cx, item, at, path)?, item.place);
+        map.insert(key, Entry { key_place: item.place, node });
+    }
+    node.value = Value::Map(map);
+    Ok(())
+}
+
+/// `{name: address}` → `[name=address]`; a name may have several addresses.
+fn hosts_to_list(
+    cx: &Context<'_>,
+    node: Option<&mut Node>,
+    path: &str,
+) -> Result<(), ComposeError> {
+    let Some(node) = node else { return Ok(()) };
+    let Value::Map(map) = &node.value else { return Ok(()) };
+    let mut list = Vec::new();
+    for (name, Entry { key_place, node }) in map {
+        let addresses = match &node.value {
+            Value::List(list) => list.as_slice(),
+            _ => std::slice::from_ref(node),
+        };
+        for address in addresses {
+            let Value::Scalar(Scalar { text, .. }) = &address.value else {
+                let key = format!("{path}.extra_hosts.{name}");
+                return Err(cx.error(address.place, key, "expected an address"));
+            };
+            list.push(Node::scalar(format!("{name}={text}"), *key_place));
+        }
+    }
+    node.value = Value::List(list);
+    Ok(())
+}
+
+fn nothing(place: Place) -> Node {
+    let value = Value::Scalar(Scalar { text: String::new(), plain: true });
+    Node { place, mark: Mark::None, value }
+}

@@ -1,0 +1,40 @@
+//! What the user wrote: the Compose file, interpolated, merged and checked.
+//!
+//! [`load`] is the way in. Text becomes a typed [`Project`] in four steps, each with its place in
+//! the source kept, so that every error names file, line and key:
+//!
+//! | step | where |
+//! |---|---|
+//! | find and read the files, and `.env` | `load`, `dotenv` |
+//! | YAML with anchors, aliases, merge keys → a tree | `yaml` |
+//! | variables replaced, several files merged | `interpolate`, `merge` |
+//! | the tree → the [model](Project), key by key | `project`, `service` and its neighbours, over the cursor of `reader` |
+//! | what only the whole can show: loops, ports taken twice | `check` |
+//!
+//! Which key is honoured, listed or refused stands in `keys`, and for people in `docs/compose.md`.
+
+mod build;
+mod check;
+mod dotenv;
+mod environment;
+mod error;
+mod files;
+mod interpolate;
+mod keys;
+mod kiln;
+mod limits;
+mod load;
+mod merge;
+mod model;
+mod mounts;
+mod network;
+mod ports;
+mod project;
+mod reader;
+mod service;
+mod units;
+mod yaml;
+
+pub use error::{ComposeError, closest};
+pub use load::{LoadRequest, ReadFile, load};
+pub use model::*;

@@ -1,0 +1,290 @@
+//! The typed Compose project. Everything here is normalised: one form for each thing, relative
+//! paths made absolute, environment files merged, defaults of the Compose Specification applied
+//! except where `Option` says that the image's own value holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::image::Healthcheck;
+
+/// A whole project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Project {
+    /// `name`, else the directory's normalised name. Lower-case letters, digits, `-`, `_`.
+    pub name: String,
+    /// Directory of the first file; `kiln.lock` lives here.
+    pub dir: PathBuf,
+    /// Active services (profiles applied), by name.
+    pub services: BTreeMap<String, Service>,
+    /// Top-level named volumes.
+    pub volumes: BTreeSet<String>,
+    /// The `x-kiln` extension.
+    pub kiln: KilnSection,
+    /// Accepted keys that mean nothing here, each as `file:line: key`; shown to the user.
+    pub ignored: Vec<String>,
+    /// What is probably not meant, each as `file:line: text`: variables that are not set.
+    pub warnings: Vec<String>,
+}
+
+/// The top-level `x-kiln` key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct KilnSection {
+    /// Named bases.
+    pub bases: BTreeMap<String, Base>,
+    /// Stages, by name. `dev` is always there.
+    pub stages: BTreeMap<String, Stage>,
+}
+
+/// `x-kiln.bases.NAME`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// Suite of the distribution, for example `bookworm`.
+    pub debian: String,
+    /// Packages beside the essential ones.
+    pub packages: Vec<String>,
+    /// Without the essential packages: only the named ones, without their dependencies, unpacked
+    /// and not configured (`x-kiln.bases.NAME.minimal: true`).
+    pub minimal: bool,
+}
+
+/// `x-kiln.stages.NAME`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Stage {
+    /// The stage whose active release is deployed here by default.
+    pub after: Option<String>,
+    /// Old releases that stay restorable.
+    pub keep: Option<u32>,
+    /// Published ports of stages other than `dev`, by service.
+    pub ports: BTreeMap<String, Vec<Port>>,
+}
+
+/// One service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Service {
+    /// `image`: the name of a base (a registry reference is refused for now).
+    pub image: Option<String>,
+    /// `build`.
+    pub build: Option<Build>,
+    /// `command`, split into words. `None`: the image's. Empty: none.
+    pub command: Option<Vec<String>>,
+    /// `entrypoint`, split into words. `None`: the image's; setting it drops the image's command.
+    pub entrypoint: Option<Vec<String>>,
+    /// `env_file`s and `environment` merged.
+    pub environment: BTreeMap<String, String>,
+    /// `working_dir`.
+    pub working_dir: Option<String>,
+    /// `user`.
+    pub user: Option<String>,
+    /// `hostname`; default the service's name.
+    pub hostname: Option<String>,
+    /// `ports`.
+    pub ports: Vec<Port>,
+    /// `expose`: container ports.
+    pub expose: Vec<Expose>,
+    /// `depends_on`, by service.
+    pub depends_on: BTreeMap<String, Dependency>,
+    /// `healthcheck`; `None`: the image's. `disable: true` is `test: ["NONE"]`.
+    pub healthcheck: Option<Healthcheck>,
+    /// `volumes`.
+    pub volumes: Vec<Mount>,
+    /// `tmpfs`, and `volumes` of type tmpfs.
+    pub tmpfs: Vec<Tmpfs>,
+    /// `read_only`; not stated means read-only with the design's tmpfs mounts.
+    pub read_only: Option<bool>,
+    /// `shm_size` in bytes.
+    pub shm_size: Option<u64>,
+    /// `stop_signal`.
+    pub stop_signal: Option<String>,
+    /// `stop_grace_period` in nanoseconds.
+    pub stop_grace_period: Option<u64>,
+    /// `restart`.
+    pub restart: Restart,
+    /// `init`.
+    pub init: bool,
+    /// `ulimits`: soft and hard, `-1` unlimited, by name without `RLIMIT_`, lower case.
+    pub ulimits: BTreeMap<String, (i64, i64)>,
+    /// `cap_add`, upper case without `CAP_`; may hold `ALL`.
+    pub cap_add: BTreeSet<String>,
+    /// `cap_drop`, likewise.
+    pub cap_drop: BTreeSet<String>,
+    /// `extra_hosts`: name and address.
+    pub extra_hosts: Vec<(String, String)>,
+    /// Memory, cpu and pids limits.
+    pub limits: Limits,
+    /// `configs` and `secrets`.
+    pub files: Vec<FileMount>,
+    /// Aliases on the default network, beside the service's name.
+    pub aliases: BTreeSet<String>,
+    /// `x-kiln.worker`; `None`: a worker if nobody can call it.
+    pub worker: Option<bool>,
+    /// `file:line` of the service's key, for messages.
+    pub place: String,
+}
+
+/// `build`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Build {
+    /// Absolute directory.
+    pub context: PathBuf,
+    /// Dockerfile, absolute; default `Dockerfile` in the context.
+    pub dockerfile: PathBuf,
+    /// `dockerfile_inline`.
+    pub inline: Option<String>,
+    /// `args`; `None` takes the predefined or Dockerfile default.
+    pub args: BTreeMap<String, Option<String>>,
+    /// `target`.
+    pub target: Option<String>,
+    /// `additional_contexts`: name to absolute directory or `service:NAME`.
+    pub additional_contexts: BTreeMap<String, String>,
+}
+
+/// One published port.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Port {
+    /// Host address; `None` is every address, IPv4 and IPv6.
+    pub host_ip: Option<std::net::IpAddr>,
+    /// Host port; 0 lets the system choose.
+    pub published: u16,
+    /// Port of the instance.
+    pub target: u16,
+    /// `tcp` or `udp`.
+    pub protocol: Protocol,
+    /// `app_protocol`.
+    pub app_protocol: Option<String>,
+}
+
+/// Transport protocol.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// One exposed port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Expose {
+    /// Port of the instance.
+    pub target: u16,
+    /// `tcp` or `udp`.
+    pub protocol: Protocol,
+}
+
+/// One entry of `depends_on`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dependency {
+    /// What is awaited.
+    pub condition: Condition,
+    /// `required: false` goes on without it.
+    pub required: bool,
+}
+
+/// `depends_on.*.condition`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// Started.
+    ServiceStarted,
+    /// Healthy.
+    ServiceHealthy,
+    /// Ended with status 0.
+    ServiceCompletedSuccessfully,
+}
+
+/// A volume or bind mount.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Mount {
+    /// Where from.
+    pub source: MountSource,
+    /// Absolute path in the instance.
+    pub target: String,
+    /// `:ro`.
+    pub read_only: bool,
+}
+
+/// Source of a [`Mount`].
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MountSource {
+    /// A named volume of the project.
+    Volume(String),
+    /// An absolute path of the host.
+    Bind(PathBuf),
+    /// A fresh volume of the instance, gone with it.
+    Anonymous,
+}
+
+/// One tmpfs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Absolute path in the instance.
+    pub target: String,
+    /// Size in bytes, if limited.
+    pub size: Option<u64>,
+    /// Mode, octal; default 1777.
+    pub mode: Option<u32>,
+}
+
+/// `restart`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Restart {
+    /// `no`: an instance that ends stays ended.
+    No,
+    /// `on-failure[:max]`: a fresh instance unless the status was 0.
+    OnFailure {
+        /// At most this many, if limited.
+        max: Option<u32>,
+    },
+    /// `always`, `unless-stopped`, and the default here: a fresh instance, backed off.
+    #[default]
+    Always,
+}
+
+/// Resource limits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Billionths of a cpu.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nano_cpus: Option<u64>,
+    /// Number of processes and threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u64>,
+}
+
+/// One config or secret, mounted read-only as a file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct FileMount {
+    /// Absolute path in the instance.
+    pub target: String,
+    /// Where the content comes from.
+    pub source: FileSource,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits; default 0444.
+    pub mode: u32,
+    /// Whether it is a secret: its content is never shown.
+    pub secret: bool,
+}
+
+/// Content of a config or secret.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileSource {
+    /// An absolute path of the host.
+    File(PathBuf),
+    /// The text itself (`content:` or `environment:`).
+    Content(String),
+}

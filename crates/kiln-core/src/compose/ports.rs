@@ -1,0 +1,164 @@
+//! `ports` and `expose`.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use super::error::ComposeError;
+use super::keys;
+use super::model::{Expose, Port, Protocol};
+use super::reader::At;
+
+/// How many ports one range may have.
+const MAX_RANGE: usize = 1024;
+
+/// Reads `ports`, short and long forms; equal ones are kept once.
+pub(super) fn published(at: &At<'_>) -> Result<Vec<Port>, ComposeError> {
+    let mut ports: Vec<Port> = Vec::new();
+    for item in at.items()? {
+        let read = if item.is_map() { vec![long(&item)?] } else { short(&item)? };
+        for port in read {
+            // The front moves connections; datagrams have none.
+            if port.protocol == Protocol::Udp {
+                return Err(item
+                    .error("publishing a UDP port is not supported")
+                    .with_hint("inside the project every port works without being published"));
+            }
+            let same = |old: &&mut Port| {
+                (old.host_ip, old.published, old.target, old.protocol)
+                    == (port.host_ip, port.published, port.target, port.protocol)
+            };
+            match ports.iter_mut().find(same) {
+                Some(old) => *old = port,
+                None => ports.push(port),
+            }
+        }
+    }
+    Ok(ports)
+}
+
+/// `[[HOST_IP:]HOST:]TARGET[/PROTOCOL]`, each of the two a port or a range.
+fn short(at: &At<'_>) -> Result<Vec<Port>, ComposeError> {
+    let text = at.text()?;
+    let (rest, protocol) = match text.rsplit_once('/') {
+        Some((rest, protocol)) => (rest, protocol_of(at, protocol)?),
+        None => (text.as_str(), Protocol::Tcp),
+    };
+    let (rest, target) = match rest.rsplit_once(':') {
+        Some((rest, target)) => (Some(rest), target),
+        None => (None, rest),
+    };
+    let (host_ip, host) = match rest {
+        None => (None, ""),
+        Some(rest) => match rest.rsplit_once(':') {
+            Some((ip, host)) => (Some(address(at, ip)?), host),
+            None => (None, rest),
+        },
+    };
+    let targets = range(at, target)?;
+    if targets.start() == &0 {
+        return Err(at.error("the port of the instance cannot be 0"));
+    }
+    let hosts = if host.is_empty() { None } else { Some(range(at, host)?) };
+    if let Some(hosts) = &hosts
+        && hosts.len() != targets.len()
+    {
+        return Err(at
+            .error(format!("{} host ports stand for {} ports", hosts.len(), targets.len()))
+            .with_hint("both ranges need the same length"));
+    }
+    let host = |at: usize| hosts.as_ref().and_then(|hosts| hosts.clone().nth(at)).unwrap_or(0);
+    let port =
+        |(at, target)| Port { host_ip, published: host(at), target, protocol, app_protocol: None };
+    Ok(targets.enumerate().map(port).collect())
+}
+
+fn long(at: &At<'_>) -> Result<Port, ComposeError> {
+    let mut port = Port {
+        host_ip: None,
+        published: 0,
+        target: 0,
+        protocol: Protocol::Tcp,
+        app_protocol: None,
+    };
+    for key in at.entries()? {
+        if !keys::PORT.admit(&key)? || key.is_null() {
+            continue;
+        }
+        match key.key() {
+            "target" => port.target = key.number("a port from 1 to 65535")?,
+            "published" => {
+                let text = key.text()?;
+                let hosts = range(&key, &text)?;
+                if hosts.len() != 1 {
+                    return Err(key
+                        .error(format!("`{text}` is a range; one host port is needed"))
+                        .with_hint("leave `published` out to have any free port"));
+                }
+                port.published = *hosts.start();
+            }
+            "host_ip" => port.host_ip = Some(address(&key, &key.text()?)?),
+            "protocol" => port.protocol = protocol_of(&key, &key.text()?)?,
+            _ => port.app_protocol = Some(key.text()?),
+        }
+    }
+    if port.target == 0 {
+        return Err(at.error("`target`, the port of the instance, is missing"));
+    }
+    Ok(port)
+}
+
+/// Reads `expose`.
+pub(super) fn expose(at: &At<'_>) -> Result<Vec<Expose>, ComposeError> {
+    let mut all = Vec::new();
+    for item in at.items()? {
+        let text = item.text()?;
+        let (ports, protocol) = match text.split_once('/') {
+            Some((ports, protocol)) => (ports, protocol_of(&item, protocol)?),
+            None => (text.as_str(), Protocol::Tcp),
+        };
+        for target in range(&item, ports)? {
+            let expose = Expose { target, protocol };
+            if target == 0 {
+                return Err(item.error("the port of the instance cannot be 0"));
+            }
+            if !all.contains(&expose) {
+                all.push(expose);
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn protocol_of(at: &At<'_>, text: &str) -> Result<Protocol, ComposeError> {
+    match text.to_ascii_lowercase().as_str() {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        _ => Err(at
+            .error(format!("the protocol `{text}` is not supported"))
+            .with_hint("write tcp or udp")),
+    }
+}
+
+fn address(at: &At<'_>, text: &str) -> Result<IpAddr, ComposeError> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse().map_err(|_| {
+        at.error(format!("`{text}` is no IP address"))
+            .with_hint("for example \"127.0.0.1:8080:80\" or \"[::1]:8080:80\"")
+    })
+}
+
+fn range(at: &At<'_>, text: &str) -> Result<RangeInclusive<u16>, ComposeError> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    // `parse` alone would take a plus sign.
+    let port = |text: &str| text.parse::<u16>().ok().filter(|_| !text.starts_with('+'));
+    let error = || {
+        at.error(format!("`{text}` is no port or range of ports"))
+            .with_hint("for example 8080, \"8080:80\" or \"8080-8081:80-81\"; ports end at 65535")
+    };
+    let (first, last) = port(first).zip(port(last)).ok_or_else(error)?;
+    let range = first..=last;
+    if range.is_empty() || range.len() > MAX_RANGE {
+        return Err(at.error(format!("`{text}` is no range of 1 to {MAX_RANGE} ports")));
+    }
+    Ok(range)
+}

@@ -1,0 +1,194 @@
+//! The whole project: its name, its top-level sections, and the services that are switched on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::check;
+use super::error::ComposeError;
+use super::files::{self, Shared};
+use super::interpolate::Variables;
+use super::keys::{self, Keys};
+use super::kiln;
+use super::load::LoadRequest;
+use super::model::{KilnSection, Project};
+use super::network;
+use super::reader::{At, Context};
+use super::service;
+use super::yaml::{Node, Value};
+
+/// What services refer to.
+pub(super) struct Sections {
+    pub(super) volumes: BTreeSet<String>,
+    pub(super) configs: Shared,
+    pub(super) secrets: Shared,
+    pub(super) kiln: KilnSection,
+}
+
+/// The project's name: asked for, `COMPOSE_PROJECT_NAME`, the last file's `name`, the directory's.
+pub(super) fn name(
+    cx: &Context<'_>,
+    request: &LoadRequest<'_>,
+    nodes: &[Node],
+) -> Result<String, ComposeError> {
+    let hint = "use lower-case letters, digits, `-` and `_`, and begin with a letter or digit";
+    let asked = request.project_name.as_ref().or_else(|| cx.env.get("COMPOSE_PROJECT_NAME"));
+    if let Some(name) = asked.filter(|name| !name.is_empty()) {
+        if normalised(name) != *name {
+            let what = format!("`{name}` is no valid project name");
+            return Err(ComposeError::of_file("", what).with_hint(hint));
+        }
+        return Ok(name.clone());
+    }
+    for node in nodes.iter().rev() {
+        let root = At::root(cx, node);
+        let Some(at) = root.get("name") else { continue };
+        let lookup = |name: &str| cx.env.get(name).cloned();
+        let text = at.text()?;
+        let name = Variables::new(&lookup)
+            .interpolate(&text)
+            .map_err(|refusal| at.error(refusal.what).with_hint(refusal.hint))?
+            .unwrap_or(text);
+        if name.is_empty() || normalised(&name) != name {
+            let what = format!("`{name}` is no valid project name");
+            return Err(at.error(what).with_hint(hint));
+        }
+        return Ok(name);
+    }
+    let base = cx.dir.file_name().map(|name| name.to_string_lossy().into_owned());
+    match normalised(&base.unwrap_or_default()) {
+        name if name.is_empty() => {
+            let what = format!("the directory {} gives no project name", cx.dir.display());
+            Err(ComposeError::of_file("", what).with_hint("write `name:` at the top of the file"))
+        }
+        name => Ok(name),
+    }
+}
+
+fn normalised(name: &str) -> String {
+    let lower = name.to_lowercase();
+    let kept = |letter: &char| {
+        letter.is_ascii_lowercase() || letter.is_ascii_digit() || matches!(letter, '-' | '_')
+    };
+    let kept: String = lower.chars().filter(kept).collect();
+    kept.trim_start_matches(['-', '_']).to_owned()
+}
+
+/// Reads the merged tree. `ignored` and `warnings` are left to the caller.
+pub(super) fn read(
+    root: &At<'_>,
+    name: String,
+    profiles: Vec<String>,
+) -> Result<Project, ComposeError> {
+    for at in root.entries()? {
+        if keys::TOP.admit(&at)? && at.key() == "networks" {
+            top_networks(&at)?;
+        }
+    }
+    let mut sections = Sections {
+        volumes: BTreeSet::new(),
+        configs: files::shared(root.get("configs").as_ref(), false)?,
+        secrets: files::shared(root.get("secrets").as_ref(), true)?,
+        kiln: KilnSection::default(),
+    };
+    if let Some(at) = root.get("volumes") {
+        sections.volumes = top_volumes(&at)?;
+    }
+    let Some(services) = root.get("services") else {
+        return Err(root.error("there are no services").with_hint("it begins with `services:`"));
+    };
+    let places = places(&services)?;
+    sections.kiln = kiln::section(root.get("x-kiln").as_ref(), &places)?;
+    let mut read = BTreeMap::new();
+    let mut inactive = BTreeMap::new();
+    for at in services.entries()? {
+        let wanted = service::profiles(&at)?;
+        let all = profiles.iter().any(|profile| profile == "*");
+        if wanted.is_empty() || all || wanted.iter().any(|name| profiles.contains(name)) {
+            read.insert(at.key().to_owned(), service::read(&at, &sections)?);
+        } else {
+            inactive.insert(at.key().to_owned(), wanted);
+        }
+    }
+    if places.is_empty() {
+        return Err(services.error("there are no services"));
+    }
+    check::services(&services, &mut read, &inactive)?;
+    check::ports(root, &read, &sections.kiln)?;
+    Ok(Project {
+        name,
+        dir: root.cx.dir.clone(),
+        services: read,
+        volumes: sections.volumes,
+        kiln: sections.kiln,
+        ignored: Vec::new(),
+        warnings: Vec::new(),
+    })
+}
+
+/// The names of all services, switched on or not.
+fn places(services: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
+    let mut names = BTreeSet::new();
+    for at in services.entries()? {
+        let name = at.key();
+        let valid = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+        if name.is_empty() || name.len() > 63 || !name.chars().all(valid) {
+            return Err(at
+                .refuse(format!("`{name}` is no valid name of a service"))
+                .with_hint("use at most 63 letters, digits, `.`, `_` and `-`"));
+        }
+        if !at.is_map() {
+            return Err(at
+                .expected("a map of keys")
+                .with_hint("a service needs `image` or `build`"));
+        }
+        names.insert(name.to_owned());
+    }
+    Ok(names)
+}
+
+fn top_volumes(volumes: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
+    let mut names = BTreeSet::new();
+    for volume in volumes.entries()? {
+        driver_and_external(&volume, &keys::TOP_VOLUME, "local")?;
+        names.insert(volume.key().to_owned());
+    }
+    Ok(names)
+}
+
+fn top_networks(networks: &At<'_>) -> Result<(), ComposeError> {
+    for network in networks.entries()? {
+        network::only_default(&network)?;
+        driver_and_external(&network, &keys::TOP_NETWORK, "bridge")?;
+    }
+    Ok(())
+}
+
+fn driver_and_external(at: &At<'_>, keys: &Keys, driver: &str) -> Result<(), ComposeError> {
+    for at in at.entries()? {
+        // `internal: false` and the like ask for nothing.
+        if is_false(&at) {
+            at.list();
+            continue;
+        }
+        if !keys.admit(&at)? {
+            continue;
+        }
+        match at.key() {
+            "driver" if at.text()? == driver => at.list(),
+            "driver" => {
+                let what = format!("the driver `{}` is not supported", at.text()?);
+                return Err(at.error(what).with_hint("leave `driver` out"));
+            }
+            _ => {
+                return Err(at
+                    .refuse("`external` is not supported")
+                    .with_hint("volumes and networks belong to the project and its stage"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the value is a plain `false`: a key that switches nothing on.
+pub(super) fn is_false(at: &At<'_>) -> bool {
+    matches!(&at.node.value, Value::Scalar(scalar) if scalar.text.eq_ignore_ascii_case("false"))
+}

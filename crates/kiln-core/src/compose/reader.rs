@@ -1,0 +1,313 @@
+//! A cursor over the merged tree: typed access to values, and errors that know file, line and key.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use super::error::{ComposeError, Place};
+use super::units;
+use super::yaml::{Entry, Node, Scalar, Value};
+
+/// What all readers share.
+pub(super) struct Context<'r> {
+    /// Names of the files, as shown; indexed by [`Place::file`].
+    pub(super) files: Vec<String>,
+    /// The project's directory.
+    pub(super) dir: PathBuf,
+    /// What names of files are shown relative to.
+    pub(super) shown_from: PathBuf,
+    /// The process environment over `.env`.
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) read: &'r dyn Fn(&Path) -> io::Result<Vec<u8>>,
+    listed: RefCell<Vec<(Place, String)>>,
+    warnings: RefCell<Vec<String>>,
+}
+
+impl<'r> Context<'r> {
+    pub(super) fn new(
+        dir: PathBuf,
+        shown_from: PathBuf,
+        env: BTreeMap<String, String>,
+        read: &'r dyn Fn(&Path) -> io::Result<Vec<u8>>,
+    ) -> Self {
+        let (files, listed, warnings) = Default::default();
+        Self { files, dir, shown_from, env, read, listed, warnings }
+    }
+
+    /// The name by which messages call a file.
+    pub(super) fn shown(&self, path: &Path) -> String {
+        path.strip_prefix(&self.shown_from).unwrap_or(path).display().to_string()
+    }
+
+    pub(super) fn error(&self, place: Place, key: String, what: impl Into<String>) -> ComposeError {
+        ComposeError {
+            file: self.files.get(usize::from(place.file)).cloned().unwrap_or_default(),
+            line: place.line,
+            column: place.column,
+            key,
+            what: what.into(),
+            hint: None,
+        }
+    }
+
+    pub(super) fn warn(&self, text: String) {
+        let mut warnings = self.warnings.borrow_mut();
+        if !warnings.contains(&text) {
+            warnings.push(text);
+        }
+    }
+
+    pub(super) fn into_notes(self) -> (Vec<String>, Vec<String>) {
+        let mut listed = self.listed.into_inner();
+        listed.sort();
+        listed.dedup();
+        let name = |file: u16| self.files.get(usize::from(file)).map_or("", String::as_str);
+        let listed = listed
+            .into_iter()
+            .map(|(place, text)| format!("{}:{}: {text}", name(place.file), place.line))
+            .collect();
+        (listed, self.warnings.into_inner())
+    }
+
+    /// `text` as an absolute path, from the project's directory, `~` expanded.
+    pub(super) fn absolute(&self, text: &str) -> PathBuf {
+        let home = || self.env.get("HOME").map_or("/root", String::as_str);
+        let path = match text.strip_prefix('~') {
+            Some("") => PathBuf::from(home()),
+            Some(rest) if rest.starts_with('/') => PathBuf::from(format!("{}{rest}", home())),
+            _ => self.dir.join(text),
+        };
+        clean(&path)
+    }
+}
+
+/// `.` and `..` taken out without looking at the disk.
+pub(super) fn clean(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                out.pop();
+            }
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+/// A value, and the way to it.
+#[derive(Clone, Copy)]
+pub(super) struct At<'a> {
+    pub(super) cx: &'a Context<'a>,
+    pub(super) node: &'a Node,
+    up: Option<&'a At<'a>>,
+    step: Step<'a>,
+    key_place: Place,
+}
+
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Root,
+    Key(&'a str),
+    Index(usize),
+}
+
+impl<'a> At<'a> {
+    pub(super) fn root(cx: &'a Context<'a>, node: &'a Node) -> Self {
+        Self { cx, node, up: None, step: Step::Root, key_place: node.place }
+    }
+
+    fn child(&'a self, step: Step<'a>, key_place: Place, node: &'a Node) -> Self {
+        At { cx: self.cx, node, up: Some(self), step, key_place }
+    }
+
+    /// The key that leads here; empty in a list.
+    pub(super) fn key(&self) -> &'a str {
+        match self.step {
+            Step::Key(key) => key,
+            Step::Root | Step::Index(_) => "",
+        }
+    }
+
+    /// `services.web.ports[0]`.
+    pub(super) fn path(&self) -> String {
+        let mut path = self.up.map_or_else(String::new, At::path);
+        match self.step {
+            Step::Root => {}
+            Step::Key(key) if path.is_empty() => path.push_str(key),
+            Step::Key(key) => path.extend([".", key]),
+            Step::Index(at) => path.push_str(&format!("[{at}]")),
+        }
+        path
+    }
+
+    /// `file:line` of the key.
+    pub(super) fn shown_place(&self) -> String {
+        let file = self.cx.files.get(usize::from(self.key_place.file));
+        format!("{}:{}", file.map_or("", String::as_str), self.key_place.line)
+    }
+
+    /// An error at the value.
+    pub(super) fn error(&self, what: impl Into<String>) -> ComposeError {
+        self.cx.error(self.node.place, self.path(), what)
+    }
+
+    /// An error at the key.
+    pub(super) fn refuse(&self, what: impl Into<String>) -> ComposeError {
+        self.cx.error(self.key_place, self.path(), what)
+    }
+
+    /// `expected …, found …`.
+    pub(super) fn expected(&self, what: &str) -> ComposeError {
+        self.error(format!("expected {what}, found {}", self.found()))
+    }
+
+    fn found(&self) -> String {
+        match &self.node.value {
+            _ if self.node.is_null() => "nothing".into(),
+            Value::Scalar(scalar) if scalar.text.chars().count() > 60 => {
+                format!("`{}…`", scalar.text.chars().take(60).collect::<String>())
+            }
+            Value::Scalar(scalar) => format!("`{}`", scalar.text),
+            Value::List(_) => "a list".into(),
+            Value::Map(_) => "a map".into(),
+        }
+    }
+
+    /// Lists the key as accepted without meaning.
+    pub(super) fn list(&self) {
+        self.list_as("");
+    }
+
+    /// Lists the key with a remark.
+    pub(super) fn list_as(&self, remark: &str) {
+        let colon = if remark.is_empty() { "" } else { ": " };
+        let text = format!("{}{colon}{remark}", self.path());
+        self.cx.listed.borrow_mut().push((self.key_place, text));
+    }
+
+    pub(super) fn is_null(&self) -> bool {
+        self.node.is_null()
+    }
+
+    pub(super) fn is_map(&self) -> bool {
+        matches!(self.node.value, Value::Map(_))
+    }
+
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self.node.value, Value::List(_))
+    }
+
+    /// The entry of `key`, if this is a map that has it.
+    pub(super) fn get(&'a self, key: &'a str) -> Option<At<'a>> {
+        let Value::Map(map) = &self.node.value else { return None };
+        let Entry { key_place, node } = map.get(key)?;
+        Some(self.child(Step::Key(key), *key_place, node))
+    }
+
+    /// The entries of a map; nothing counts as an empty one.
+    pub(super) fn entries(&'a self) -> Result<impl Iterator<Item = At<'a>>, ComposeError> {
+        let map = match &self.node.value {
+            Value::Map(map) => Some(map),
+            _ if self.is_null() => None,
+            _ => return Err(self.expected("a map")),
+        };
+        Ok(map.into_iter().flatten().map(move |(key, Entry { key_place, node })| {
+            self.child(Step::Key(key), *key_place, node)
+        }))
+    }
+
+    /// The items of a list; nothing counts as an empty one.
+    pub(super) fn items(&'a self) -> Result<impl Iterator<Item = At<'a>>, ComposeError> {
+        let list = match &self.node.value {
+            Value::List(list) => list.as_slice(),
+            _ if self.is_null() => &[],
+            _ => return Err(self.expected("a list")),
+        };
+        Ok(list
+            .iter()
+            .enumerate()
+            .map(move |(at, node)| self.child(Step::Index(at), node.place, node)))
+    }
+
+    /// All items of a list of texts.
+    pub(super) fn texts(&'a self) -> Result<Vec<String>, ComposeError> {
+        self.items()?.map(|item| item.text()).collect()
+    }
+
+    fn scalar(&self, what: &str) -> Result<&'a Scalar, ComposeError> {
+        match &self.node.value {
+            Value::Scalar(scalar) if !self.is_null() => Ok(scalar),
+            _ => Err(self.expected(what)),
+        }
+    }
+
+    /// The scalar as written.
+    pub(super) fn raw(&self, what: &str) -> Result<&'a str, ComposeError> {
+        self.scalar(what).map(|scalar| scalar.text.as_str())
+    }
+
+    /// The scalar as text; numbers in the form in which Compose hands them on.
+    pub(super) fn text(&self) -> Result<String, ComposeError> {
+        let scalar = self.scalar("text")?;
+        Ok(match scalar.text.as_str() {
+            "True" | "TRUE" if scalar.plain => "true".into(),
+            "False" | "FALSE" if scalar.plain => "false".into(),
+            text if scalar.plain => units::number_as_text(text).unwrap_or_else(|| text.into()),
+            text => text.into(),
+        })
+    }
+
+    /// Text, or `None` for nothing.
+    pub(super) fn optional_text(&self) -> Result<Option<String>, ComposeError> {
+        if self.is_null() { Ok(None) } else { self.text().map(Some) }
+    }
+
+    pub(super) fn truth(&self) -> Result<bool, ComposeError> {
+        const WHAT: &str = "`true` or `false`";
+        units::truth(self.raw(WHAT)?).ok_or_else(|| self.expected(WHAT))
+    }
+
+    /// A whole number that fits `T`.
+    pub(super) fn number<T: std::str::FromStr>(&self, what: &str) -> Result<T, ComposeError> {
+        self.scalar(what)?;
+        self.text()?.parse().map_err(|_| self.expected(what))
+    }
+
+    pub(super) fn bytes(&self) -> Result<u64, ComposeError> {
+        const WHAT: &str = "a size in bytes";
+        units::bytes(self.raw(WHAT)?)
+            .ok_or_else(|| self.expected(WHAT).with_hint("for example `64m` or `1gb`"))
+    }
+
+    /// Nanoseconds.
+    pub(super) fn duration(&self) -> Result<u64, ComposeError> {
+        const WHAT: &str = "a duration";
+        units::duration(self.raw(WHAT)?)
+            .ok_or_else(|| self.expected(WHAT).with_hint("for example `500ms`, `10s` or `1m30s`"))
+    }
+
+    /// Permission bits. A plain number must show that it is octal: Compose takes `440` for decimal.
+    pub(super) fn mode(&self) -> Result<u32, ComposeError> {
+        const WHAT: &str = "permission bits in octal";
+        let scalar = self.scalar(WHAT)?;
+        if scalar.plain && !scalar.text.starts_with('0') {
+            let hint = format!("write `0{}`", scalar.text);
+            return Err(self.expected(WHAT).with_hint(hint));
+        }
+        units::octal(&scalar.text)
+            .ok_or_else(|| self.expected(WHAT).with_hint("for example `0440`"))
+    }
+
+    /// An absolute path inside the instance, cleaned.
+    pub(super) fn target(&self, text: &str) -> Result<String, ComposeError> {
+        if !text.starts_with('/') {
+            return Err(self
+                .error(format!("`{text}` is no absolute path of the instance"))
+                .with_hint(format!("write `/{}`", text.trim_start_matches("./"))));
+        }
+        Ok(clean(Path::new(text)).display().to_string())
+    }
+}

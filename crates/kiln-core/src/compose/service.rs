@@ -1,0 +1,291 @@
+//! One service, key by key.
+
+use std::collections::BTreeMap;
+
+use super::error::ComposeError;
+use super::model::{Condition, Dependency, Restart, Service};
+use super::project::{Sections, is_false};
+use super::reader::At;
+use super::{build, environment, files, keys, limits, mounts, network, ports, units};
+use crate::image::Healthcheck;
+
+/// `profiles` of a service.
+pub(super) fn profiles(service: &At<'_>) -> Result<Vec<String>, ComposeError> {
+    let Some(at) = service.get("profiles") else { return Ok(Vec::new()) };
+    at.texts()
+}
+
+/// Reads a service that is switched on.
+pub(super) fn read(at: &At<'_>, sections: &Sections) -> Result<Service, ComposeError> {
+    let mut service = Service { place: at.shown_place(), ..Service::default() };
+    for key in at.entries()? {
+        if matches!(key.key(), "privileged" | "oom_kill_disable" | "use_api_socket")
+            && is_false(&key)
+        {
+            key.list();
+        } else if keys::SERVICE.admit(&key)? {
+            read_key(&mut service, &key, sections)?;
+        }
+    }
+    service.environment = environment::read(at)?;
+    service.limits = limits::read(at)?;
+    image(at, &mut service, sections)?;
+    mounts::no_target_twice(at, &service)?;
+    Ok(service)
+}
+
+fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(), ComposeError> {
+    // A key without a value is as good as not there.
+    if at.is_null() {
+        return Ok(());
+    }
+    match at.key() {
+        "build" => service.build = Some(build::read(at)?),
+        "cap_add" => service.cap_add = limits::capabilities(at)?,
+        "cap_drop" => service.cap_drop = limits::capabilities(at)?,
+        "command" => service.command = Some(command(at)?),
+        "configs" => service.files.extend(files::mounts(at, &sections.configs, false)?),
+        "depends_on" => service.depends_on = depends_on(at)?,
+        "deploy" => deploy(at)?,
+        "entrypoint" => service.entrypoint = Some(command(at)?),
+        "expose" => service.expose = ports::expose(at)?,
+        "extra_hosts" => service.extra_hosts = network::extra_hosts(at)?,
+        "healthcheck" => service.healthcheck = Some(healthcheck(at)?),
+        "hostname" => service.hostname = Some(network::hostname(at)?),
+        "init" => service.init = at.truth()?,
+        "networks" => service.aliases = network::aliases(at)?,
+        "ports" => service.ports = ports::published(at)?,
+        "read_only" => service.read_only = Some(at.truth()?),
+        "restart" => service.restart = restart(at)?,
+        "scale" => one_replica(at)?,
+        "secrets" => service.files.extend(files::mounts(at, &sections.secrets, true)?),
+        "security_opt" => security_opt(at)?,
+        "shm_size" => service.shm_size = Some(at.bytes()?),
+        "stop_grace_period" => service.stop_grace_period = Some(at.duration()?),
+        "stop_signal" => service.stop_signal = Some(stop_signal(at)?),
+        "tmpfs" => mounts::tmpfs(at, service)?,
+        "ulimits" => service.ulimits = limits::ulimits(at)?,
+        "user" => service.user = Some(at.text()?),
+        "volumes" => mounts::volumes(at, service, &sections.volumes)?,
+        "working_dir" => service.working_dir = Some(at.target(&at.text()?)?),
+        "x-kiln" => service.worker = super::kiln::worker(at)?,
+        // Read together, or before.
+        _ => {}
+    }
+    Ok(())
+}
+
+/// `image` beside `build` is only a tag; alone it names a base.
+fn image(at: &At<'_>, service: &mut Service, sections: &Sections) -> Result<(), ComposeError> {
+    let Some(image) = at.get("image").filter(|image| !image.is_null()) else {
+        if service.build.is_some() {
+            return Ok(());
+        }
+        return Err(at
+            .refuse("the service has neither `image` nor `build`")
+            .with_hint("name a base of x-kiln.bases with `image`, or a directory with `build`"));
+    };
+    if service.build.is_some() {
+        image.list_as("only a tag beside `build`");
+        return Ok(());
+    }
+    let name = image.text()?;
+    if !sections.kiln.bases.contains_key(&name) {
+        let bases: Vec<&str> = sections.kiln.bases.keys().map(String::as_str).collect();
+        let error = image.error(format!("`{name}` is an image from a registry: not yet"));
+        return Err(match super::closest(&name, bases.iter().copied()) {
+            Some(near) => error.with_hint(format!("did you mean the base `{near}`?")),
+            None if bases.is_empty() => {
+                error.with_hint("define a base under x-kiln.bases and name it here, or use `build`")
+            }
+            None => error.with_hint(format!("the bases under x-kiln are: {}", bases.join(", "))),
+        });
+    }
+    service.image = Some(name);
+    Ok(())
+}
+
+/// A command line: a list of words, or text that is split as a shell does.
+pub(super) fn command(at: &At<'_>) -> Result<Vec<String>, ComposeError> {
+    if at.is_list() {
+        return at.texts();
+    }
+    if at.is_map() {
+        return Err(at.expected("text or a list of words"));
+    }
+    units::words(&at.text()?).map_err(|open| {
+        at.error(format!("the command cannot be split into words: {open}"))
+            .with_hint("write it as a list: [\"program\", \"argument\"]")
+    })
+}
+
+fn depends_on(at: &At<'_>) -> Result<BTreeMap<String, Dependency>, ComposeError> {
+    let mut all = BTreeMap::new();
+    for entry in at.entries()? {
+        let mut dependency = Dependency { condition: Condition::ServiceStarted, required: true };
+        for key in entry.entries()? {
+            if !keys::DEPENDS_ON.admit(&key)? {
+                continue;
+            }
+            match key.key() {
+                "condition" => dependency.condition = condition(&key)?,
+                _ => dependency.required = key.truth()?,
+            }
+        }
+        all.insert(entry.key().to_owned(), dependency);
+    }
+    Ok(all)
+}
+
+fn condition(at: &At<'_>) -> Result<Condition, ComposeError> {
+    const ALL: [&str; 3] = ["service_started", "service_healthy", "service_completed_successfully"];
+    let text = at.text()?;
+    match text.as_str() {
+        "service_started" => Ok(Condition::ServiceStarted),
+        "service_healthy" => Ok(Condition::ServiceHealthy),
+        "service_completed_successfully" => Ok(Condition::ServiceCompletedSuccessfully),
+        _ => Err(at
+            .error(format!("`{text}` is no condition"))
+            .with_hint(format!("one of {}", ALL.join(", ")))),
+    }
+}
+
+fn healthcheck(at: &At<'_>) -> Result<Healthcheck, ComposeError> {
+    let mut check = Healthcheck::default();
+    let mut disable = false;
+    for key in at.entries()? {
+        if !keys::HEALTHCHECK.admit(&key)? || key.is_null() {
+            continue;
+        }
+        match key.key() {
+            "test" => check.test = health_test(&key)?,
+            "disable" => disable = key.truth()?,
+            "interval" => check.interval = Some(key.duration()?),
+            "timeout" => check.timeout = Some(key.duration()?),
+            "start_period" => check.start_period = Some(key.duration()?),
+            "start_interval" => check.start_interval = Some(key.duration()?),
+            _ => check.retries = Some(key.number("a number of failures")?),
+        }
+    }
+    if disable {
+        if !check.test.is_empty() && check.test != ["NONE"] {
+            return Err(at.refuse("`disable: true` stands beside a `test`").with_hint("keep one"));
+        }
+        check = Healthcheck { test: vec!["NONE".into()], ..Healthcheck::default() };
+    }
+    Ok(check)
+}
+
+fn health_test(at: &At<'_>) -> Result<Vec<String>, ComposeError> {
+    if !at.is_list() {
+        let text = at.text()?;
+        return Ok(if text.is_empty() { Vec::new() } else { vec!["CMD-SHELL".into(), text] });
+    }
+    let test = at.texts()?;
+    let words = test.len();
+    let valid = match test.first().map(String::as_str) {
+        None => true,
+        Some("NONE") => words == 1,
+        Some("CMD") => words >= 2,
+        Some("CMD-SHELL") => words == 2,
+        Some(_) => false,
+    };
+    if valid {
+        return Ok(test);
+    }
+    Err(at
+        .error("a `test` that is a list begins with CMD, CMD-SHELL or NONE")
+        .with_hint("for example [\"CMD\", \"curl\", \"-f\", \"http://localhost/\"]"))
+}
+
+fn restart(at: &At<'_>) -> Result<Restart, ComposeError> {
+    let text = at.text()?;
+    let (policy, max) = match text.split_once(':') {
+        Some((policy, max)) => (policy, Some(max)),
+        None => (text.as_str(), None),
+    };
+    match (policy, max) {
+        ("no" | "", None) => Ok(Restart::No),
+        ("always" | "unless-stopped", None) => Ok(Restart::Always),
+        ("on-failure", None) => Ok(Restart::OnFailure { max: None }),
+        ("on-failure", Some(max)) if max.parse::<u32>().is_ok() => {
+            Ok(Restart::OnFailure { max: max.parse().ok() })
+        }
+        _ => Err(at
+            .error(format!("`{text}` is no restart policy"))
+            .with_hint("one of \"no\", always, on-failure, on-failure:NUMBER, unless-stopped")),
+    }
+}
+
+/// Names of signals that can stop a program, without `SIG`.
+const SIGNALS: [&str; 26] = [
+    "ABRT", "ALRM", "BUS", "CHLD", "CONT", "FPE", "HUP", "ILL", "INT", "KILL", "PIPE", "POLL",
+    "PROF", "PWR", "QUIT", "SEGV", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "USR1",
+    "USR2", "WINCH",
+];
+
+fn stop_signal(at: &At<'_>) -> Result<String, ComposeError> {
+    let text = at.text()?;
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let real_time = name
+        .strip_prefix("RTMIN+")
+        .or_else(|| name.strip_prefix("RTMAX-"))
+        .is_some_and(|offset| offset.parse::<u8>().is_ok_and(|offset| offset <= 30));
+    if real_time || SIGNALS.contains(&name) || matches!(name, "RTMIN" | "RTMAX") {
+        return Ok(format!("SIG{name}"));
+    }
+    if text.parse::<u8>().is_ok_and(|number| (1..=64).contains(&number)) {
+        return Ok(text);
+    }
+    let error = at.error(format!("`{text}` is no signal"));
+    Err(match super::closest(name, SIGNALS) {
+        Some(near) => error.with_hint(format!("did you mean `SIG{near}`?")),
+        None => error.with_hint("for example SIGTERM, SIGINT or 15"),
+    })
+}
+
+fn one_replica(at: &At<'_>) -> Result<(), ComposeError> {
+    if at.number::<u32>("a number of instances")? == 1 {
+        at.list();
+        return Ok(());
+    }
+    Err(at.error("a service has one instance").with_hint("leave it out, or write 1"))
+}
+
+fn deploy(at: &At<'_>) -> Result<(), ComposeError> {
+    for key in at.entries()? {
+        if !keys::DEPLOY.admit(&key)? || key.is_null() {
+            continue;
+        }
+        match key.key() {
+            "mode" if key.text()? == "replicated" => key.list(),
+            "mode" => {
+                let what = format!("the mode `{}` is not supported", key.text()?);
+                return Err(key.error(what).with_hint("leave `mode` out"));
+            }
+            "replicas" => one_replica(&key)?,
+            // `limits` reads the resources, as they stand beside keys of the service.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// `no-new-privileges` is always on; nothing else can be asked for.
+fn security_opt(at: &At<'_>) -> Result<(), ComposeError> {
+    for item in at.items()? {
+        let text = item.text()?;
+        match text.as_str() {
+            "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true" => {
+                item.list()
+            }
+            _ => {
+                return Err(item
+                    .error(format!("`{text}` is not supported"))
+                    .with_hint("no-new-privileges and a seccomp profile are always on"));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! The words of Kiln and its pure decisions.
+//!
+//! Nothing here does I/O, reads a clock or spawns anything: values go in, values come out.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`digest`] | sha256 digests, the one kind of identity |
+//! | [`tree`] | a normalised file tree and its canonical listing |
+//! | [`image`] | tree + configuration |
+//! | [`compose`] | what the user wrote: `compose.yaml` |
+//! | [`release`] | what a deploy carries: everything pinned by digest |
+//! | [`settings`] | Compose service + image configuration → what a release pins |
+//! | [`plan`] | target and observed → what a deploy will do |
+//! | [`exit`] | the public exit codes |
+#![forbid(unsafe_code)]
+
+pub mod compose;
+pub mod digest;
+pub mod exit;
+pub mod image;
+pub mod plan;
+pub mod release;
+pub mod settings;
+pub mod tree;
+
+pub use digest::Digest;
+pub use image::{ImageConfig, ImageId};
+pub use release::Release;
+pub use tree::Tree;

@@ -1,0 +1,269 @@
+//! Target and observed → what a deploy will do. Pure: the same values give the same plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::compose::{Condition, MountSource};
+use crate::digest::Digest;
+use crate::release::Release;
+
+/// One instance that is there now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// Name of the instance.
+    pub id: String,
+    /// Its service.
+    pub service: String,
+    /// Its [`Release::instance_key`].
+    pub key: Digest,
+    /// Whether it may be shared: healthy, or completed with status 0, and not tainted.
+    pub sound: bool,
+    /// What it can write to and others could too.
+    pub data: BTreeSet<MountSource>,
+    /// Services that it reaches over `depends_on`.
+    pub reach: BTreeSet<String>,
+    /// Whether it is a worker.
+    pub worker: bool,
+}
+
+/// What a deploy will do, in the order in which it does it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Services that go on unchanged, with the instance that serves them.
+    pub share: BTreeMap<String, String>,
+    /// Services provisioned beside what serves, each after those it waits for.
+    pub beside: Vec<String>,
+    /// Services replaced under a pause, in start order: data cannot be written by two.
+    pub paused: Vec<Paused>,
+    /// Instances stopped at the beginning of the pause, dependents first.
+    pub stop_first: Vec<String>,
+    /// Workers started after the switch, once the old ones are stopped.
+    pub workers: Vec<String>,
+    /// Instances of workers stopped after the switch.
+    pub stop_workers: Vec<String>,
+}
+
+/// One service of [`Plan::paused`] and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paused {
+    /// The service.
+    pub service: String,
+    /// In words, for the user.
+    pub why: String,
+}
+
+impl Plan {
+    /// Whether there is nothing to start and nothing to stop.
+    pub fn is_empty(&self) -> bool {
+        self.beside.is_empty()
+            && self.paused.is_empty()
+            && self.workers.is_empty()
+            && self.stop_workers.is_empty()
+    }
+
+    /// Whether clients will notice: something is replaced instead of switched.
+    pub fn needs_pause(&self) -> bool {
+        !self.paused.is_empty()
+    }
+}
+
+/// What `release` needs beyond what is `observed` in its stage.
+pub fn plan(release: &Release, observed: &[Observed]) -> Plan {
+    let mut plan = Plan::default();
+    let mut paused: BTreeMap<String, String> = BTreeMap::new();
+    let mut conflicts: BTreeSet<String> = BTreeSet::new();
+    for service in release.start_order() {
+        let Some(released) = release.services.get(&service) else { continue };
+        let Some(key) = release.instance_key(&service) else { continue };
+        if let Some(found) = observed.iter().find(|old| old.sound && old.key == key) {
+            plan.share.insert(service, found.id.clone());
+            continue;
+        }
+        let data = writable(&released.settings.mounts);
+        let holders: Vec<&Observed> =
+            observed.iter().filter(|old| !old.data.is_disjoint(&data)).collect();
+        let below = release.reach(&service).into_iter().find(|dep| paused.contains_key(dep));
+        if is_worker(release, &service) {
+            plan.workers.push(service);
+        } else if !holders.is_empty() {
+            conflicts.extend(holders.iter().map(|old| old.service.clone()));
+            plan.stop_first.extend(holders.iter().map(|old| old.id.clone()));
+            paused.insert(service.clone(), format!("it writes {}", data_words(&data)));
+            plan.paused.push(Paused { why: paused[&service].clone(), service });
+        } else if let Some(dep) = below {
+            paused.insert(service.clone(), format!("it depends on `{dep}`"));
+            plan.paused.push(Paused { why: paused[&service].clone(), service });
+        } else {
+            plan.beside.push(service);
+        }
+    }
+    let shared: BTreeSet<&String> = plan.share.values().collect();
+    let old = observed.iter().filter(|old| !shared.contains(&old.id));
+    // Whatever uses the data through the old holder goes first, so nothing sees it half gone.
+    let (mut first, holders): (Vec<String>, Vec<String>) = (
+        old.clone()
+            .filter(|old| !old.reach.is_disjoint(&conflicts))
+            .map(|old| old.id.clone())
+            .collect(),
+        std::mem::take(&mut plan.stop_first),
+    );
+    for id in holders {
+        first.retain(|other| *other != id);
+        first.push(id);
+    }
+    plan.stop_workers = old
+        .filter(|old| old.worker && !first.contains(&old.id))
+        .map(|old| old.id.clone())
+        .collect();
+    let mut seen = BTreeSet::new();
+    first.retain(|id| seen.insert(id.clone()));
+    plan.stop_first = first;
+    plan
+}
+
+/// A worker that no other service waits for. One that is waited for (a migration, say) has to run
+/// before the switch, whatever it is called.
+pub fn is_worker(release: &Release, service: &str) -> bool {
+    let waited_for = release.services.iter().any(|(name, other)| {
+        name != service && !other.settings.worker && other.settings.depends_on.contains_key(service)
+    });
+    release.services.get(service).is_some_and(|released| released.settings.worker) && !waited_for
+}
+
+/// Whether somebody waits for `service` to end with status 0.
+pub fn is_job(release: &Release, service: &str) -> bool {
+    release.services.values().any(|other| {
+        other.settings.depends_on.get(service).is_some_and(|dependency| {
+            dependency.condition == Condition::ServiceCompletedSuccessfully
+        })
+    })
+}
+
+/// The writable sources among `mounts` that instances could share.
+pub fn writable(mounts: &[crate::compose::Mount]) -> BTreeSet<MountSource> {
+    mounts
+        .iter()
+        .filter(|mount| !mount.read_only && mount.source != MountSource::Anonymous)
+        .map(|mount| mount.source.clone())
+        .collect()
+}
+
+fn data_words(data: &BTreeSet<MountSource>) -> String {
+    let words: Vec<String> = data
+        .iter()
+        .map(|source| match source {
+            MountSource::Volume(name) => format!("volume `{name}`"),
+            MountSource::Bind(path) => format!("`{}`", path.display()),
+            MountSource::Anonymous => "its own volume".to_owned(),
+        })
+        .collect();
+    words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compose::{Dependency, Mount, Project, Service};
+    use crate::image::{ImageConfig, ImageId};
+    use crate::release::ReleasedService;
+
+    /// `name:dep,dep` with flags `!` data, `~` worker; a version after `@` decides the image.
+    fn release(text: &str) -> Release {
+        let project = Project {
+            name: "p".into(),
+            dir: "/p".into(),
+            services: BTreeMap::new(),
+            volumes: BTreeSet::new(),
+            kiln: Default::default(),
+            ignored: vec![],
+            warnings: vec![],
+        };
+        let mut services = BTreeMap::new();
+        for word in text.split_whitespace() {
+            let (head, deps) = word.split_once(':').unwrap_or((word, ""));
+            let (name, version) = head.split_once('@').unwrap_or((head, "1"));
+            let bare = name.trim_end_matches(['!', '~']);
+            let mut service = Service { worker: Some(name.contains('~')), ..Service::default() };
+            if name.contains('!') {
+                let source = MountSource::Volume(format!("{bare}-data"));
+                service.volumes.push(Mount { source, target: "/d".into(), read_only: false });
+            }
+            for dep in deps.split(',').filter(|dep| !dep.is_empty()) {
+                let condition = Condition::ServiceHealthy;
+                service.depends_on.insert(dep.into(), Dependency { condition, required: true });
+            }
+            let config = ImageConfig { cmd: Some(vec!["x".into()]), ..ImageConfig::default() };
+            let settings =
+                crate::settings::settings(&project, bare, &service, &config, vec![]).unwrap();
+            let image = ImageId { tree: Digest::of(version), config: config.digest() };
+            services.insert(bare.to_owned(), ReleasedService { image, settings });
+        }
+        let source = Default::default();
+        Release { format: 1, project: "p".into(), parent: None, source, services }
+    }
+
+    fn observe(release: &Release) -> Vec<Observed> {
+        release
+            .services
+            .iter()
+            .map(|(name, released)| Observed {
+                id: format!("{name}-old"),
+                service: name.clone(),
+                key: release.instance_key(name).unwrap(),
+                sound: true,
+                data: writable(&released.settings.mounts),
+                reach: release.reach(name),
+                worker: is_worker(release, name),
+            })
+            .collect()
+    }
+
+    /// `beside / paused / stop_first / workers / stop_workers`.
+    fn shown(old: &str, new: &str) -> String {
+        let observed = if old.is_empty() { vec![] } else { observe(&release(old)) };
+        let plan = plan(&release(new), &observed);
+        let paused: Vec<String> = plan.paused.iter().map(|p| p.service.clone()).collect();
+        [plan.beside, paused, plan.stop_first, plan.workers, plan.stop_workers]
+            .map(|list| list.join(","))
+            .join(" / ")
+    }
+
+    #[test]
+    fn table() {
+        for (old, new, expected) in [
+            ("", "web:api api:db db!", "db,api,web /  /  /  / "),
+            ("web:api api:db db!", "web:api api:db db!", " /  /  /  / "),
+            // An edit costs that service and those that depend on it.
+            ("web:api api:db db!", "web:api api@2:db db!", "api,web /  /  /  / "),
+            ("web:api api:db db!", "web@2:api api:db db!", "web /  /  /  / "),
+            // Data is never run twice: it and its dependents are replaced under a pause.
+            (
+                "web:api api:db db!",
+                "web:api api:db db!@2",
+                " / db,api,web / api-old,web-old,db-old /  / ",
+            ),
+            ("web db!", "web@2 db!@2", "web / db / db-old /  / "),
+            // Workers: the old one stops after the switch, then the new one starts.
+            ("web w~", "web w~@2", " /  /  / w / w-old"),
+            ("web w~", "web@2 w~", "web /  /  /  / "),
+            ("db! w~:db", "db!@2 w~:db", " / db / w-old,db-old / w / "),
+            ("web w~", "web", " /  /  /  / w-old"),
+        ] {
+            assert_eq!(shown(old, new), expected, "{old} -> {new}");
+        }
+    }
+
+    #[test]
+    fn unsound_instances_are_not_shared() {
+        let release = release("web");
+        let mut observed = observe(&release);
+        observed[0].sound = false;
+        assert_eq!(plan(&release, &observed).beside, ["web"]);
+    }
+
+    #[test]
+    fn a_worker_that_is_waited_for_runs_before_the_switch() {
+        assert_eq!(shown("", "web:migrate migrate~"), "migrate,web /  /  /  / ");
+    }
+}

@@ -1,0 +1,325 @@
+//! Compose service + image configuration → the [`Settings`] that a release pins.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::compose::{Expose, Mount, MountSource, Port, Project, Protocol, Service, Tmpfs};
+use crate::image::ImageConfig;
+use crate::release::{PinnedFile, Settings};
+
+/// What every instance may do unless `cap_add` and `cap_drop` say otherwise: Docker's default set.
+pub const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "NET_RAW",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
+
+/// All capabilities of Linux 6.x, for `cap_add: [ALL]`.
+pub const ALL_CAPABILITIES: [&str; 41] = [
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
+];
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_SHM: u64 = 64 << 20;
+const DEFAULT_GRACE: u64 = 10_000_000_000;
+const DEFAULT_TMPFS: [(&str, u32); 3] = [("/tmp", 0o1777), ("/run", 0o755), ("/var/tmp", 0o1777)];
+
+/// Why a service has no settings.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// Neither the Compose file nor the image says what to run.
+    #[error(
+        "{place}: service `{service}` has nothing to run: neither `command` nor `entrypoint` is \
+         set, and its image has no CMD"
+    )]
+    NothingToRun {
+        /// Name of the service.
+        service: String,
+        /// `file:line`.
+        place: String,
+    },
+}
+
+/// Joins what the Compose file says of `name` with the image's own configuration. `files` are the
+/// service's configs and secrets, already pinned.
+///
+/// # Errors
+/// If there is nothing to run.
+pub fn settings(
+    project: &Project,
+    name: &str,
+    service: &Service,
+    image: &ImageConfig,
+    files: Vec<PinnedFile>,
+) -> Result<Settings, SettingsError> {
+    let argv = command_line(service, image);
+    if argv.is_empty() {
+        let (service, place) = (name.to_owned(), service.place.clone());
+        return Err(SettingsError::NothingToRun { service, place });
+    }
+    let expose = callable(service, image);
+    let mounts = mounts(service, image);
+    let tmpfs = tmpfs(service, &mounts);
+    let healthcheck = healthcheck(service, image);
+    let worker = service.worker.unwrap_or(expose.is_empty());
+    Ok(Settings {
+        argv,
+        env: environment(service, image),
+        working_dir: service
+            .working_dir
+            .clone()
+            .or_else(|| image.working_dir.clone())
+            .filter(|dir| !dir.is_empty())
+            .unwrap_or_else(|| "/".to_owned()),
+        user: service.user.clone().or_else(|| image.user.clone()).unwrap_or_default(),
+        hostname: service.hostname.clone().unwrap_or_else(|| name.to_owned()),
+        aliases: service.aliases.clone(),
+        ports: published(project, name, service),
+        expose,
+        depends_on: service.depends_on.clone(),
+        healthcheck,
+        mounts,
+        tmpfs,
+        read_only: service.read_only.unwrap_or(true),
+        shm_size: service.shm_size.unwrap_or(DEFAULT_SHM),
+        stop_signal: service
+            .stop_signal
+            .clone()
+            .or_else(|| image.stop_signal.clone())
+            .unwrap_or_else(|| "SIGTERM".to_owned()),
+        stop_grace: service.stop_grace_period.unwrap_or(DEFAULT_GRACE),
+        restart: service.restart,
+        init: service.init,
+        ulimits: service.ulimits.clone(),
+        capabilities: capabilities(&service.cap_add, &service.cap_drop),
+        extra_hosts: service.extra_hosts.clone(),
+        limits: service.limits.clone(),
+        files,
+        worker,
+    })
+}
+
+/// As Docker does: a service's `entrypoint` drops the image's CMD.
+fn command_line(service: &Service, image: &ImageConfig) -> Vec<String> {
+    let mut argv = match &service.entrypoint {
+        Some(entrypoint) => entrypoint.clone(),
+        None => image.entrypoint.clone().unwrap_or_default(),
+    };
+    match (&service.command, &service.entrypoint) {
+        (Some(command), _) => argv.extend(command.iter().cloned()),
+        (None, None) => argv.extend(image.cmd.iter().flatten().cloned()),
+        (None, Some(_)) => {}
+    }
+    argv
+}
+
+fn environment(service: &Service, image: &ImageConfig) -> Vec<String> {
+    let mut env: BTreeMap<&str, &str> =
+        image.env.iter().filter_map(|pair| pair.split_once('=')).collect();
+    env.extend(service.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    env.entry("PATH").or_insert(DEFAULT_PATH);
+    env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+fn callable(service: &Service, image: &ImageConfig) -> BTreeSet<Expose> {
+    let from_image = image.exposed_ports.iter().filter_map(|text| {
+        let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = if protocol == "udp" { Protocol::Udp } else { Protocol::Tcp };
+        Some(Expose { target: port.parse().ok()?, protocol })
+    });
+    let published =
+        service.ports.iter().map(|port| Expose { target: port.target, protocol: port.protocol });
+    from_image.chain(published).chain(service.expose.iter().copied()).collect()
+}
+
+/// Only `dev` publishes Compose's `ports`; other stages say their own.
+fn published(project: &Project, name: &str, service: &Service) -> BTreeMap<String, Vec<Port>> {
+    let mut ports = BTreeMap::new();
+    if !service.ports.is_empty() {
+        ports.insert("dev".to_owned(), service.ports.clone());
+    }
+    for (stage, settings) in &project.kiln.stages {
+        if let Some(own) = settings.ports.get(name).filter(|_| stage != "dev") {
+            ports.insert(stage.clone(), own.clone());
+        }
+    }
+    ports
+}
+
+fn mounts(service: &Service, image: &ImageConfig) -> Vec<Mount> {
+    let mut mounts = service.volumes.clone();
+    for target in &image.volumes {
+        let target = target.trim_end_matches('/');
+        let covered = mounts.iter().any(|mount| mount.target.trim_end_matches('/') == target)
+            || service.tmpfs.iter().any(|tmpfs| tmpfs.target.trim_end_matches('/') == target);
+        if !covered && !target.is_empty() {
+            let source = MountSource::Anonymous;
+            mounts.push(Mount { source, target: target.to_owned(), read_only: false });
+        }
+    }
+    mounts
+}
+
+fn tmpfs(service: &Service, mounts: &[Mount]) -> Vec<Tmpfs> {
+    let mut all = service.tmpfs.clone();
+    if service.read_only.is_none() {
+        for (target, mode) in DEFAULT_TMPFS {
+            let taken = all.iter().any(|tmpfs| tmpfs.target == target)
+                || mounts.iter().any(|mount| mount.target == target);
+            if !taken {
+                all.push(Tmpfs { target: target.to_owned(), size: None, mode: Some(mode) });
+            }
+        }
+    }
+    all
+}
+
+/// The service's own check wins member by member, as in Docker.
+fn healthcheck(service: &Service, image: &ImageConfig) -> Option<crate::image::Healthcheck> {
+    let mut check = image.healthcheck.clone().unwrap_or_default();
+    if let Some(own) = &service.healthcheck {
+        if !own.test.is_empty() {
+            check.test.clone_from(&own.test);
+        }
+        check.interval = own.interval.or(check.interval);
+        check.timeout = own.timeout.or(check.timeout);
+        check.start_period = own.start_period.or(check.start_period);
+        check.start_interval = own.start_interval.or(check.start_interval);
+        check.retries = own.retries.or(check.retries);
+    }
+    let none = check.test.is_empty() || check.test[0] == "NONE";
+    (!none).then_some(check)
+}
+
+fn capabilities(add: &BTreeSet<String>, drop: &BTreeSet<String>) -> BTreeSet<String> {
+    let bare = |name: &String| name.trim_start_matches("CAP_").to_owned();
+    let mut set: BTreeSet<String> = DEFAULT_CAPABILITIES.map(str::to_owned).into();
+    if drop.contains("ALL") {
+        set.clear();
+    }
+    if add.contains("ALL") {
+        set = ALL_CAPABILITIES.map(str::to_owned).into();
+    }
+    set.extend(add.iter().map(bare));
+    for name in drop {
+        set.remove(&bare(name));
+    }
+    set.remove("ALL");
+    set
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn project() -> Project {
+        Project {
+            name: "p".into(),
+            dir: "/p".into(),
+            services: BTreeMap::new(),
+            volumes: BTreeSet::new(),
+            kiln: Default::default(),
+            ignored: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    fn words(text: &str) -> Option<Vec<String>> {
+        Some(text.split_whitespace().map(str::to_owned).collect())
+    }
+
+    #[test]
+    fn command_line_follows_docker() {
+        let image =
+            ImageConfig { entrypoint: words("ent"), cmd: words("a b"), ..ImageConfig::default() };
+        let line = |entrypoint, command| {
+            let service = Service { entrypoint, command, ..Service::default() };
+            command_line(&service, &image).join(" ")
+        };
+        assert_eq!(line(None, None), "ent a b");
+        assert_eq!(line(None, words("c")), "ent c");
+        assert_eq!(line(words("x"), None), "x");
+        assert_eq!(line(words("x"), words("y")), "x y");
+        assert_eq!(line(Some(vec![]), words("y")), "y");
+    }
+
+    #[test]
+    fn nothing_to_run_is_named() {
+        let service = Service { place: "compose.yaml:3".into(), ..Service::default() };
+        let image = ImageConfig::default();
+        let error = settings(&project(), "web", &service, &image, vec![]).unwrap_err();
+        assert!(error.to_string().starts_with("compose.yaml:3: service `web`"));
+    }
+
+    #[test]
+    fn unstated_read_only_gets_scratch_space() {
+        let image = ImageConfig { cmd: words("x"), ..ImageConfig::default() };
+        let service = Service::default();
+        let unstated = settings(&project(), "s", &service, &image, vec![]).unwrap();
+        assert!(unstated.read_only && unstated.worker);
+        let targets: Vec<_> = unstated.tmpfs.iter().map(|tmpfs| tmpfs.target.as_str()).collect();
+        assert_eq!(targets, ["/tmp", "/run", "/var/tmp"]);
+        let service = Service { read_only: Some(true), ..Service::default() };
+        let stated = settings(&project(), "s", &service, &image, vec![]).unwrap();
+        assert!(stated.read_only && stated.tmpfs.is_empty());
+    }
+
+    #[test]
+    fn capabilities_add_and_drop() {
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(capabilities(&set(&[]), &set(&[])).len(), 14);
+        assert!(capabilities(&set(&[]), &set(&["ALL"])).is_empty());
+        assert_eq!(capabilities(&set(&["CHOWN"]), &set(&["ALL"])), set(&["CHOWN"]));
+        assert_eq!(capabilities(&set(&["ALL"]), &set(&["NET_RAW"])).len(), 40);
+    }
+}

@@ -1,0 +1,396 @@
+//! Each key of a service, in each of its forms.
+
+use std::collections::BTreeMap;
+
+use kiln_core::compose::{
+    Condition, FileSource, Limits, Mount, MountSource, Port, Protocol, Restart, Tmpfs,
+};
+use kiln_core::image::Healthcheck;
+
+use crate::{BASES, World, compose_of, web};
+
+fn words(list: &[&str]) -> Vec<String> {
+    list.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[test]
+fn commands() {
+    let cases: [(&str, Option<&[&str]>); 7] = [
+        ("command: [a, 1, \"b c\"]", Some(&["a", "1", "b c"])),
+        ("command: redis-server --save ''", Some(&["redis-server", "--save", ""])),
+        ("command: sh -c \"exec $$HOME\"", Some(&["sh", "-c", "exec $HOME"])),
+        ("command: []", Some(&[])),
+        ("command: \"\"", Some(&[])),
+        ("command:", None),
+        ("hostname: x", None),
+    ];
+    for (yaml, expected) in cases {
+        assert_eq!(web(yaml).command, expected.map(words), "{yaml}");
+        let entrypoint = yaml.replace("command", "entrypoint");
+        assert_eq!(web(&entrypoint).entrypoint, expected.map(words), "{entrypoint}");
+    }
+}
+
+#[test]
+fn environment() {
+    let cases: [(&str, &[(&str, &str)]); 8] = [
+        (
+            "environment: {A: b, N: 5, T: true, F: 1.50, E: \"\"}",
+            &[("A", "b"), ("E", ""), ("F", "1.5"), ("N", "5"), ("T", "true")],
+        ),
+        ("environment: [A=b, A=c, N=05]", &[("A", "c"), ("N", "05")]),
+        ("environment: [FROM_ENV, NOT_SET]", &[("FROM_ENV", "e")]),
+        ("environment: {FROM_ENV: , NOT_SET: }", &[("FROM_ENV", "e")]),
+        ("environment: {A: \"x=$FROM_ENV\"}", &[("A", "x=e")]),
+        ("environment: {A: $NOT_SET}", &[("A", "")]),
+        ("environment: [\"A=a=b\"]", &[("A", "a=b")]),
+        ("environment:", &[]),
+    ];
+    for (yaml, expected) in cases {
+        let expected: BTreeMap<String, String> =
+            expected.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        assert_eq!(web(yaml).environment, expected, "{yaml}");
+    }
+}
+
+#[test]
+fn env_files() {
+    let yaml = "env_file:\n- one.env\n- {path: two.env}\n- {path: none.env, required: false}\n\
+                - {path: raw.env, format: raw}\nenvironment: {C: mine, D: }";
+    let project = World::new(&compose_of(yaml))
+        .file("one.env", "A=1\nB=1\nC=1\nD=1\nE=$C-$H-${NOPE}\n")
+        .file("two.env", "# later wins\nB='$2'\n")
+        .file("raw.env", "R='$2'\n")
+        .env("H", "host")
+        .load()
+        .unwrap();
+    let env = &project.services["web"].environment;
+    let shown: Vec<String> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(shown, ["A=1", "B=$2", "C=mine", "E=mine-host-", "R='$2'"]);
+    assert_eq!(
+        project.warnings,
+        ["one.env:5: the variable `NOPE` is not set; it stands for nothing"]
+    );
+    let one = World::new(&compose_of("env_file: ./one.env")).file("one.env", "A=1").load();
+    assert_eq!(one.unwrap().services["web"].environment["A"], "1");
+}
+
+fn port(host_ip: Option<&str>, published: u16, target: u16) -> Port {
+    Port {
+        host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+        published,
+        target,
+        protocol: Protocol::Tcp,
+        app_protocol: None,
+    }
+}
+
+#[test]
+fn ports() {
+    let cases: [(&str, Vec<Port>); 12] = [
+        ("[\"8080:80\"]", vec![port(None, 8080, 80)]),
+        ("[\"80\", 81]", vec![port(None, 0, 80), port(None, 0, 81)]),
+        ("[\"127.0.0.1:8080:80/tcp\"]", vec![port(Some("127.0.0.1"), 8080, 80)]),
+        ("[\"127.0.0.1::80\"]", vec![port(Some("127.0.0.1"), 0, 80)]),
+        ("[\"[::1]:8080:80\"]", vec![port(Some("::1"), 8080, 80)]),
+        ("[\"8080-8081:80-81\"]", vec![port(None, 8080, 80), port(None, 8081, 81)]),
+        ("[\"3000-3001\"]", vec![port(None, 0, 3000), port(None, 0, 3001)]),
+        ("[22:22]", vec![port(None, 22, 22)]),
+        ("[\"80:80\", \"80:80\"]", vec![port(None, 80, 80)]),
+        ("[{target: 80, published: \"8080\"}]", vec![port(None, 8080, 80)]),
+        (
+            "[{target: 80, published: 81, host_ip: 10.0.0.1, protocol: tcp, mode: host}]",
+            vec![port(Some("10.0.0.1"), 81, 80)],
+        ),
+        (
+            "[{target: 80, app_protocol: http}]",
+            vec![Port { app_protocol: Some("http".into()), ..port(None, 0, 80) }],
+        ),
+    ];
+    for (yaml, expected) in cases {
+        assert_eq!(web(&format!("ports: {yaml}")).ports, expected, "{yaml}");
+    }
+    let expose = web("expose: [3000, \"53/udp\", \"90-91\", 3000]").expose;
+    let shown: Vec<_> = expose.iter().map(|port| (port.target, port.protocol)).collect();
+    use Protocol::{Tcp, Udp};
+    assert_eq!(shown, [(3000, Tcp), (53, Udp), (90, Tcp), (91, Tcp)]);
+}
+
+#[test]
+fn volumes() {
+    let mount =
+        |source, target: &str, read_only| Mount { source, target: target.into(), read_only };
+    let volume = |name: &str| MountSource::Volume(name.into());
+    let bind = |path: &str| MountSource::Bind(path.into());
+    let cases = [
+        ("data:/var/lib/x", mount(volume("data"), "/var/lib/x", false)),
+        ("data:/x:ro", mount(volume("data"), "/x", true)),
+        ("./src:/src:ro,z", mount(bind("/w/shop/src"), "/src", true)),
+        ("../up:/src/", mount(bind("/w/up"), "/src", false)),
+        ("/etc/x:/y:rw", mount(bind("/etc/x"), "/y", false)),
+        ("~/d:/d", mount(bind("/home/u/d"), "/d", false)),
+        ("/anon", mount(MountSource::Anonymous, "/anon", false)),
+        ("{type: volume, source: more, target: /x}", mount(volume("more"), "/x", false)),
+        ("{type: volume, target: /x}", mount(MountSource::Anonymous, "/x", false)),
+        (
+            "{type: bind, source: ., target: /x, read_only: true, bind: {create_host_path: true}}",
+            mount(bind("/w/shop"), "/x", true),
+        ),
+    ];
+    for (yaml, expected) in cases {
+        assert_eq!(web(&format!("volumes:\n- {yaml}")).volumes, [expected], "{yaml}");
+    }
+}
+
+#[test]
+fn tmpfs() {
+    let tmpfs = |target: &str, size, mode| Tmpfs { target: target.into(), size, mode };
+    for (yaml, expected) in [
+        ("tmpfs: /run", vec![tmpfs("/run", None, None)]),
+        (
+            "tmpfs: [/a, \"/b:size=64m,mode=1777,noexec\"]",
+            vec![tmpfs("/a", None, None), tmpfs("/b", Some(64 << 20), Some(0o1777))],
+        ),
+        ("tmpfs: [/a, \"/a:size=1k\"]", vec![tmpfs("/a", Some(1024), None)]),
+        (
+            "volumes: [{type: tmpfs, target: /t, tmpfs: {size: 1gb, mode: 0755}}]",
+            vec![tmpfs("/t", Some(1 << 30), Some(0o755))],
+        ),
+    ] {
+        assert_eq!(web(yaml).tmpfs, expected, "{yaml}");
+    }
+}
+
+#[test]
+fn health_checks() {
+    let check = |test: &[&str]| Healthcheck { test: words(test), ..Healthcheck::default() };
+    let full = Healthcheck {
+        interval: Some(1_000_000_000),
+        timeout: Some(500_000_000),
+        start_period: Some(90_000_000_000),
+        start_interval: Some(100_000),
+        retries: Some(5),
+        ..check(&["CMD", "true"])
+    };
+    for (yaml, expected) in [
+        ("{test: curl -f localhost}", check(&["CMD-SHELL", "curl -f localhost"])),
+        ("{test: [CMD-SHELL, exit 1]}", check(&["CMD-SHELL", "exit 1"])),
+        ("{test: [NONE]}", check(&["NONE"])),
+        ("{disable: true}", check(&["NONE"])),
+        (
+            "{test: [CMD, \"true\"], interval: 1s, timeout: 500ms, start_period: 1m30s, \
+             start_interval: 100us, retries: 5}",
+            full,
+        ),
+        ("{retries: 2}", Healthcheck { retries: Some(2), ..Healthcheck::default() }),
+    ] {
+        assert_eq!(web(&format!("healthcheck: {yaml}")).healthcheck, Some(expected), "{yaml}");
+    }
+}
+
+#[test]
+fn single_values() {
+    let service = web("working_dir: /srv/\nuser: 1000:100\nhostname: box\nread_only: false\n\
+                       shm_size: 128m\nstop_signal: int\nstop_grace_period: 1m30s\ninit: yes\n\
+                       cap_add: [CAP_NET_ADMIN, sys_ptrace]\ncap_drop: [ALL]\n\
+                       ulimits: {nofile: {soft: 1024, hard: 2048}, nproc: 100, core: -1}\n\
+                       networks: {default: {aliases: [www]}}\nx-kiln: {worker: true}");
+    assert_eq!(service.working_dir.as_deref(), Some("/srv"));
+    assert_eq!(service.user.as_deref(), Some("1000:100"));
+    assert_eq!(service.hostname.as_deref(), Some("box"));
+    assert_eq!(service.read_only, Some(false));
+    assert_eq!(service.shm_size, Some(128 << 20));
+    assert_eq!(service.stop_signal.as_deref(), Some("SIGINT"));
+    assert_eq!(service.stop_grace_period, Some(90_000_000_000));
+    assert!(service.init);
+    assert_eq!(service.cap_add.into_iter().collect::<Vec<_>>(), ["NET_ADMIN", "SYS_PTRACE"]);
+    assert_eq!(service.cap_drop.into_iter().collect::<Vec<_>>(), ["ALL"]);
+    let limits: Vec<_> = service.ulimits.into_iter().collect();
+    let expected = [("core", (-1, -1)), ("nofile", (1024, 2048)), ("nproc", (100, 100))];
+    assert_eq!(limits, expected.map(|(name, pair)| (name.to_owned(), pair)));
+    assert_eq!(service.aliases.into_iter().collect::<Vec<_>>(), ["www"]);
+    assert_eq!(service.worker, Some(true));
+    assert_eq!(service.place, "compose.yaml:2");
+
+    let nothing = web("user: 0");
+    assert_eq!(nothing.user.as_deref(), Some("0"));
+    assert_eq!(nothing.read_only, None);
+    assert_eq!(nothing.worker, None);
+    assert_eq!(nothing.restart, Restart::Always);
+    assert!(web("networks: [default]").aliases.is_empty());
+}
+
+#[test]
+fn restarts() {
+    for (yaml, expected) in [
+        ("\"no\"", Restart::No),
+        ("no", Restart::No),
+        ("always", Restart::Always),
+        ("unless-stopped", Restart::Always),
+        ("on-failure", Restart::OnFailure { max: None }),
+        ("on-failure:3", Restart::OnFailure { max: Some(3) }),
+    ] {
+        assert_eq!(web(&format!("restart: {yaml}")).restart, expected, "{yaml}");
+    }
+}
+
+#[test]
+fn limits() {
+    let all = |memory, nano_cpus, pids| Limits { memory, nano_cpus, pids };
+    for (yaml, expected) in [
+        (
+            "mem_limit: 64m\ncpus: 0.5\npids_limit: 100",
+            all(Some(64 << 20), Some(500_000_000), Some(100)),
+        ),
+        (
+            "deploy: {resources: {limits: {memory: 1gb, cpus: '2', pids: 7}}}",
+            all(Some(1 << 30), Some(2_000_000_000), Some(7)),
+        ),
+        (
+            "mem_limit: 1g\ndeploy: {resources: {limits: {memory: 1024m}}}",
+            all(Some(1 << 30), None, None),
+        ),
+        ("mem_limit: 0\npids_limit: -1", all(None, None, None)),
+    ] {
+        assert_eq!(web(yaml).limits, expected, "{yaml}");
+    }
+}
+
+#[test]
+fn extra_hosts() {
+    for yaml in [
+        "[\"a:1.2.3.4\", \"b=::1\", \"c=host-gateway\"]",
+        "{a: 1.2.3.4, b: \"[::1]\", c: host-gateway}",
+        "[\"a=1.2.3.4\", \"b:::1\", \"c:host-gateway\"]",
+        "{a: [1.2.3.4], b: \"::1\", c: host-gateway}",
+    ] {
+        let hosts = web(&format!("extra_hosts: {yaml}")).extra_hosts;
+        let expected = [("a", "1.2.3.4"), ("b", "::1"), ("c", "host-gateway")];
+        let expected = expected.map(|(name, address)| (name.to_owned(), address.to_owned()));
+        assert_eq!(hosts, expected, "{yaml}");
+    }
+}
+
+#[test]
+fn configs_and_secrets() {
+    let service = web("configs: [conf, {source: text, target: /etc/t, mode: 0440, uid: \"5\"}]\n\
+                       secrets: [key, {source: key, target: other, mode: \"400\", gid: 6}]");
+    let shown: Vec<_> = service
+        .files
+        .iter()
+        .map(|file| (file.target.as_str(), file.uid, file.gid, file.mode, file.secret))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("/conf", 0, 0, 0o444, false),
+            ("/etc/t", 5, 0, 0o440, false),
+            ("/run/secrets/key", 0, 0, 0o444, true),
+            ("/run/secrets/other", 0, 6, 0o400, true),
+        ]
+    );
+    assert_eq!(service.files[0].source, FileSource::File("/w/shop/c.conf".into()));
+    assert_eq!(service.files[1].source, FileSource::Content("hello".into()));
+    let text = "services: {a: {image: base, secrets: [k]}}\nsecrets: {k: {environment: KEY}}\n";
+    let project = World::new(&format!("{text}{BASES}")).env("KEY", "s3").load().unwrap();
+    assert_eq!(project.services["a"].files[0].source, FileSource::Content("s3".into()));
+}
+
+#[test]
+fn builds() {
+    let build = |yaml: &str| web(&format!("build: {yaml}")).build.unwrap();
+    let short = build("./web");
+    assert_eq!(short.context, std::path::Path::new("/w/shop/web"));
+    assert_eq!(short.dockerfile, std::path::Path::new("/w/shop/web/Dockerfile"));
+    let long = build(
+        "{context: web, dockerfile: ../Docker.web, target: run, args: {A: 1, FROM_ENV: , NO: }, \
+         additional_contexts: {lib: ../lib}, cache_from: [x]}",
+    );
+    assert_eq!(long.dockerfile, std::path::Path::new("/w/shop/Docker.web"));
+    assert_eq!(long.target.as_deref(), Some("run"));
+    let args: Vec<_> = long.args.iter().map(|(k, v)| (k.as_str(), v.as_deref())).collect();
+    assert_eq!(args, [("A", Some("1")), ("FROM_ENV", Some("e")), ("NO", None)]);
+    assert_eq!(long.additional_contexts["lib"], "/w/lib");
+    assert_eq!(build("{args: [A=b]}").args["A"].as_deref(), Some("b"));
+    assert_eq!(build("{dockerfile_inline: FROM base}").inline.as_deref(), Some("FROM base"));
+    let tagged = web("build: .\nimage: registry.example/x:1");
+    assert_eq!(tagged.image, None);
+}
+
+#[test]
+fn dependencies() {
+    let text = format!(
+        "services:\n  a: {{image: base, depends_on: [b]}}\n  b: {{image: base, depends_on: \
+         {{c: {{condition: service_healthy}}, d: {{condition: service_completed_successfully, \
+         required: false, restart: true}}}}}}\n  c: {{image: base}}\n  d: {{image: base}}\n{BASES}"
+    );
+    let project = World::new(&text).load().unwrap();
+    let depends = |of: &str, on: &str| project.services[of].depends_on[on].clone();
+    assert_eq!(depends("a", "b").condition, Condition::ServiceStarted);
+    assert!(depends("a", "b").required);
+    assert_eq!(depends("b", "c").condition, Condition::ServiceHealthy);
+    assert_eq!(depends("b", "d").condition, Condition::ServiceCompletedSuccessfully);
+    assert!(!depends("b", "d").required);
+}
+
+#[test]
+fn what_means_nothing_is_listed() {
+    let project = World::new(&compose_of(
+        "container_name: x\nlabels: {a: b}\nprivileged: false\nx-own: {a: $1}\n\
+         security_opt: [no-new-privileges:true]\ndeploy: {replicas: 1, labels: [a]}\n\
+         logging: {driver: json-file}",
+    ))
+    .load();
+    // `x-` keys of a service are interpolated, as Compose does.
+    assert!(project.unwrap_err().what.contains("cannot interpolate `$1`"));
+    let project = World::new(&compose_of(
+        "container_name: x\nlabels: {a: b}\nprivileged: false\nx-own: {a: 1}\n\
+         security_opt: [no-new-privileges:true]\ndeploy: {replicas: 1, labels: [a]}\n\
+         logging: {driver: json-file}\nbuild: .\nimage: some:tag",
+    ))
+    .load()
+    .unwrap();
+    assert_eq!(
+        project.ignored,
+        [
+            "compose.yaml:3: services.web.container_name",
+            "compose.yaml:4: services.web.labels",
+            "compose.yaml:5: services.web.privileged",
+            "compose.yaml:6: services.web.x-own",
+            "compose.yaml:7: services.web.security_opt[0]",
+            "compose.yaml:8: services.web.deploy.replicas",
+            "compose.yaml:8: services.web.deploy.labels",
+            "compose.yaml:9: services.web.logging",
+            "compose.yaml:11: services.web.image: only a tag beside `build`",
+        ]
+    );
+}
+
+#[test]
+fn kiln_section() {
+    let text = "services:\n  web: {image: redis}\n  smoke: {image: redis, profiles: [test]}\n\
+        x-kiln:\n  bases:\n    python: {debian: bookworm, packages: [python3-minimal]}\n    \
+        redis: {debian: bookworm, packages: [redis-server, redis-server], minimal: true}\n  \
+        stages:\n    ci: {after: dev, test: {service: smoke, command: [/smoke]}}\n    \
+        prod: {after: ci, keep: 3, rebuild: \"17:00\", strategy: {canary: [1, 25, 100], \
+        hold: 10s}, ports: {web: \"80:8080\"}}\n";
+    let project = World::new(text).load().unwrap();
+    let kiln = &project.kiln;
+    assert_eq!(kiln.bases["python"].packages, ["python3-minimal"]);
+    assert!(!kiln.bases["python"].minimal);
+    assert_eq!(kiln.bases["redis"].packages, ["redis-server"]);
+    assert!(kiln.bases["redis"].minimal);
+    assert_eq!(kiln.stages.keys().collect::<Vec<_>>(), ["ci", "dev", "prod"]);
+    assert_eq!(kiln.stages["prod"].after.as_deref(), Some("ci"));
+    assert_eq!(kiln.stages["prod"].keep, Some(3));
+    assert_eq!(kiln.stages["prod"].ports["web"], [port(None, 80, 8080)]);
+    let note = "accepted, without effect for now";
+    assert_eq!(
+        project.ignored,
+        [
+            format!("compose.yaml:9: x-kiln.stages.ci.test: {note}"),
+            format!("compose.yaml:10: x-kiln.stages.prod.rebuild: {note}"),
+            format!("compose.yaml:10: x-kiln.stages.prod.strategy: {note}"),
+        ]
+    );
+}

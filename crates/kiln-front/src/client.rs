@@ -1,0 +1,301 @@
+//! The agent's side: a blocking client, and the means to have a front at all.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::paths::{Paths, short};
+use crate::table::Table;
+use crate::wire::{Applied, Bind, BindFailure, Bound, Drain, Drained, Reply, Request, Stats};
+
+/// How long an answer may take that has nothing to wait for.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a front may take to start.
+const START_LIMIT: Duration = Duration::from_secs(5);
+const START_PAUSE: Duration = Duration::from_millis(1);
+
+/// A connection to the front of one root.
+#[derive(Debug)]
+pub struct FrontClient {
+    stream: BufReader<UnixStream>,
+    path: PathBuf,
+}
+
+/// What can go wrong between agent and front.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontError {
+    /// Nobody listens.
+    #[error("the front does not answer at {path}")]
+    Connect {
+        /// Its socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The conversation broke: the front died, or took too long.
+    #[error("the front at {path} broke off")]
+    Broken {
+        /// Its socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A newer table is in force: somebody else wrote it. Read it, and decide anew.
+    #[error("the front serves generation {current}; {asked} is not newer")]
+    Stale {
+        /// What was asked.
+        asked: u64,
+        /// What is in force.
+        current: u64,
+    },
+    /// The front says no.
+    #[error("the front refuses: {0}")]
+    Refused(String),
+    /// The front could not be started.
+    #[error("the front could not be started: {what}; see {log}")]
+    Start {
+        /// What happened.
+        what: String,
+        /// Where it tells more.
+        log: PathBuf,
+    },
+}
+
+/// What `ping` tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pong {
+    /// Process id of the worker.
+    pub pid: u32,
+    /// Whether a minder watches it.
+    pub minder: bool,
+    /// Generation in force.
+    pub generation: u64,
+}
+
+impl FrontClient {
+    /// Connects to the front of `root`.
+    ///
+    /// # Errors
+    /// [`FrontError::Connect`] when none runs.
+    pub fn connect(root: &Path) -> Result<Self, FrontError> {
+        let path = Paths::new(root).control();
+        match short(&path, |path| UnixStream::connect(path)) {
+            Ok(stream) => Ok(Self { stream: BufReader::new(stream), path }),
+            Err(source) => Err(FrontError::Connect { path, source }),
+        }
+    }
+
+    /// Puts `table` in force: the switch. When a *new* address cannot be bound nothing changes,
+    /// and [`Applied::errors`] says who has it.
+    ///
+    /// # Errors
+    /// [`FrontError::Stale`] when a newer table is in force, [`FrontError::Refused`] for a table
+    /// that contradicts itself.
+    pub fn apply(&mut self, table: &Table) -> Result<Applied, FrontError> {
+        self.apply_with(table, false)
+    }
+
+    /// Like [`FrontClient::apply`], but serves what can be served although an address fails: for
+    /// coming back after a reboot.
+    ///
+    /// # Errors
+    /// As [`FrontClient::apply`].
+    pub fn apply_partial(&mut self, table: &Table) -> Result<Applied, FrontError> {
+        self.apply_with(table, true)
+    }
+
+    fn apply_with(&mut self, table: &Table, partial: bool) -> Result<Applied, FrontError> {
+        match self.ask(&Request::Apply { table: table.clone(), partial }, ANSWER_LIMIT)? {
+            Reply::Applied(applied) => Ok(applied),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// The table in force and its listeners.
+    ///
+    /// # Errors
+    /// When the front breaks off.
+    pub fn table(&mut self) -> Result<(Table, Vec<Bound>), FrontError> {
+        match self.ask(&Request::Get, ANSWER_LIMIT)? {
+            Reply::Table { table, listeners } => Ok((table, listeners)),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Waits until nothing is under way on the upstreams, at most until the deadline. Blocks for
+    /// that long; use a connection of its own to go on meanwhile.
+    ///
+    /// # Errors
+    /// When the front breaks off.
+    pub fn drain(&mut self, drain: &Drain) -> Result<Drained, FrontError> {
+        let limit = Duration::from_millis(drain.deadline_ms) + ANSWER_LIMIT;
+        match self.ask(&Request::Drain(drain.clone()), limit)? {
+            Reply::Drained(drained) => Ok(drained),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Holds (or, with `hold` false, releases) routes by id: new requests and connections wait, at
+    /// most `ms` milliseconds or else the route's own bound.
+    ///
+    /// # Errors
+    /// [`FrontError::Refused`] when a route is not in the table.
+    pub fn hold(
+        &mut self,
+        routes: &[String],
+        hold: bool,
+        ms: Option<u64>,
+    ) -> Result<(), FrontError> {
+        let request = Request::Hold { routes: routes.to_vec(), hold, ms };
+        self.ask_done(&request)
+    }
+
+    /// Those of `addrs` that could not be bound now, and by whom they are held.
+    ///
+    /// # Errors
+    /// When the front breaks off.
+    pub fn check_bind(&mut self, addrs: &[Bind]) -> Result<Vec<BindFailure>, FrontError> {
+        match self.ask(&Request::CheckBind { addrs: addrs.to_vec() }, ANSWER_LIMIT)? {
+            Reply::Taken { taken } => Ok(taken),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Counters.
+    ///
+    /// # Errors
+    /// When the front breaks off.
+    pub fn stats(&mut self) -> Result<Stats, FrontError> {
+        match self.ask(&Request::Stats, ANSWER_LIMIT)? {
+            Reply::Stats(stats) => Ok(stats),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Who answers.
+    ///
+    /// # Errors
+    /// When the front breaks off.
+    pub fn ping(&mut self) -> Result<Pong, FrontError> {
+        match self.ask(&Request::Ping, ANSWER_LIMIT)? {
+            Reply::Pong { pid, minder, generation } => Ok(Pong { pid, minder, generation }),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// Has a fresh worker of the program that now stands at the minder's path take over; the old
+    /// one leaves after its last connection or `grace`. No listener is closed.
+    ///
+    /// # Errors
+    /// [`FrontError::Refused`] without a minder.
+    pub fn upgrade(&mut self, grace: Duration) -> Result<(), FrontError> {
+        self.ask_done(&Request::Upgrade { grace_ms: millis(grace) })
+    }
+
+    /// Ends the front, minder and all, and returns when it no longer answers. What is under way
+    /// has `grace` to end.
+    ///
+    /// # Errors
+    /// When the front breaks off before it agreed.
+    pub fn stop(mut self, grace: Duration) -> Result<(), FrontError> {
+        self.ask_done(&Request::Stop { grace_ms: millis(grace) })?;
+        // The line breaks when the process has ended.
+        let _ = self.stream.get_ref().set_read_timeout(Some(grace + ANSWER_LIMIT));
+        let _ = io::copy(&mut self.stream, &mut io::sink());
+        Ok(())
+    }
+
+    fn ask_done(&mut self, request: &Request) -> Result<(), FrontError> {
+        match self.ask(request, ANSWER_LIMIT)? {
+            Reply::Done => Ok(()),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    fn ask(&mut self, request: &Request, limit: Duration) -> Result<Reply, FrontError> {
+        self.converse(request, limit)
+            .map_err(|source| FrontError::Broken { path: self.path.clone(), source })
+    }
+
+    fn converse(&mut self, request: &Request, limit: Duration) -> io::Result<Reply> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        self.stream.get_ref().set_read_timeout(Some(limit))?;
+        self.stream.get_mut().write_all(&line)?;
+        line.clear();
+        self.stream.read_until(b'\n', &mut line)?;
+        if line.last() != Some(&b'\n') {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(serde_json::from_slice(&line)?)
+    }
+
+    fn unexpected(&self, reply: Reply) -> FrontError {
+        match reply {
+            Reply::Stale { asked, current } => FrontError::Stale { asked, current },
+            Reply::Error { message } => FrontError::Refused(message),
+            other => FrontError::Refused(format!("an answer to another question: {other:?}")),
+        }
+    }
+}
+
+/// A front for `root`: the one that answers, with a minder beside it, else a new one of the
+/// program `exe`, in a session of its own so that it outlives the caller.
+///
+/// # Errors
+/// [`FrontError::Start`] when none answers within five seconds.
+pub fn ensure_running(root: &Path, exe: &Path) -> Result<FrontClient, FrontError> {
+    if let Some(client) = minded(root) {
+        return Ok(client);
+    }
+    let paths = Paths::new(root);
+    let log = root.join("front/log");
+    let start = |what: String| FrontError::Start { what, log: log.clone() };
+    let spawned = paths.create().and_then(|()| {
+        Command::new(exe)
+            .arg("front")
+            .arg(root)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(paths.open_log()?)
+            .spawn()
+    });
+    let mut child = spawned.map_err(|error| start(format!("{}: {error}", exe.display())))?;
+    let pid = child.id();
+    // Reaps the minder should it end while the caller lives.
+    let reaper = std::thread::Builder::new().name("front-reaper".into());
+    reaper.spawn(move || child.wait()).map_err(|error| start(error.to_string()))?;
+    let deadline = Instant::now() + START_LIMIT;
+    loop {
+        if let Some(client) = minded(root) {
+            return Ok(client);
+        }
+        if Instant::now() > deadline {
+            return Err(start(format!("process {pid} of {} does not answer", exe.display())));
+        }
+        std::thread::sleep(START_PAUSE);
+    }
+}
+
+fn minded(root: &Path) -> Option<FrontClient> {
+    let mut client = FrontClient::connect(root).ok()?;
+    client.ping().ok()?.minder.then_some(client)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Drain {
+    /// What led to `upstreams`, cut at the deadline.
+    pub fn of(upstreams: impl IntoIterator<Item = SocketAddr>, deadline: Duration) -> Self {
+        Self {
+            upstreams: upstreams.into_iter().collect(),
+            deadline_ms: millis(deadline),
+            ..Self::default()
+        }
+    }
+}

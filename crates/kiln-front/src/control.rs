@@ -1,0 +1,151 @@
+//! The control socket: one task a connection, requests answered in order. Whoever may open
+//! `front.sock` (its owner) may ask anything.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::paths::short;
+use crate::state::State;
+use crate::wire::{Drain, DrainPolicy, Drained, LINE_LIMIT, Reply, Request};
+
+/// Why the worker shall leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    Stop { grace: Duration },
+    Upgrade { grace: Duration },
+}
+
+/// What the control connections share.
+#[derive(Debug, Clone)]
+pub(crate) struct Control {
+    pub(crate) state: Arc<Mutex<State>>,
+    pub(crate) leave: mpsc::UnboundedSender<Leave>,
+    /// Set once another worker answers: conversations end, so that they begin anew there.
+    pub(crate) handed: watch::Sender<bool>,
+}
+
+/// Listens at `path`, replacing what was there; the caller holds the worker's lock.
+pub(crate) fn listen_at(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    short(path, |path| UnixListener::bind(path))
+}
+
+impl Control {
+    /// Answers everybody who connects.
+    pub(crate) async fn serve(self, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    tokio::spawn(self.clone().converse(stream));
+                }
+                Err(error) => {
+                    eprintln!("front: control socket: {error}");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+
+    async fn converse(self, stream: UnixStream) {
+        let (from, mut to) = stream.into_split();
+        let mut from = BufReader::new(from);
+        let mut handed = self.handed.subscribe();
+        loop {
+            let mut line = Vec::new();
+            let mut limited = (&mut from).take(LINE_LIMIT as u64);
+            let read = tokio::select! {
+                read = limited.read_until(b'\n', &mut line) => read,
+                _ = handed.wait_for(|handed| *handed) => return,
+            };
+            match read {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            let (reply, leave) = match serde_json::from_slice(&line) {
+                Ok(request) => self.answer(request).await,
+                Err(error) => (Reply::Error { message: format!("not a request: {error}") }, None),
+            };
+            let mut text = serde_json::to_vec(&reply).unwrap_or_default();
+            text.push(b'\n');
+            let written = to.write_all(&text).await;
+            if let Some(leave) = leave {
+                // Only fails when the worker is leaving already.
+                let _ = self.leave.send(leave);
+            }
+            if written.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn answer(&self, request: Request) -> (Reply, Option<Leave>) {
+        let grace = Duration::from_millis;
+        let reply = match request {
+            Request::Apply { table, partial } => self.state().apply(table, partial),
+            Request::Get => {
+                let state = self.state();
+                Reply::Table { table: state.table().clone(), listeners: state.bound() }
+            }
+            Request::Drain(drain) => Reply::Drained(self.drain(drain).await),
+            Request::Hold { routes, hold, ms } => self.state().hold(&routes, hold, ms),
+            Request::CheckBind { addrs } => Reply::Taken { taken: self.state().check_bind(&addrs) },
+            Request::Stats => Reply::Stats(self.state().stats()),
+            Request::Ping => {
+                let state = self.state();
+                let generation = state.table().generation;
+                Reply::Pong { pid: std::process::id(), minder: state.minded(), generation }
+            }
+            Request::Upgrade { .. } if !self.state().minded() => {
+                Reply::Error { message: "there is no minder to start another worker".to_owned() }
+            }
+            Request::Upgrade { grace_ms } => {
+                return (Reply::Done, Some(Leave::Upgrade { grace: grace(grace_ms) }));
+            }
+            Request::Stop { grace_ms } => {
+                return (Reply::Done, Some(Leave::Stop { grace: grace(grace_ms) }));
+            }
+        };
+        (reply, None)
+    }
+
+    async fn drain(&self, drain: Drain) -> Drained {
+        let start = Instant::now();
+        let deadline = start + Duration::from_millis(drain.deadline_ms);
+        let (upstreams, live) = self.state().to_drain(&drain);
+        let mut drained = Drained { upstreams: upstreams.len(), live, ..Drained::default() };
+        for upstream in &upstreams {
+            let (_, pinned) = upstream.active();
+            if drain.policy == DrainPolicy::CutPinned && pinned > 0 {
+                drained.cut_connections += pinned;
+                upstream.cut_pinned();
+            }
+            let idle = timeout_at(deadline, upstream.idle()).await.is_ok();
+            let (requests_left, pinned_left) = if idle { (0, 0) } else { upstream.active() };
+            match drain.policy {
+                DrainPolicy::UntilClosed => drained.remaining += requests_left + pinned_left,
+                _ if !idle => {
+                    drained.cut_requests += requests_left;
+                    drained.cut_connections += pinned_left;
+                    upstream.cut();
+                }
+                _ => {}
+            }
+        }
+        drained.waited_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        drained
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,142 @@
+//! What every request reads: the generation in force.
+//!
+//! One store of one pointer switches every service of every stage. A request counts itself on
+//! its upstream and then checks that no switch came in between, so that a drain which starts
+//! after the switch sees every request that chose before it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::table::App;
+use crate::upstream::{Active, Counters, Upstream};
+
+/// The routes in force, by listener.
+#[derive(Debug, Default)]
+pub(crate) struct Generation {
+    pub(crate) routes: HashMap<u64, Arc<LiveRoute>>,
+}
+
+/// A route as requests need it.
+#[derive(Debug)]
+pub(crate) struct LiveRoute {
+    pub(crate) app: App,
+    pub(crate) upstream: Option<Arc<Upstream>>,
+    /// Bound of the wait while held; `None`: not held.
+    pub(crate) hold: Option<Duration>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// There is nowhere to send a request: no route, no upstream, or held beyond the bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unavailable;
+
+/// What becomes of client connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closing {
+    /// They stay.
+    No,
+    /// Each ends with its next answer, which says so: no request can be lost.
+    AfterNext,
+    /// Idle ones end now, the others after their answer.
+    Now,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Front {
+    generation: ArcSwap<Generation>,
+    epoch: AtomicU64,
+    changed: watch::Sender<()>,
+    /// How this worker is about to leave.
+    pub(crate) closing: watch::Sender<Closing>,
+    /// Told whenever a connection ends while closing.
+    pub(crate) left: Notify,
+}
+
+impl Front {
+    pub(crate) fn new() -> Self {
+        Self {
+            generation: ArcSwap::default(),
+            epoch: AtomicU64::new(0),
+            changed: watch::Sender::new(()),
+            closing: watch::Sender::new(Closing::No),
+            left: Notify::new(),
+        }
+    }
+
+    /// The switch.
+    pub(crate) fn switch(&self, generation: Generation) {
+        self.generation.store(Arc::new(generation));
+        self.epoch.fetch_add(1, SeqCst);
+        self.changed.send_replace(());
+    }
+
+    /// Ends with the next switch after the call.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// The route behind a listener, now.
+    pub(crate) fn route(&self, listener: u64) -> Option<Arc<LiveRoute>> {
+        self.generation.load().routes.get(&listener).cloned()
+    }
+
+    /// Where a new request or connection goes; waits while the route is held.
+    pub(crate) async fn target(&self, listener: u64) -> Result<Active, Unavailable> {
+        match self.target_now(listener) {
+            Ok(active) => Ok(active),
+            Err(None) => Err(Unavailable),
+            Err(Some(_)) => self.target_held(listener).await,
+        }
+    }
+
+    async fn target_held(&self, listener: u64) -> Result<Active, Unavailable> {
+        let start = Instant::now();
+        let mut changes = self.changes();
+        loop {
+            match self.target_now(listener) {
+                Ok(active) => return Ok(active),
+                Err(None) => return Err(Unavailable),
+                Err(Some(bound)) => {
+                    let changed = timeout_at(start + bound, changes.changed()).await;
+                    changed.map_err(|_| Unavailable)?.map_err(|_| Unavailable)?;
+                }
+            }
+        }
+    }
+
+    /// `Err(Some)` says how long a held request may wait.
+    fn target_now(&self, listener: u64) -> Result<Active, Option<Duration>> {
+        loop {
+            let epoch = self.epoch.load(SeqCst);
+            let generation = self.generation.load();
+            let route = generation.routes.get(&listener).ok_or(None)?;
+            if let Some(bound) = route.hold {
+                return Err(Some(bound));
+            }
+            let upstream = route.upstream.as_ref().ok_or(None)?;
+            let active = Active::new(upstream.clone(), route.counters.clone());
+            if self.epoch.load(SeqCst) == epoch {
+                return Ok(active);
+            }
+        }
+    }
+
+    pub(crate) fn count_request(&self, listener: u64) {
+        if let Some(route) = self.generation.load().routes.get(&listener) {
+            route.counters.requests.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(crate) fn count_error(&self, listener: u64) {
+        if let Some(route) = self.generation.load().routes.get(&listener) {
+            route.counters.errors.fetch_add(1, Relaxed);
+        }
+    }
+}

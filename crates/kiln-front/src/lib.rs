@@ -1,0 +1,68 @@
+//! The data plane: published ports, one routing table, one atomic switch. A process of its own,
+//! so that the agent may die or be replaced while traffic flows.
+//!
+//! Three processes talk here: the **agent** holds a [`FrontClient`] and sends whole [`Table`]s;
+//! the **worker** owns the listeners and moves the bytes; the **minder**, a few lines, keeps
+//! duplicates of the listening sockets and starts the worker again when it dies.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`table`] | the routing table that is applied as one generation |
+//! | [`wire`] | requests and replies on `front.sock`, one JSON object a line |
+//! | [`client`] | blocking client for the agent; starts the front when none answers |
+//! | `paths` | the files under `<root>/front/` |
+//! | `minder`, `link` | the process that outlives the worker; descriptors over a socket |
+//! | `worker`, `control` | the worker's start, its control socket |
+//! | `state` | what the worker owns: listeners, table, upstreams; `apply` |
+//! | `listener`, `holder` | binding an address; who else holds it |
+//! | `generation`, `upstream` | what requests read: the current generation; activity and cutting |
+//! | `core`, `pool` | a thread with its own runtime; its idle upstream connections |
+//! | `proxy` | one accepted connection: detection, HTTP/1.1, TCP, UDP |
+#![deny(unsafe_code)]
+
+pub mod client;
+mod control;
+mod core;
+mod generation;
+mod holder;
+mod link;
+mod listener;
+mod minder;
+mod paths;
+mod pool;
+mod proxy;
+mod saved;
+mod state;
+pub mod table;
+mod upstream;
+pub mod wire;
+mod worker;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+pub use client::{FrontClient, FrontError, ensure_running};
+pub use minder::run_minder;
+pub use table::{App, Protocol, Route, Table};
+pub use wire::{Applied, Bind, BindFailure, Drain, DrainPolicy, Drained, Holder, Stats};
+pub use worker::run_worker;
+
+/// Runs `front [--worker] ROOT` if that is what `args` (without the program's name) asks for, and
+/// returns the exit code; `None` when it is some other verb. Call it before any thread exists.
+pub fn dispatch(args: &[OsString]) -> Option<u8> {
+    let (verb, rest) = args.split_first()?;
+    if verb != "front" {
+        return None;
+    }
+    match rest {
+        [flag, root] if flag == "--worker" => Some(run_worker(Path::new(root))),
+        [root] if !root.as_encoded_bytes().starts_with(b"-") => {
+            let exe = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
+            Some(run_minder(Path::new(root), &exe))
+        }
+        _ => {
+            eprintln!("kiln front: expected the root directory, as in `kiln front /var/lib/kiln`");
+            Some(2)
+        }
+    }
+}

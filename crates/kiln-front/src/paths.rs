@@ -1,0 +1,74 @@
+//! The files under `<root>/front/`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// Longest path that fits a Unix socket address with its final zero.
+const SOCKET_PATH_LIMIT: usize = 107;
+
+/// The front's directory of one root.
+#[derive(Debug, Clone)]
+pub(crate) struct Paths {
+    dir: PathBuf,
+}
+
+impl Paths {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self { dir: root.join("front") }
+    }
+
+    /// Makes the directory, for its owner only.
+    pub(crate) fn create(&self) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)
+    }
+
+    /// Where the agent asks.
+    pub(crate) fn control(&self) -> PathBuf {
+        self.dir.join("front.sock")
+    }
+
+    /// Where a new minder finds a worker that lost its own.
+    pub(crate) fn minder(&self) -> PathBuf {
+        self.dir.join("minder.sock")
+    }
+
+    /// The last table.
+    pub(crate) fn table(&self) -> PathBuf {
+        self.dir.join("table.json")
+    }
+
+    /// Standard error of minder and worker.
+    pub(crate) fn open_log(&self) -> io::Result<File> {
+        OpenOptions::new().create(true).append(true).mode(0o600).open(self.dir.join("log"))
+    }
+
+    /// The lock named `name` (`worker.lock`, `minder.lock`), or `None` while another has it.
+    pub(crate) fn try_lock(&self, name: &str) -> io::Result<Option<File>> {
+        let path = self.dir.join(name);
+        let file =
+            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Calls `with` with a name of the socket `path` that fits into a socket address: roots may be
+/// longer than the 107 bytes of one.
+pub(crate) fn short<T>(path: &Path, with: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    if path.as_os_str().len() <= SOCKET_PATH_LIMIT {
+        return with(path);
+    }
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    };
+    let dir = File::open(dir)?;
+    with(&Path::new("/proc/self/fd").join(dir.as_fd().as_raw_fd().to_string()).join(name))
+}

@@ -1,0 +1,112 @@
+//! Datagrams: each client gets a socket of its own towards the upstream, so that answers find
+//! their way back. A switch takes new datagrams to the new upstream; answers that are under way
+//! still arrive.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio::time::timeout;
+
+use crate::generation::Front;
+use crate::upstream::Active;
+
+/// A client that neither asks nor is answered for so long is forgotten.
+const IDLE_LIMIT: Duration = Duration::from_secs(30);
+/// Clients remembered on one listener; more are dropped, as a full queue would.
+const FLOW_LIMIT: usize = 4096;
+const DATAGRAM: usize = 64 << 10;
+
+struct Flow {
+    upstream: u64,
+    /// Ends, and closes its end of the channel, when the flow has been idle.
+    task: tokio::task::AbortHandle,
+    socket: Arc<UdpSocket>,
+}
+
+/// Serves a bound socket until aborted.
+pub(crate) async fn serve(front: Arc<Front>, socket: Arc<OwnedFd>, listener: u64) {
+    let bound = socket.try_clone().map(std::net::UdpSocket::from);
+    let socket = match bound.and_then(UdpSocket::from_std) {
+        Ok(socket) => Arc::new(socket),
+        Err(error) => return eprintln!("front: listener {listener}: {error}"),
+    };
+    let mut flows: HashMap<SocketAddr, Flow> = HashMap::new();
+    let mut buffer = vec![0; DATAGRAM];
+    loop {
+        // Errors here are answers of the network to earlier datagrams.
+        let Ok((count, client)) = socket.recv_from(&mut buffer).await else { continue };
+        front.count_request(listener);
+        if forward(&front, listener, &socket, &mut flows, client, &buffer[..count]).await.is_err() {
+            front.count_error(listener);
+        }
+    }
+}
+
+async fn forward(
+    front: &Arc<Front>,
+    listener: u64,
+    socket: &Arc<UdpSocket>,
+    flows: &mut HashMap<SocketAddr, Flow>,
+    client: SocketAddr,
+    datagram: &[u8],
+) -> io::Result<()> {
+    let route = front.route(listener);
+    // Datagrams are not held: a client repeats them anyway.
+    let open = route.filter(|route| route.hold.is_none()).and_then(|route| {
+        let upstream = route.upstream.clone()?;
+        Some((upstream, route.counters.clone()))
+    });
+    let Some((upstream, counters)) = open else {
+        return Err(io::ErrorKind::NotConnected.into());
+    };
+    let current = |flow: &Flow| flow.upstream == upstream.id && !flow.task.is_finished();
+    if !flows.get(&client).is_some_and(current) {
+        if flows.len() >= FLOW_LIMIT {
+            flows.retain(|_, flow| !flow.task.is_finished());
+        }
+        if flows.len() >= FLOW_LIMIT {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let any = match upstream.addr {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let towards = Arc::new(UdpSocket::bind((any, 0)).await?);
+        towards.connect(upstream.addr).await?;
+        let mut active = Active::new(upstream.clone(), counters);
+        active.pin();
+        let task = tokio::spawn(answers(towards.clone(), socket.clone(), client, active));
+        let flow = Flow { upstream: upstream.id, task: task.abort_handle(), socket: towards };
+        flows.insert(client, flow);
+    }
+    if let Some(flow) = flows.get(&client) {
+        flow.socket.send(datagram).await?;
+    }
+    Ok(())
+}
+
+async fn answers(from: Arc<UdpSocket>, to: Arc<UdpSocket>, client: SocketAddr, active: Active) {
+    let mut cut = active.upstream().when_cut();
+    let mut buffer = vec![0; DATAGRAM];
+    loop {
+        let received = tokio::select! {
+            received = timeout(IDLE_LIMIT, from.recv(&mut buffer)) => received,
+            _ = cut.pinned() => return,
+        };
+        match received {
+            Ok(Ok(count)) => {
+                if to.send_to(&buffer[..count], client).await.is_err() {
+                    return;
+                }
+            }
+            // Nobody listens there just now.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The worker: from its start to its end.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::net::{SocketType, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::{mpsc, watch};
+
+use crate::control::{self, Control, Leave};
+use crate::core::Cores;
+use crate::generation::{Closing, Front};
+use crate::link::{self, Message};
+use crate::listener::Key;
+use crate::paths::Paths;
+use crate::state::State;
+
+/// How long a worker that is being replaced may take to let go of its lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a worker that was replaced leaves idle connections open: it serves them by a table
+/// that may be out of date soon.
+const GENTLE: Duration = Duration::from_millis(500);
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
+
+/// Serves `root` until it is told to stop; returns the exit code. Its standard input is the line
+/// to the minder, if a minder started it.
+pub fn run_worker(root: &Path) -> u8 {
+    match run(root) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("front: {}: {error}", root.display());
+            1
+        }
+    }
+}
+
+fn run(root: &Path) -> io::Result<()> {
+    let paths = Paths::new(root);
+    paths.create()?;
+    let (minder, kept) = inherited()?;
+    let lock = lock(&paths)?;
+    raise_descriptor_limit();
+    let front = Arc::new(Front::new());
+    let count = std::thread::available_parallelism().map_or(2, usize::from);
+    let cores = Cores::start(&front, count)?;
+    let state = State::new(front.clone(), cores.clone(), paths.table());
+    let state = Arc::new(Mutex::new(state));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        {
+            let mut state = lock_state(&state);
+            if let Some(minder) = &minder {
+                state.attach(minder.clone());
+            }
+            state.restore(kept);
+        }
+        watch_minder(&paths, &state, minder)?;
+        let handed = watch::Sender::new(false);
+        let (leave, mut told) = mpsc::unbounded_channel();
+        let listener = control::listen_at(&paths.control())?;
+        let serving = tokio::spawn(
+            Control { state: state.clone(), leave, handed: handed.clone() }.serve(listener),
+        );
+        let why = told.recv().await.unwrap_or(Leave::Stop { grace: Duration::ZERO });
+        serving.abort();
+        let _ = serving.await;
+        let grace = match why {
+            Leave::Stop { grace } => {
+                lock_state(&state).close_all();
+                lock_state(&state).tell(&Message::Bye, None);
+                remove_sockets(&paths);
+                grace
+            }
+            Leave::Upgrade { grace } => {
+                lock_state(&state).stop_accepting();
+                handed.send_replace(true);
+                drop(lock);
+                lock_state(&state).tell(&Message::Upgrade, None);
+                grace
+            }
+        };
+        let gentle = if matches!(why, Leave::Upgrade { .. }) { GENTLE } else { Duration::ZERO };
+        finish(&front, &cores, gentle, grace).await;
+        Ok(())
+    })
+}
+
+/// Waits for the last connection. At first busy connections only are closed, and told so by
+/// their answers; those that are idle beyond `gentle` can be closed with little risk.
+async fn finish(front: &Front, cores: &Cores, gentle: Duration, grace: Duration) {
+    front.closing.send_replace(Closing::AfterNext);
+    let gone = async {
+        while cores.open() > 0 {
+            front.left.notified().await;
+        }
+    };
+    let mut gone = std::pin::pin!(gone);
+    if tokio::time::timeout(gentle.min(grace), gone.as_mut()).await.is_ok() {
+        return;
+    }
+    front.closing.send_replace(Closing::Now);
+    // Those that go on beyond the grace end with the process.
+    let _ = tokio::time::timeout(grace, gone).await;
+}
+
+fn remove_sockets(paths: &Paths) {
+    for path in [paths.control(), paths.minder()] {
+        // They are replaced by the next worker anyway.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+type Kept = BTreeMap<Key, OwnedFd>;
+
+/// The line to the minder, and the sockets that it kept.
+fn inherited() -> io::Result<(Option<Arc<OwnedFd>>, Kept)> {
+    let mut kept = Kept::new();
+    let stdin = io::stdin();
+    if !matches!(sockopt::socket_type(&stdin), Ok(SocketType::SEQPACKET)) {
+        return Ok((None, kept));
+    }
+    let line = stdin.as_fd().try_clone_to_owned()?;
+    while let Some((message, socket)) = link::receive(line.as_fd())? {
+        match (message, socket) {
+            (Message::Add(key), Some(socket)) => {
+                kept.insert(key, socket);
+            }
+            (Message::Go, _) => return Ok((Some(Arc::new(line)), kept)),
+            _ => {}
+        }
+    }
+    Ok((None, kept))
+}
+
+/// One worker a root.
+fn lock(paths: &Paths) -> io::Result<std::fs::File> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        if let Some(lock) = paths.try_lock("worker.lock")? {
+            return Ok(lock);
+        }
+        if Instant::now() > deadline {
+            return Err(io::Error::other("another worker serves this root"));
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+}
+
+/// Each proxied connection needs two descriptors; the usual soft limit is 1024.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Never above the hard limit, so it needs no privilege.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// A thread that notices the minder's death and waits for the next one.
+fn watch_minder(
+    paths: &Paths,
+    state: &Arc<Mutex<State>>,
+    mut minder: Option<Arc<OwnedFd>>,
+) -> io::Result<()> {
+    let listener = link::listen_at(&paths.minder())?;
+    let state = state.clone();
+    std::thread::Builder::new().name("front-minder".into()).spawn(move || {
+        loop {
+            if let Some(line) = minder.take() {
+                while let Ok(Some(_)) = link::receive(line.as_fd()) {}
+                lock_state(&state).detach();
+            }
+            match rustix::net::accept_with(&listener, rustix::net::SocketFlags::CLOEXEC) {
+                Ok(line) => {
+                    let line = Arc::new(line);
+                    lock_state(&state).attach(line.clone());
+                    minder = Some(line);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return eprintln!("front: no minder will be found: {error}"),
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn lock_state(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}

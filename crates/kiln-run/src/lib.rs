@@ -1,0 +1,65 @@
+//! Image → instance: one single-threaded shim process per instance, and the sandbox it builds.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`spec`] | what is to run: sandbox, instance, step |
+//! | [`runtime`] | the agent's side: start, find again, sweep |
+//! | [`running`] | one instance, spoken to through its shim |
+//! | [`exec`] | a command inside a running instance |
+//! | [`step`] | a RUN step: a sandbox that ends with its command |
+//! | [`logs`] | reading what an instance wrote |
+//! | [`net`] | the network of an instance |
+//! | `shim` | the process of each instance: start, log, control, clean up |
+//! | `session` | the process of each exec and step |
+//! | `sandbox` | what happens between clone and exec |
+//! | `cgroup` | groups for tracking, killing and limits |
+//! | `sys` | the few system calls that no library wraps |
+//!
+//! Nothing here runs between `clone` and `exec` in a process that has threads: the binary calls
+//! [`dispatch`] before it starts any, and the hidden roles never return from it.
+//! `docs/runtime.md` says why it is built so.
+
+pub mod error;
+pub mod exec;
+pub mod logs;
+pub mod net;
+pub mod running;
+pub mod runtime;
+pub mod spec;
+pub mod step;
+
+mod cgroup;
+mod report;
+mod sandbox;
+mod session;
+mod shim;
+mod sys;
+
+use std::ffi::OsString;
+
+pub use error::RunError;
+pub use exec::{ExecOutcome, ExecSpec, ExecStdio, Executing};
+pub use running::{ExitInfo, InstanceState, Running};
+pub use runtime::Runtime;
+pub use spec::{BindMount, FileMount, InstanceSpec, LogLimits, Network, Sandbox};
+pub use step::{StepExit, StepSpec};
+
+/// Hidden role: the shim of one instance.
+pub const ROLE_SHIM: &str = "shim";
+/// Hidden role: one command inside a running instance.
+pub const ROLE_EXEC: &str = "shim-exec";
+/// Hidden role: one RUN step.
+pub const ROLE_STEP: &str = "shim-step";
+
+/// Runs a hidden role if the first argument (after the program's name) names one, and then never
+/// returns. The binary calls this first thing in `main`, while it has one thread.
+pub fn dispatch(args: impl IntoIterator<Item = OsString>) {
+    let mut args = args.into_iter().skip(1);
+    let Some(role) = args.next() else { return };
+    match role.to_str() {
+        Some(ROLE_SHIM) => shim::main(args.next().unwrap_or_default().as_ref()),
+        Some(ROLE_EXEC) => session::main_exec(),
+        Some(ROLE_STEP) => session::main_step(),
+        _ => {}
+    }
+}

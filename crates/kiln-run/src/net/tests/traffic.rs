@@ -1,0 +1,239 @@
+//! Who reaches whom, and what happens when the map changes.
+
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use super::world::{OUTSIDE, PATIENCE, Server, UPLINK, World, ask, on_a_host, outside};
+use crate::net::GATEWAY;
+use crate::net::message::Batch;
+use crate::net::netlink::Socket;
+
+#[test]
+fn instances_reach_one_another_by_virtual_address() {
+    on_a_host(|| {
+        let world = World::new();
+        let (web, db) = (world.instance(1), world.instance(2));
+        let _server = db.serve("db", 5432);
+        let address = world.virtual_address(1);
+        world.map(1, &db);
+
+        let from_web = format!("db {}", web.spec.address);
+        assert_eq!(web.ask(address, 5432).unwrap(), from_web, "TCP");
+        assert_eq!(web.ask(db.spec.address, 5432).unwrap(), from_web, "directly");
+        let (text, from) = web.namespace.run(|| datagram(&udp(), address, 5432)).unwrap();
+        assert_eq!(
+            (text.as_str(), from),
+            ("db", address.into()),
+            "UDP, answered by the address asked"
+        );
+        assert_eq!(
+            db.ask(address, 5432).unwrap(),
+            format!("db {GATEWAY}"),
+            "an instance reaches itself"
+        );
+        assert_eq!(
+            ask(db.spec.address, 5432).unwrap(),
+            format!("db {GATEWAY}"),
+            "and so does the host"
+        );
+        world.host.teardown().unwrap();
+    });
+}
+
+#[test]
+fn nothing_behind_an_address_is_said_at_once() {
+    on_a_host(|| {
+        let world = World::new();
+        let web = world.instance(1);
+        let unmapped = world.virtual_address(9);
+        let begun = Instant::now();
+        for _ in 0..20 {
+            let refused = web.ask(unmapped, 80).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
+        }
+        let refused = web.namespace.run(|| {
+            let socket = udp();
+            socket.connect((unmapped, 53)).unwrap();
+            socket.send(b"?").unwrap();
+            socket.recv(&mut [0; 9]).unwrap_err()
+        });
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
+        let gone = world.host.range().instance(77).unwrap();
+        let refused = web.ask(gone, 80).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::HostUnreachable, "{refused}");
+        let refused = ask(gone, 80).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::HostUnreachable, "from the host: {refused}");
+        assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
+        world.host.teardown().unwrap();
+    });
+}
+
+#[test]
+fn the_map_moves_between_two_packets() {
+    on_a_host(|| {
+        let world = World::new();
+        let (client, old, new) = (world.instance(1), world.instance(2), world.instance(3));
+        let (_a, _b) = (old.serve("old", 80), new.serve("new", 80));
+        let address = world.virtual_address(0);
+        world.map(0, &old);
+
+        let mut open = client.namespace.run(|| TcpStream::connect((address, 80)).unwrap());
+        open.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answers = BufReader::new(open.try_clone().unwrap());
+        let mut said = || {
+            let mut line = String::new();
+            answers.read_line(&mut line).unwrap();
+            line
+        };
+        assert!(said().starts_with("old "));
+        let socket = client.namespace.run(udp);
+        assert_eq!(datagram(&socket, address, 80).unwrap().0, "old");
+
+        world.map(0, &new);
+        assert!(client.ask(address, 80).unwrap().starts_with("new "));
+        writeln!(open, "still here").unwrap();
+        assert_eq!(said(), "old still here\n", "what is open stays");
+        world.host.settle().unwrap();
+        assert_eq!(datagram(&socket, address, 80).unwrap().0, "new", "UDP follows");
+        world.host.teardown().unwrap();
+    });
+}
+
+#[test]
+fn no_connection_is_lost_while_the_map_moves() {
+    on_a_host(|| {
+        let world = World::new();
+        let (client, old, new) = (world.instance(1), world.instance(2), world.instance(3));
+        let (_a, _b) = (old.serve("old", 80), new.serve("new", 80));
+        let address = world.virtual_address(0);
+        world.map(0, &old);
+        world.map(1, &old);
+        let done = AtomicBool::new(false);
+        let count = AtomicUsize::new(0);
+        let mut moves = 0;
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    client.namespace.run(|| {
+                        while !done.load(Ordering::Relaxed) {
+                            let said = ask(address, 80).expect("a connection was lost");
+                            assert!(said.starts_with("old ") || said.starts_with("new "));
+                            count.fetch_add(1, Ordering::Relaxed);
+                        }
+                    });
+                });
+            }
+            let deadline = Instant::now() + PATIENCE * 4;
+            while (count.load(Ordering::Relaxed) < 400 || moves < 200) && Instant::now() < deadline
+            {
+                let to = if moves % 2 == 0 { &new } else { &old };
+                if moves % 5 == 0 {
+                    let all =
+                        [(address, to.spec.address), (world.virtual_address(1), to.spec.address)];
+                    world.host.translate_all(&all).unwrap();
+                } else {
+                    world.map(0, to);
+                }
+                moves += 1;
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert!(count.into_inner() >= 400 && moves >= 200, "too slow to tell");
+        world.host.teardown().unwrap();
+    });
+}
+
+#[test]
+fn what_leaves_wears_the_hosts_address() {
+    on_a_host(|| {
+        let outside = outside();
+        let world = World::new();
+        assert!(
+            world.host.notices().iter().any(|notice| notice.contains("ip_forward")),
+            "a fresh namespace does not forward: {:?}",
+            world.host.notices()
+        );
+        let again = crate::net::Host::setup_in(world.run.path(), world.root.path()).unwrap();
+        assert!(again.notices().is_empty(), "{:?}", again.notices());
+        let web = world.instance(1);
+        assert_eq!(web.spec.mtu, Some(1400), "that of the uplink");
+        let _server = outside.run(|| Server::start("outside", 80));
+        assert_eq!(web.ask(OUTSIDE, 80).unwrap(), format!("outside {UPLINK}"));
+        let (text, _) = web.namespace.run(|| datagram(&udp(), OUTSIDE, 80)).unwrap();
+        assert_eq!(text, "outside");
+        world.host.teardown().unwrap();
+    });
+}
+
+#[test]
+fn nobody_outside_reaches_an_instance() {
+    on_a_host(|| {
+        let outside = outside();
+        let world = World::new();
+        let web = world.instance(1);
+        let _server = web.serve("web", 80);
+        // Somebody on the uplink's network routes our addresses to us.
+        let address = web.spec.address;
+        outside.run(|| {
+            let mut socket = Socket::route().unwrap();
+            let index = rustix::net::netdevice::name_to_index(&socket, "eth0").unwrap();
+            let mut batch = Batch::new();
+            batch.default_route(index, UPLINK);
+            socket.run(batch).unwrap();
+        });
+        let refused = outside.run(|| ask(address, 80)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::TimedOut, "{refused}");
+        assert!(ask(address, 80).is_ok(), "while the host does");
+        world.host.teardown().unwrap();
+    });
+}
+
+#[test]
+fn nobody_sends_in_anothers_name() {
+    on_a_host(|| {
+        let world = World::new();
+        let (web, db, thief) = (world.instance(1), world.instance(2), world.instance(3));
+        let port = 53;
+        let receiver = db.namespace.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap();
+        receiver.set_read_timeout(Some(PATIENCE / 5)).unwrap();
+        let send_as = |from: &super::world::Instance, source: Ipv4Addr| {
+            from.namespace.run(|| {
+                let socket = UdpSocket::bind((source, 0)).unwrap();
+                socket.send_to(b"!", (db.spec.address, port)).unwrap();
+            });
+        };
+        thief.namespace.run(|| {
+            let mut socket = Socket::route().unwrap();
+            let index = rustix::net::netdevice::name_to_index(&socket, "eth0").unwrap();
+            let mut batch = Batch::new();
+            batch.address(index, web.spec.address, false);
+            socket.run(batch).unwrap();
+        });
+        send_as(&thief, web.spec.address);
+        let heard = receiver.recv_from(&mut [0; 9]);
+        assert!(heard.is_err(), "{heard:?}");
+        send_as(&web, web.spec.address);
+        assert_eq!(receiver.recv_from(&mut [0; 9]).unwrap().1.ip(), web.spec.address);
+        world.host.teardown().unwrap();
+    });
+}
+
+pub(super) fn udp() -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// Sends a datagram; the answer and who gave it.
+pub(super) fn datagram(
+    socket: &UdpSocket,
+    to: Ipv4Addr,
+    port: u16,
+) -> std::io::Result<(String, std::net::IpAddr)> {
+    socket.send_to(b"?", (to, port))?;
+    let mut buffer = [0; 64];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    Ok((String::from_utf8_lossy(&buffer[..length]).into_owned(), from.ip()))
+}

@@ -1,0 +1,240 @@
+//! Virtual address → instance, inside the kernel.
+//!
+//! One nftables table for each root, changed in transactions: a packet sees all of a change or
+//! nothing of it. Connection tracking pins what is open to the instance with which it began, until
+//! it closes. UDP never closes, so its entries are dropped when their virtual address moves.
+//!
+//! ```text
+//! table ip kiln-1a2b3c4d {
+//!   map virtual  { type ipv4_addr : ipv4_addr; }
+//!   set hairpin  { type ipv4_addr . ipv4_addr; }     (each instance with itself)
+//!   chain prerouting  { type nat hook prerouting priority -100;
+//!     iifname "kl1a2b3c*" dnat to ip daddr map @virtual }
+//!   chain unmapped    { type filter hook prerouting priority -90;
+//!     iifname "kl1a2b3c*" ip daddr VIRTUALS meta l4proto tcp reject with tcp reset
+//!     iifname "kl1a2b3c*" ip daddr VIRTUALS reject }
+//!   chain forward     { type filter hook forward priority 0;
+//!     iifname "kl1a2b3c*" accept
+//!     oifname "kl1a2b3c*" ct state established,related accept
+//!     oifname "kl1a2b3c*" drop }
+//!   chain postrouting { type nat hook postrouting priority 100;
+//!     ip saddr . ip daddr @hairpin snat to 169.254.1.1
+//!     ip saddr RANGE oifname != "kl1a2b3c*" masquerade }
+//! }
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use rustix::io::Errno;
+
+use super::attach::GATEWAY;
+use super::expression::Term;
+use super::netlink::{Refused, Socket};
+use super::nft::{Element, FORWARD, Hook, IPV4, POSTROUTING, PREROUTING, SetKind, Transaction};
+use super::range::{PREFIX, Range};
+use super::ruleset::ChainName;
+
+const MAP: &str = "virtual";
+const HAIRPIN: &str = "hairpin";
+/// Raise it with every change of the table: an older agent's table is then replaced.
+const FORMAT: u32 = 1;
+const TCP: u8 = 6;
+/// How many rules each chain has: fewer, and somebody emptied it.
+const CHAINS: [(&str, usize); 4] =
+    [("prerouting", 1), ("unmapped", 2), ("forward", 3), ("postrouting", 2)];
+
+type Map = BTreeMap<Ipv4Addr, Ipv4Addr>;
+
+/// A root's table.
+#[derive(Debug)]
+pub(super) struct Table {
+    name: String,
+    interfaces: String,
+    range: Range,
+    /// What the kernel's map holds.
+    map: Map,
+}
+
+impl Table {
+    /// Takes over the table of an earlier agent with its map, or makes a new one.
+    pub(super) fn open(socket: &mut Socket, range: &Range) -> Result<Self, Refused> {
+        let name = range.table();
+        let map = socket.map_elements(&name, MAP)?.into_iter().collect();
+        let interfaces = range.interface_prefix();
+        let table = Self { name, interfaces, range: range.clone(), map };
+        if !table.is_whole(socket)? {
+            table.rebuild(socket)?;
+        }
+        Ok(table)
+    }
+
+    pub(super) fn map(&self) -> &Map {
+        &self.map
+    }
+
+    /// Whether the kernel still has it as it was made.
+    pub(super) fn is_whole(&self, socket: &mut Socket) -> Result<bool, Refused> {
+        if socket.table_comment(&self.name)? != Some(self.comment()) {
+            return Ok(false);
+        }
+        for (chain, count) in CHAINS {
+            let at = ChainName { family: IPV4, table: self.name.clone(), chain: chain.to_owned() };
+            if socket.rules(&at)?.len() != count {
+                return Ok(false);
+            }
+        }
+        let kernel: Map = socket.map_elements(&self.name, MAP)?.into_iter().collect();
+        Ok(kernel == self.map)
+    }
+
+    fn comment(&self) -> String {
+        format!("kiln format {FORMAT}, {}", self.range.cidr())
+    }
+
+    /// Replaces the table in one step, with the map as it is known here.
+    pub(super) fn rebuild(&self, socket: &mut Socket) -> Result<(), Refused> {
+        let mut change = Transaction::new();
+        // Deleting what may not be there: create it first.
+        change.table(&self.name, &self.comment());
+        change.delete_table(&self.name);
+        change.table(&self.name, &self.comment());
+        change.set(&self.name, MAP, SetKind::Map, 1);
+        change.set(&self.name, HAIRPIN, SetKind::Pairs, 2);
+        self.rules(&mut change);
+        self.add_all(&mut change, &self.map);
+        change.commit(socket)
+    }
+
+    fn rules(&self, change: &mut Transaction) {
+        let table = self.name.as_str();
+        let ours = self.interfaces.as_str();
+        let virtuals = Term::DestinationIn(self.range.virtual_network(), PREFIX + 1);
+        let range = Term::SourceIn(self.range.network(), PREFIX);
+        let nat = |number, priority| Hook { number, priority, kind: "nat" };
+        let filter = |number, priority| Hook { number, priority, kind: "filter" };
+
+        change.chain(table, "prerouting", nat(PREROUTING, -100));
+        change.rule(table, "prerouting", &[Term::In(ours), Term::TranslateBy(MAP)]);
+
+        change.chain(table, "unmapped", filter(PREROUTING, -90));
+        let reset = [Term::In(ours), virtuals, Term::Protocol(TCP), Term::TcpReset];
+        change.rule(table, "unmapped", &reset);
+        change.rule(table, "unmapped", &[Term::In(ours), virtuals, Term::PortUnreachable]);
+
+        change.chain(table, "forward", filter(FORWARD, 0));
+        change.rule(table, "forward", &[Term::In(ours), Term::Accept]);
+        change.rule(table, "forward", &[Term::Out(ours), Term::Established, Term::Accept]);
+        change.rule(table, "forward", &[Term::Out(ours), Term::Drop]);
+
+        change.chain(table, "postrouting", nat(POSTROUTING, 100));
+        let hairpin = [Term::PairIn(HAIRPIN), Term::SourceBecomes(GATEWAY)];
+        change.rule(table, "postrouting", &hairpin);
+        let leaving = [range, Term::NotOut(ours), Term::Masquerade];
+        change.rule(table, "postrouting", &leaving);
+    }
+
+    fn add_all(&self, change: &mut Transaction, map: &Map) {
+        let elements: Vec<_> = map.iter().map(|(v, i)| Element::Map(*v, *i)).collect();
+        change.add_elements(&self.name, MAP, &elements);
+        let pairs: Vec<_> = instances(map).into_iter().map(|i| Element::Pair(i, i)).collect();
+        change.add_elements(&self.name, HAIRPIN, &pairs);
+    }
+
+    /// Makes the map `new` in one step. Returns the virtual addresses that had another instance,
+    /// or have none now.
+    pub(super) fn replace(
+        &mut self,
+        socket: &mut Socket,
+        new: Map,
+    ) -> Result<Vec<Ipv4Addr>, Refused> {
+        if new == self.map {
+            return Ok(Vec::new());
+        }
+        match self.change(socket, &new) {
+            // Somebody else wrote to the table: make it anew rather than guess.
+            Err(refused) if refused.is(Errno::NOENT) || refused.is(Errno::EXIST) => {
+                let old = std::mem::replace(&mut self.map, new);
+                if let Err(refused) = self.rebuild(socket) {
+                    self.map = old;
+                    return Err(refused);
+                }
+                Ok(moved(&old, &self.map))
+            }
+            Err(refused) => Err(refused),
+            Ok(()) => {
+                let old = std::mem::replace(&mut self.map, new);
+                Ok(moved(&old, &self.map))
+            }
+        }
+    }
+
+    /// Only what differs: elements that stay are never touched.
+    fn change(&self, socket: &mut Socket, new: &Map) -> Result<(), Refused> {
+        let table = self.name.as_str();
+        let mut change = Transaction::new();
+        let gone: Vec<_> = moved(&self.map, new).into_iter().map(Element::Key).collect();
+        let added: Vec<_> = new
+            .iter()
+            .filter(|(v, i)| self.map.get(v) != Some(i))
+            .map(|(v, i)| Element::Map(*v, *i))
+            .collect();
+        let (was, is) = (instances(&self.map), instances(new));
+        let pair = |i: &Ipv4Addr| Element::Pair(*i, *i);
+        let gone_pairs: Vec<_> = was.difference(&is).map(pair).collect();
+        let added_pairs: Vec<_> = is.difference(&was).map(pair).collect();
+        change.delete_elements(table, MAP, &gone);
+        change.add_elements(table, MAP, &added);
+        change.delete_elements(table, HAIRPIN, &gone_pairs);
+        change.add_elements(table, HAIRPIN, &added_pairs);
+        change.commit(socket)
+    }
+
+    /// Replaces all elements, whatever the kernel's map holds, in one step.
+    pub(super) fn reset(
+        &mut self,
+        socket: &mut Socket,
+        new: Map,
+    ) -> Result<Vec<Ipv4Addr>, Refused> {
+        let mut change = Transaction::new();
+        change.flush(&self.name, MAP);
+        change.flush(&self.name, HAIRPIN);
+        self.add_all(&mut change, &new);
+        change.commit(socket)?;
+        let old = std::mem::replace(&mut self.map, new);
+        Ok(moved(&old, &self.map))
+    }
+}
+
+/// Deletes the table of that name, if it is there.
+pub(super) fn delete_table(socket: &mut Socket, name: &str) -> Result<(), Refused> {
+    if socket.table_comment(name)?.is_none() {
+        return Ok(());
+    }
+    let mut change = Transaction::new();
+    change.delete_table(name);
+    change.commit(socket)
+}
+
+fn instances(map: &Map) -> BTreeSet<Ipv4Addr> {
+    map.values().copied().collect()
+}
+
+fn moved(old: &Map, new: &Map) -> Vec<Ipv4Addr> {
+    old.iter().filter(|(v, i)| new.get(v) != Some(i)).map(|(v, _)| *v).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moved_are_those_that_changed_or_went() {
+        let address = |n| Ipv4Addr::new(198, 18, 0, n);
+        let old = Map::from([(address(1), address(11)), (address(2), address(12))]);
+        let new = Map::from([(address(1), address(13)), (address(3), address(14))]);
+        assert_eq!(moved(&old, &new), [address(1), address(2)]);
+        assert!(moved(&Map::new(), &new).is_empty());
+        assert_eq!(instances(&old).len(), 2);
+    }
+}

@@ -1,0 +1,102 @@
+//! What a new process tells its starter before exec: JSON lines through a pipe that exec closes.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Fault;
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Report {
+    /// Something was left out that the program can do without.
+    Warning(String),
+    /// The program will not run.
+    Failed(Fault),
+    /// The program was executed.
+    Started {
+        /// Its pid on the host; with `init`, that of the init.
+        pid: i32,
+        /// Field 22 of `/proc/PID/stat`: with the pid, it names the process for good.
+        start_time: u64,
+    },
+}
+
+/// The end that reports.
+#[derive(Debug)]
+pub(crate) struct Reporter(File);
+
+impl Reporter {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self(File::from(fd))
+    }
+
+    /// Writes one line. A reader that has gone is nobody to tell.
+    pub(crate) fn send(&mut self, report: &Report) {
+        if let Ok(mut line) = serde_json::to_vec(report) {
+            line.push(b'\n');
+            let _ = self.0.write_all(&line);
+        }
+    }
+}
+
+/// Reads until every writer is gone.
+pub(crate) fn read_all(fd: OwnedFd) -> io::Result<Vec<Report>> {
+    let mut out = Vec::new();
+    for line in BufReader::new(File::from(fd)).lines() {
+        let line = line?;
+        out.push(serde_json::from_str(&line).map_err(|error| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("`{line}`: {error}"))
+        })?);
+    }
+    Ok(out)
+}
+
+/// The warnings, and pid and start time if the program was executed.
+pub(crate) type Sum = (Vec<String>, Option<(i32, u64)>);
+
+/// What a list of reports comes to, unless that is a fault.
+pub(crate) fn sum_up(reports: Vec<Report>) -> Result<Sum, Fault> {
+    let mut warnings = Vec::new();
+    let mut started = None;
+    for report in reports {
+        match report {
+            Report::Warning(text) => warnings.push(text),
+            Report::Failed(fault) => return Err(fault),
+            Report::Started { pid, start_time } => started = Some((pid, start_time)),
+        }
+    }
+    Ok((warnings, started))
+}
+
+/// Field 22 of `/proc/PID/stat`, in clock ticks since boot; `None` if there is no such process.
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses and may hold anything.
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_travel() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let mut reporter = Reporter::new(write);
+        reporter.send(&Report::Warning("nofile".to_owned()));
+        reporter.send(&Report::Started { pid: 7, start_time: 9 });
+        drop(reporter);
+        let sum = sum_up(read_all(read).unwrap()).unwrap();
+        assert_eq!(sum, (vec!["nofile".to_owned()], Some((7, 9))));
+    }
+
+    #[test]
+    fn own_start_time_is_read() {
+        assert!(start_time(std::process::id() as i32).unwrap() > 0);
+        assert_eq!(start_time(i32::MAX), None);
+    }
+}

@@ -1,0 +1,203 @@
+//! Everything that is mounted into a root, in the order in which it is mounted.
+
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use kiln_core::compose::Tmpfs;
+use rustix::fs::FileType;
+
+use super::resolve::{Place, resolve};
+use crate::error::{Context as _, Fault};
+use crate::spec::{BindMount, Sandbox};
+
+/// One thing in the root.
+#[derive(Debug)]
+pub(super) struct Entry<'a> {
+    /// Where, relative to the root, symlinks resolved.
+    pub(super) path: PathBuf,
+    /// Whether the image has something there.
+    pub(super) exists: bool,
+    /// Whether another entry is mounted over a directory above it: then its mount point is made
+    /// in that one.
+    pub(super) covered: bool,
+    /// What it is.
+    pub(super) what: What<'a>,
+}
+
+/// What an [`Entry`] is.
+#[derive(Debug)]
+pub(super) enum What<'a> {
+    Proc,
+    Sys,
+    Dev,
+    /// The working directory: only has to be there.
+    Cwd,
+    Tmpfs(&'a Tmpfs),
+    Bind {
+        mount: &'a BindMount,
+        dir: bool,
+    },
+    File(Content<'a>),
+}
+
+/// A file that the runtime provides.
+#[derive(Debug)]
+pub(super) struct Content<'a> {
+    pub(super) source: Source<'a>,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mode: u32,
+    /// May be written to where the root may: `/etc/hosts` and its like.
+    pub(super) writable: bool,
+}
+
+/// Where a [`Content`] comes from.
+#[derive(Debug)]
+pub(super) enum Source<'a> {
+    Text(&'a str),
+    File(&'a Path),
+}
+
+impl What<'_> {
+    /// Whether its mount point is a directory.
+    pub(super) fn is_dir(&self) -> bool {
+        match self {
+            Self::Bind { dir, .. } => *dir,
+            Self::File(_) => false,
+            _ => true,
+        }
+    }
+
+    fn covers(&self) -> bool {
+        !matches!(self, Self::Cwd | Self::File(_))
+    }
+}
+
+/// Plans the root of `sandbox` over the image `root`.
+pub(super) fn layout<'a>(
+    sandbox: &'a Sandbox,
+    hostname: &'a str,
+    root: BorrowedFd<'_>,
+) -> Result<Vec<Entry<'a>>, Fault> {
+    let mut entries = Vec::new();
+    let mut add = |target: &str, what: What<'a>| -> Result<(), Fault> {
+        let Place { path, kind } = resolve(root, target)?;
+        let step = || format!("mount over `{target}`");
+        if path.as_os_str().is_empty() && !matches!(what, What::Cwd) {
+            return Err(Fault::new(step(), "that is the root itself"));
+        }
+        match (kind, what.is_dir()) {
+            (Some(FileType::Directory), false) => {
+                return Err(Fault::new(
+                    step(),
+                    "it is a directory in the image, the source is not",
+                ));
+            }
+            (Some(kind), true) if kind != FileType::Directory => {
+                return Err(Fault::new(step(), "it is no directory in the image"));
+            }
+            _ => {}
+        }
+        entries.push(Entry { path, exists: kind.is_some(), covered: false, what });
+        Ok(())
+    };
+    add("/proc", What::Proc)?;
+    add("/sys", What::Sys)?;
+    add("/dev", What::Dev)?;
+    for (target, text) in [
+        ("/etc/hosts", sandbox.hosts.as_str()),
+        ("/etc/hostname", hostname),
+        ("/etc/resolv.conf", sandbox.resolv_conf.as_str()),
+    ] {
+        let source = Source::Text(text);
+        add(target, What::File(Content { source, uid: 0, gid: 0, mode: 0o644, writable: true }))?;
+    }
+    for tmpfs in &sandbox.tmpfs {
+        add(&tmpfs.target, What::Tmpfs(tmpfs))?;
+    }
+    for mount in &sandbox.mounts {
+        let meta = mount
+            .source
+            .metadata()
+            .step(|| format!("mount {} over `{}`", mount.source.display(), mount.target))?;
+        add(&mount.target, What::Bind { mount, dir: meta.is_dir() })?;
+    }
+    for file in &sandbox.files {
+        let source = Source::File(&file.source);
+        let (uid, gid, mode) = (file.uid, file.gid, file.mode);
+        add(&file.target, What::File(Content { source, uid, gid, mode, writable: false }))?;
+    }
+    add(if sandbox.cwd.is_empty() { "/" } else { &sandbox.cwd }, What::Cwd)?;
+    order(&mut entries);
+    Ok(entries)
+}
+
+/// Parents before children; of two at one place the later stated is mounted over the other.
+fn order(entries: &mut Vec<Entry<'_>>) {
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    for at in 1..entries.len() {
+        let (before, rest) = entries.split_at_mut(at);
+        let entry = &mut rest[0];
+        entry.covered =
+            before.iter().any(|other| other.what.covers() && entry.path.starts_with(&other.path));
+    }
+    // A stub that is there once serves all that are mounted over it.
+    entries
+        .dedup_by(|later, earlier| matches!(later.what, What::Cwd) && later.path == earlier.path);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_store::Lower;
+    use std::os::fd::AsFd as _;
+
+    #[test]
+    fn parents_come_first_and_cover() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("var")).unwrap();
+        std::fs::create_dir_all(dir.path().join("run")).unwrap();
+        std::os::unix::fs::symlink("../run", dir.path().join("var/run")).unwrap();
+        let lower = Lower::Links { dir: dir.path().to_owned() };
+        let mut sandbox = Sandbox::new(lower, vec!["x".into()]);
+        let source = dir.path().join("secret");
+        std::fs::write(&source, "s").unwrap();
+        let target = "/var/run/secrets/key".to_owned();
+        sandbox.files.push(crate::FileMount { source, target, uid: 1, gid: 2, mode: 0o400 });
+        sandbox.tmpfs.push(Tmpfs { target: "/run".into(), size: None, mode: None });
+        sandbox.cwd = "/work".into();
+        let root = std::fs::File::open(dir.path()).unwrap();
+        let entries = layout(&sandbox, "host", root.as_fd()).unwrap();
+        let shown: Vec<_> = entries
+            .iter()
+            .map(|entry| (entry.path.to_str().unwrap(), entry.exists, entry.covered))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("dev", false, false),
+                ("etc/hostname", false, false),
+                ("etc/hosts", false, false),
+                ("etc/resolv.conf", false, false),
+                ("proc", false, false),
+                ("run", true, false),
+                ("run/secrets/key", false, true),
+                ("sys", false, false),
+                ("work", false, false),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_root_and_wrong_kinds_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let root = std::fs::File::open(dir.path()).unwrap();
+        for target in ["/", "/..", "/file"] {
+            let lower = Lower::Links { dir: dir.path().to_owned() };
+            let mut sandbox = Sandbox::new(lower, vec!["x".into()]);
+            sandbox.tmpfs.push(Tmpfs { target: target.into(), size: None, mode: None });
+            assert!(layout(&sandbox, "host", root.as_fd()).is_err(), "{target}");
+        }
+    }
+}

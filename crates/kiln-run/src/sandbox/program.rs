@@ -1,0 +1,204 @@
+//! The last steps before a program runs, and its exec. Runs inside the new root.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Signal, set_parent_process_death_signal, setsid, umask};
+use rustix::thread::{CapabilitySet, set_no_new_privs};
+
+use super::seccomp::Seccomp;
+use super::user::{Identity, lookup};
+use super::{init, privileges};
+use crate::error::{Context as _, Fault};
+use crate::report::{Report, Reporter};
+use crate::spec::Sandbox;
+use crate::sys;
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Descriptors 0, 1 and 2 of a program.
+#[derive(Debug)]
+pub(crate) struct Stdio {
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+    /// They are one terminal, which becomes the controlling one.
+    pub(crate) tty: bool,
+}
+
+/// A program with everything looked up and compiled that can be before its exec.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    argv: Vec<CString>,
+    env: Vec<CString>,
+    path: String,
+    cwd: String,
+    identity: Identity,
+    capabilities: CapabilitySet,
+    ulimits: std::collections::BTreeMap<String, (i64, i64)>,
+    seccomp: Seccomp,
+    init: bool,
+}
+
+impl Prepared {
+    /// Prepares the program of `sandbox` in the current root.
+    pub(crate) fn new(sandbox: &Sandbox) -> Result<Self, Fault> {
+        let identity = lookup(&sandbox.user)?;
+        let mut env = sandbox.env.clone();
+        for (name, value) in
+            [("PATH", DEFAULT_PATH), ("HOME", &identity.home), ("HOSTNAME", &sandbox.hostname)]
+        {
+            if value_of(&env, name).is_none() {
+                env.push(format!("{name}={value}"));
+            }
+        }
+        let path = value_of(&env, "PATH").unwrap_or_default().to_owned();
+        let strings = |list: &[String]| -> Result<Vec<CString>, Fault> {
+            list.iter()
+                .map(|text| {
+                    CString::new(text.as_str())
+                        .map_err(|_| Fault::new("prepare the program", "a NUL byte in its words"))
+                })
+                .collect()
+        };
+        let argv = strings(&sandbox.argv)?;
+        if argv.is_empty() {
+            return Err(Fault::new("prepare the program", "there is no command to run"));
+        }
+        Ok(Self {
+            argv,
+            env: strings(&env)?,
+            path,
+            cwd: if sandbox.cwd.is_empty() { "/".to_owned() } else { sandbox.cwd.clone() },
+            capabilities: privileges::capability_set(&sandbox.capabilities)?,
+            seccomp: Seccomp::compile(&sandbox.capabilities)?,
+            ulimits: sandbox.ulimits.clone(),
+            init: sandbox.init,
+            identity,
+        })
+    }
+
+    /// Becomes the program; see [`super::enter`] for `gate`. Returns what went wrong.
+    pub(crate) fn run(self, stdio: Stdio, reporter: &mut Reporter, gate: &OwnedFd) -> Fault {
+        match self.try_run(stdio, reporter, gate) {
+            Ok(never) => match never {},
+            Err(fault) => fault,
+        }
+    }
+
+    fn try_run(
+        self,
+        stdio: Stdio,
+        reporter: &mut Reporter,
+        gate: &OwnedFd,
+    ) -> Result<std::convert::Infallible, Fault> {
+        self.take_stdio(stdio)?;
+        let mut warnings = privileges::limit(&self.ulimits)?;
+        wait_for(gate)?;
+        rustix::process::chdir(self.cwd.as_str())
+            .step(|| format!("change to the working directory `{}`", self.cwd))?;
+        let missing = privileges::become_user(&self.identity, self.capabilities)?;
+        if !missing.is_empty() {
+            warnings.push(format!("the host cannot give {}", missing.join(", ")));
+        }
+        for warning in warnings {
+            reporter.send(&Report::Warning(warning));
+        }
+        die_with_starter(gate)?;
+        umask(rustix::fs::Mode::from(0o022));
+        set_no_new_privs(true).step(|| "set no_new_privs".to_owned())?;
+        sys::cloexec_from(3);
+        self.seccomp.install()?;
+        if self.init {
+            init::split()?;
+        }
+        sys::reset_signals();
+        Err(self.exec())
+    }
+
+    fn take_stdio(&self, stdio: Stdio) -> Result<(), Fault> {
+        let step = || "set up standard input and output".to_owned();
+        setsid().step(step)?;
+        for fd in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
+            let stat = rustix::fs::fstat(fd).step(step)?;
+            let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+            // A user other than root could not open /dev/stdout else, which is how many log.
+            if kind.is_fifo() || stdio.tty && kind.is_char_device() {
+                let (uid, gid) = (self.identity.uid, self.identity.gid);
+                std::os::unix::fs::fchown(fd, Some(uid), (!stdio.tty).then_some(gid)).step(step)?;
+            }
+        }
+        for (fd, number) in [(&stdio.stdin, 0), (&stdio.stdout, 1), (&stdio.stderr, 2)] {
+            sys::dup_to(fd.as_fd(), number).step(step)?;
+        }
+        if stdio.tty {
+            sys::controlling_terminal().step(step)?;
+        }
+        Ok(())
+    }
+
+    /// Looks the program up like execvp(3).
+    fn exec(&self) -> Fault {
+        let program = self.argv[0].to_string_lossy().into_owned();
+        let step = format!("exec `{program}`");
+        if program.contains('/') {
+            let error = sys::execve(&self.argv[0], &self.argv, &self.env);
+            return Fault::new(step, explain(&error, &program));
+        }
+        let mut denied = None;
+        for dir in self.path.split(':') {
+            let dir = if dir.is_empty() { "." } else { dir };
+            let Ok(full) = CString::new(format!("{dir}/{program}")) else { continue };
+            let error = sys::execve(&full, &self.argv, &self.env);
+            match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENOTDIR) => {}
+                _ => denied = denied.or(Some(explain(&error, &full.to_string_lossy()))),
+            }
+        }
+        Fault::new(step, denied.unwrap_or_else(|| format!("not found in PATH ({})", self.path)))
+    }
+}
+
+fn explain(error: &std::io::Error, path: &str) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) if std::path::Path::new(path).exists() => {
+            format!("{path} is there, but the interpreter that it names is not in the image")
+        }
+        Some(libc::ENOENT) => format!("there is no {path} in the image"),
+        Some(libc::EACCES) => format!("{path} is not executable by this user"),
+        Some(libc::ENOEXEC) => format!("{path} is no program for this machine, and has no `#!`"),
+        _ => format!("{path}: {error}"),
+    }
+}
+
+fn value_of<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
+    env.iter().find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// Waits for the byte that says that the network is there.
+fn wait_for(gate: &OwnedFd) -> Result<(), Fault> {
+    let mut byte = [0];
+    loop {
+        match rustix::io::read(gate, &mut byte) {
+            Ok(1) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Ok(_) => return Err(Fault::new("wait for the shim", "it has gone")),
+            Err(error) => return Err(error).step(|| "wait for the shim".to_owned()),
+        }
+    }
+}
+
+/// From here on this process is killed when its starter ends. A starter that ended before the
+/// call is seen by the gate, whose other end only it holds.
+fn die_with_starter(gate: &OwnedFd) -> Result<(), Fault> {
+    let step = || "tie the process to the shim".to_owned();
+    set_parent_process_death_signal(Some(Signal::KILL)).step(step)?;
+    let mut fds = [PollFd::new(gate, PollFlags::IN)];
+    poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).step(step)?;
+    if fds[0].revents().contains(PollFlags::HUP) {
+        return Err(Fault::new(step(), "it has gone"));
+    }
+    Ok(())
+}

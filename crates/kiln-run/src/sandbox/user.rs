@@ -1,0 +1,121 @@
+//! Who a program runs as: `user[:group]` in the terms of the image's own `/etc/passwd` and
+//! `/etc/group`. Runs inside the new root, so links in them stay inside.
+
+use std::io;
+
+use crate::error::Fault;
+
+/// Resolved identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Supplementary groups.
+    pub(super) groups: Vec<u32>,
+    /// Home directory; `/` when the user has no entry.
+    pub(super) home: String,
+}
+
+/// Resolves `user` against the files of the current root.
+pub(super) fn lookup(user: &str) -> Result<Identity, Fault> {
+    let read = |path: &str| match std::fs::read(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(Fault::new(format!("read {path} of the image"), error)),
+    };
+    identity(user, &read("/etc/passwd")?, &read("/etc/group")?)
+}
+
+fn identity(user: &str, passwd: &str, group: &str) -> Result<Identity, Fault> {
+    let step = || format!("look up the user `{user}`");
+    let (name, group_name) = match user.split_once(':') {
+        Some((name, group)) => (name, Some(group).filter(|group| !group.is_empty())),
+        None => (user, None),
+    };
+    let name = if name.is_empty() { "0" } else { name };
+    let number = name.parse::<u32>().ok();
+    let entry = fields(passwd, 6).find(|entry| {
+        entry[0] == name || number.is_some() && entry[2].parse::<u32>().ok() == number
+    });
+    let (uid, primary, login, home) = match (entry, number) {
+        (Some(entry), _) => {
+            let parse = |at: usize| {
+                entry[at].parse::<u32>().map_err(|_| {
+                    Fault::new(step(), format!("/etc/passwd has a broken entry for `{}`", entry[0]))
+                })
+            };
+            (parse(2)?, parse(3)?, entry[0], entry[5])
+        }
+        (None, Some(uid)) => (uid, 0, "", "/"),
+        (None, None) => {
+            let message = "no such name in the image's /etc/passwd; use a number or add the user";
+            return Err(Fault::new(step(), message));
+        }
+    };
+    let gid = match group_name {
+        None => primary,
+        Some(wanted) => group_id(wanted, group).ok_or_else(|| {
+            let message = format!("no group `{wanted}` in the image's /etc/group");
+            Fault::new(step(), message)
+        })?,
+    };
+    // As in Docker: a stated group replaces the user's own groups.
+    let groups = if group_name.is_some() || login.is_empty() {
+        Vec::new()
+    } else {
+        fields(group, 4)
+            .filter(|entry| entry[3].split(',').any(|member| member == login))
+            .filter_map(|entry| entry[2].parse().ok())
+            .filter(|&id: &u32| id != gid)
+            .collect()
+    };
+    let home = if home.is_empty() { "/" } else { home };
+    Ok(Identity { uid, gid, groups, home: home.to_owned() })
+}
+
+fn group_id(wanted: &str, group: &str) -> Option<u32> {
+    fields(group, 3)
+        .find(|entry| entry[0] == wanted)
+        .and_then(|entry| entry[2].parse().ok())
+        .or_else(|| wanted.parse().ok())
+}
+
+/// Entries with at least `least` fields.
+fn fields(text: &str, least: usize) -> impl Iterator<Item = Vec<&str>> {
+    text.lines()
+        .map(|line| line.trim_end().split(':').collect::<Vec<_>>())
+        .filter(move |entry| entry.len() >= least)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n# comment\n\
+        redis:x:100:101::/var/lib/redis:/bin/false\n777:x:5:5::/odd:/bin/sh\n";
+    const GROUP: &str = "root:x:0:\nredis:x:101:\nssl:x:102:redis,other\nadm:x:4:other\n";
+
+    #[test]
+    fn names_and_numbers() {
+        for (user, uid, gid, groups, home) in [
+            ("", 0, 0, vec![], "/root"),
+            ("redis", 100, 101, vec![102], "/var/lib/redis"),
+            ("100", 100, 101, vec![102], "/var/lib/redis"),
+            ("redis:ssl", 100, 102, vec![], "/var/lib/redis"),
+            ("redis:9", 100, 9, vec![], "/var/lib/redis"),
+            ("1000", 1000, 0, vec![], "/"),
+            ("1000:1000", 1000, 1000, vec![], "/"),
+            ("777", 5, 5, vec![], "/odd"),
+        ] {
+            let found = identity(user, PASSWD, GROUP).unwrap();
+            let expected = Identity { uid, gid, groups, home: home.to_owned() };
+            assert_eq!(found, expected, "{user}");
+        }
+    }
+
+    #[test]
+    fn unknown_names_are_said() {
+        assert!(identity("nobody", PASSWD, GROUP).unwrap_err().message.contains("/etc/passwd"));
+        assert!(identity("redis:none", PASSWD, GROUP).unwrap_err().message.contains("`none`"));
+    }
+}

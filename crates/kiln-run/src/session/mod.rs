@@ -1,0 +1,182 @@
+//! The process of one exec or step. It has one thread, is started by a process with many, and
+//! lives only as long as that one wants it: when its socket closes, it kills what it runs.
+//!
+//! Standard input is a socket: first comes the request, with the descriptors of the program's
+//! standard input and output, then orders; replies go the other way.
+
+mod client;
+mod join;
+mod serve;
+mod wire;
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use kiln_core::compose::Limits;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+pub(crate) use client::Session;
+pub(crate) use wire::{Exec, Order, Request, What};
+
+use crate::cgroup::{Cgroups, Group};
+use crate::error::{Context as _, Fault};
+use crate::report::{Report, Reporter, read_all, sum_up};
+use crate::sandbox::{self, Stdio};
+use crate::sys::{self, Cloned};
+use wire::SessionReply;
+
+/// `kiln shim-exec`: the request must be [`What::Exec`].
+pub(crate) fn main_exec() -> ! {
+    main()
+}
+
+/// `kiln shim-step`: the request must be [`What::Step`].
+pub(crate) fn main_step() -> ! {
+    main()
+}
+
+fn main() -> ! {
+    sys::cloexec_from(3);
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGPIPE] {
+        sys::ignore_signal(signal);
+    }
+    let Ok(socket) = sys::take_input() else { sys::exit_now(1) };
+    let socket = std::os::unix::net::UnixStream::from(socket);
+    let code = match run(&socket) {
+        Ok(()) => 0,
+        Err(fault) => {
+            wire::reply(&socket, &SessionReply::Report(Report::Failed(fault)));
+            1
+        }
+    };
+    sys::exit_now(code)
+}
+
+fn run(socket: &std::os::unix::net::UnixStream) -> Result<(), Fault> {
+    let (request, [stdin, stdout, stderr]) =
+        wire::receive_request(socket).step(|| "receive the request".to_owned())?;
+    let cgroups = Cgroups::find()?;
+    let ended = match request.what {
+        What::Step { sandbox, scratch } => {
+            let group = cgroups.group(&request.group, &Limits::default())?;
+            let place = Place { group: &group, limits: None };
+            let stdio = Stdio { stdin, stdout, stderr, tty: false };
+            let flags = sandbox::namespaces(&sandbox.network);
+            let started = start(socket, &place, flags, |reporter, gate| {
+                sandbox::enter(&sandbox, &scratch, stdio, reporter, gate)
+            });
+            let ended = started.map(|started| serve::until_end(socket, &started, &group, None));
+            vacate(&group);
+            ended?
+        }
+        What::Exec(exec) => {
+            let target = join::Target::open(&exec)?;
+            let group = cgroups.below(&request.group)?;
+            let limits = request.limits_of.map(|of| cgroups.existing(&of));
+            let place = Place { group: &group, limits };
+            let ended = exec_in(socket, &place, &target, exec.terminal, [stdin, stdout, stderr]);
+            vacate(&group);
+            ended?
+        }
+    };
+    wire::reply(socket, &SessionReply::Exited { code: ended.code, signal: ended.signal });
+    Ok(())
+}
+
+/// Ends what the program left running, and the group.
+fn vacate(group: &Group) {
+    group.kill();
+    if group.wait_empty(std::time::Duration::from_secs(5)) {
+        // An instance that ended has removed it.
+        let _ = group.remove();
+    }
+}
+
+fn exec_in(
+    socket: &std::os::unix::net::UnixStream,
+    place: &Place<'_>,
+    target: &join::Target,
+    terminal: Option<(u16, u16)>,
+    user: [OwnedFd; 3],
+) -> Result<sys::Ended, Fault> {
+    target.enter_pid_namespace()?;
+    let (stdio, terminal) = match terminal {
+        None => {
+            let [stdin, stdout, stderr] = user;
+            (Stdio { stdin, stdout, stderr, tty: false }, None)
+        }
+        Some(size) => {
+            let (master, side) = target.terminal(size)?;
+            let copy = || side.try_clone().step(|| "open a terminal".to_owned());
+            let stdio = Stdio { stdin: copy()?, stdout: copy()?, stderr: side, tty: true };
+            let [stdin, stdout, _] = user;
+            (stdio, Some(serve::Terminal { master, stdin: Some(stdin), stdout }))
+        }
+    };
+    let started = start(socket, place, 0, |reporter, gate| match target.enter() {
+        Ok(prepared) => prepared.run(stdio, reporter, gate),
+        Err(fault) => fault,
+    })?;
+    Ok(serve::until_end(socket, &started, place.group, terminal))
+}
+
+/// A program that was executed.
+#[derive(Debug)]
+struct Started {
+    pidfd: OwnedFd,
+    _gate: OwnedFd,
+}
+
+/// Where a program runs.
+struct Place<'a> {
+    /// The session's own group.
+    group: &'a Group,
+    /// The instance's, for its v1 limits.
+    limits: Option<Group>,
+}
+
+/// Clones into `place`, lets the child become the program, and waits for its exec.
+fn start(
+    socket: &std::os::unix::net::UnixStream,
+    place: &Place<'_>,
+    flags: i32,
+    child: impl FnOnce(&mut Reporter, &OwnedFd) -> Fault,
+) -> Result<Started, Fault> {
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe".to_owned());
+    let (report, child_report) = pipe()?;
+    let (child_gate, gate) = pipe()?;
+    let into = place.group.open()?;
+    let cloned =
+        sys::clone_into(flags, Some(into.as_fd())).step(|| "clone the program".to_owned())?;
+    let (pid, pidfd) = match cloned {
+        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        Cloned::Child => {
+            drop((report, gate));
+            let mut reporter = Reporter::new(child_report);
+            let fault = child(&mut reporter, &child_gate);
+            sandbox::give_up(reporter, fault)
+        }
+    };
+    drop((child_report, child_gate, child));
+    let said = place
+        .limits
+        .as_ref()
+        .map_or(Ok(()), |limits| limits.attach(pid))
+        .and_then(|()| rustix::io::write(&gate, &[1]).step(|| "open the gate".to_owned()))
+        .and_then(|_| read_all(report).step(|| "wait for the exec".to_owned()))
+        .and_then(sum_up);
+    match said {
+        Ok((warnings, _)) => {
+            for warning in warnings {
+                wire::reply(socket, &SessionReply::Report(Report::Warning(warning)));
+            }
+            let start_time = crate::report::start_time(pid).unwrap_or(0);
+            wire::reply(socket, &SessionReply::Report(Report::Started { pid, start_time }));
+            Ok(Started { pidfd, _gate: gate })
+        }
+        Err(fault) => {
+            let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+            let _ = sys::wait_pidfd(pidfd.as_fd());
+            Err(fault)
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! From specification to running program.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::control::SOCKET;
+use crate::cgroup::{Cgroups, Group};
+use crate::error::{Context as _, Fault};
+use crate::report::{Report, Reporter, read_all, start_time, sum_up};
+use crate::sandbox::{self, Stdio};
+use crate::spec::{InstanceSpec, Network};
+use crate::sys::{self, Cloned};
+
+/// Where the new root is assembled, in the instance's folder: stays empty for everybody but the
+/// program's own first steps.
+pub(crate) const SCRATCH: &str = "mnt";
+
+/// A running program with all that its shim holds of it.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub(super) spec: InstanceSpec,
+    pub(super) pid: i32,
+    pub(super) start_time: u64,
+    pub(super) pidfd: OwnedFd,
+    pub(super) group: Group,
+    pub(super) listener: UnixListener,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+    /// The gate's end that only the shim holds: its closing tells a program that is still on its
+    /// way that the shim has gone.
+    pub(super) _gate: OwnedFd,
+}
+
+/// Starts the program; returns when it was executed. Leaves nothing behind on failure.
+pub(super) fn launch(
+    spec: InstanceSpec,
+    cgroups: &Cgroups,
+    reporter: &mut Reporter,
+) -> Result<Launched, Fault> {
+    let listener = listen()?;
+    let group = cgroups.group(&spec.cgroup, &spec.sandbox.limits)?;
+    let result = start(&spec, &group, reporter);
+    match result {
+        Ok(started) => {
+            let Started { pid, pidfd, stdout, stderr, gate } = started;
+            let start_time = start_time(pid).unwrap_or(0);
+            let _gate = gate;
+            Ok(Launched { spec, pid, start_time, pidfd, group, listener, stdout, stderr, _gate })
+        }
+        Err(fault) => {
+            super::event::clean_up(&spec, &group);
+            Err(fault)
+        }
+    }
+}
+
+fn listen() -> Result<UnixListener, Fault> {
+    let step = || "listen on the control socket".to_owned();
+    let bound = match UnixListener::bind(SOCKET) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            // Either another shim's, who then answers, or left by one that was killed.
+            if std::os::unix::net::UnixStream::connect(SOCKET).is_ok() {
+                return Err(Fault::new(step(), "another shim has this instance"));
+            }
+            fs::remove_file(SOCKET).step(step)?;
+            UnixListener::bind(SOCKET)
+        }
+        bound => bound,
+    };
+    let listener = bound.step(step)?;
+    listener.set_nonblocking(true).step(step)?;
+    Ok(listener)
+}
+
+struct Started {
+    pid: i32,
+    pidfd: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    gate: OwnedFd,
+}
+
+fn start(spec: &InstanceSpec, group: &Group, reporter: &mut Reporter) -> Result<Started, Fault> {
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe".to_owned());
+    let (report, child_report) = pipe()?;
+    let (child_gate, gate) = pipe()?;
+    let (stdout, child_stdout) = pipe()?;
+    let (stderr, child_stderr) = pipe()?;
+    let stdin = sys::null().step(|| "open /dev/null".to_owned())?;
+    let into = group.open()?;
+    let flags = sandbox::namespaces(&spec.sandbox.network);
+    let cloned = sys::clone_into(flags, Some(into.as_fd()))
+        .step(|| "clone into new namespaces".to_owned())?;
+    let Cloned::Parent { pid, pidfd } = cloned else {
+        // Their closing must be seen by the two sides, so no copies stay here.
+        drop((report, gate, stdout, stderr));
+        let stdio = Stdio { stdin, stdout: child_stdout, stderr: child_stderr, tty: false };
+        let scratch = Path::new(SCRATCH);
+        let mut child = Reporter::new(child_report);
+        let fault = sandbox::enter(&spec.sandbox, scratch, stdio, &mut child, &child_gate);
+        sandbox::give_up(child, fault)
+    };
+    drop((child_report, child_gate, child_stdout, child_stderr));
+    let through = connect(spec, group, pid)
+        .and_then(|()| rustix::io::write(&gate, &[1]).step(|| "open the gate".to_owned()));
+    let said = match through {
+        Ok(_) => read_all(report).step(|| "wait for the exec".to_owned()).and_then(sum_up),
+        Err(fault) => {
+            let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+            // What the child said first is the cause, if it did.
+            let said = read_all(report).map_err(|_| fault.clone()).and_then(sum_up);
+            Err(said.err().unwrap_or(fault))
+        }
+    };
+    match said {
+        Ok((warnings, _)) => {
+            for warning in warnings {
+                reporter.send(&Report::Warning(warning));
+            }
+            Ok(Started { pid, pidfd, stdout, stderr, gate })
+        }
+        Err(fault) => {
+            let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+            let _ = sys::wait_pidfd(pidfd.as_fd());
+            Err(fault)
+        }
+    }
+}
+
+/// What the program needs from outside; it goes on in parallel with the making of its root.
+fn connect(spec: &InstanceSpec, group: &Group, pid: i32) -> Result<(), Fault> {
+    group.attach(pid)?;
+    if let Network::Routed(net) = &spec.sandbox.network {
+        let pid = rustix::process::Pid::from_raw(pid)
+            .ok_or_else(|| Fault::new("attach the network", "there is no process"))?;
+        crate::net::attach(pid, net)
+            .map_err(|error| Fault::new(format!("attach the network of `{}`", spec.id), error))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! The process of one instance: it starts the program, keeps its log, answers on the control
+//! socket, and cleans up when the program has ended. It has one thread, a session and a control
+//! group of its own, and needs nobody: the agent that started it may die and another one attach.
+//!
+//! If the shim itself is killed, the kernel kills the program with it (PDEATHSIG); its supervisor
+//! finds the instance lost and starts a fresh one.
+
+pub(crate) mod control;
+mod event;
+mod launch;
+pub(crate) mod logfile;
+mod stream;
+
+use launch::Launched;
+pub(crate) use launch::SCRATCH;
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use kiln_core::compose::Limits;
+
+use crate::cgroup::{Cgroups, SHIMS};
+use crate::error::{Context as _, Fault};
+use crate::report::{Report, Reporter};
+use crate::spec::{InstanceSpec, SPEC_FILE};
+use crate::sys::{self, Cloned};
+
+/// `kiln shim DIR`: standard output takes the reports.
+pub(crate) fn main(dir: &OsStr) -> ! {
+    let code = match sys::take_output() {
+        Ok(output) => match run(Path::new(dir), Reporter::new(output)) {
+            Ok(()) => 0,
+            Err(()) => 1,
+        },
+        Err(_) => 1,
+    };
+    sys::exit_now(code)
+}
+
+/// The error has been reported.
+fn run(dir: &Path, mut reporter: Reporter) -> Result<(), ()> {
+    match bring_up(dir, &mut reporter) {
+        Ok(None) => Ok(()),
+        Ok(Some(launched)) => {
+            let (pid, start_time) = (launched.pid, launched.start_time);
+            reporter.send(&Report::Started { pid, start_time });
+            drop(reporter);
+            event::look_after(launched);
+            Ok(())
+        }
+        Err(fault) => {
+            reporter.send(&Report::Failed(fault));
+            Err(())
+        }
+    }
+}
+
+/// `None` in the process that was started: its child is the shim.
+fn bring_up(dir: &Path, reporter: &mut Reporter) -> Result<Option<Launched>, Fault> {
+    let (spec, cgroups) = prepare(dir)?;
+    match detach(&spec, &cgroups)? {
+        Cloned::Parent { .. } => Ok(None),
+        Cloned::Child => launch::launch(spec, &cgroups, reporter).map(Some),
+    }
+}
+
+fn prepare(dir: &Path) -> Result<(InstanceSpec, Cgroups), Fault> {
+    sys::cloexec_from(3);
+    rustix::process::chdir(dir).step(|| format!("enter {}", dir.display()))?;
+    let step = || format!("read {}", dir.join(SPEC_FILE).display());
+    let text = std::fs::read(SPEC_FILE).step(step)?;
+    let spec = serde_json::from_slice(&text).map_err(|error| Fault::new(step(), error))?;
+    Ok((spec, Cgroups::find()?))
+}
+
+/// Leaves the starter's group, session and terminal: into a group by clone, for moving a running
+/// process there can take 15 ms. The starter reaps the process that it started at once.
+fn detach(spec: &InstanceSpec, cgroups: &Cgroups) -> Result<Cloned, Fault> {
+    let parent = Path::new(&spec.cgroup).parent().unwrap_or(Path::new(crate::cgroup::TOP));
+    let shims = parent.join(SHIMS).to_string_lossy().into_owned();
+    let group = cgroups.group(&shims, &Limits::default())?.open()?;
+    let cloned = sys::clone_into(0, Some(std::os::fd::AsFd::as_fd(&group)))
+        .step(|| "fork the shim".to_owned())?;
+    if matches!(cloned, Cloned::Child) {
+        rustix::process::setsid().step(|| "begin a session".to_owned())?;
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGPIPE] {
+            sys::ignore_signal(signal);
+        }
+    }
+    Ok(cloned)
+}

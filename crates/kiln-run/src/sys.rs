@@ -1,0 +1,322 @@
+//! The few system calls that no library wraps, each in a function that cannot be misused by the
+//! single-threaded callers here.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+use rustix::mount::MountAttrFlags;
+
+/// What `clone3` made of the caller.
+#[derive(Debug)]
+pub(crate) enum Cloned {
+    /// This is the new process.
+    Child,
+    /// This is still the caller.
+    Parent {
+        /// The new process, in the caller's pid namespace.
+        pid: i32,
+        /// Refers to it for as long as it is open.
+        pidfd: OwnedFd,
+    },
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Forks with namespace `flags`, straight into the cgroup2 group `cgroup`.
+///
+/// The calling process must have one thread: the child goes on with Rust code that allocates.
+pub(crate) fn clone_into(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    debug_assert_eq!(threads(), 1, "clone from a process with threads");
+    let mut pidfd: libc::c_int = -1;
+    let mut args = CloneArgs {
+        // The sign bit of a c_int flag (CLONE_IO) must not spread.
+        flags: u64::from(flags.cast_unsigned()) | CLONE_PIDFD,
+        pidfd: (&raw mut pidfd).addr() as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM this is fork(2): the child has a copy of the whole address space
+    // and, the caller having one thread, no lock is held by anybody else. `args` is of the size
+    // that is passed and outlives the call; `pidfd` is written by the kernel in the parent.
+    let pid = unsafe {
+        libc::syscall(libc::SYS_clone3, &raw const args, std::mem::size_of::<CloneArgs>())
+    };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Cloned::Child),
+        pid => {
+            // SAFETY: the kernel stored a new descriptor, which nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Cloned::Parent { pid: i32::try_from(pid).unwrap_or(i32::MAX), pidfd })
+        }
+    }
+}
+
+/// Number of threads of this process, by `/proc`; 1 where that cannot be read.
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
+}
+
+/// `mount_setattr(2)`: sets `attrs` and makes the mount private; `recursive` for all below it.
+pub(crate) fn mount_setattr(
+    fd: BorrowedFd<'_>,
+    attrs: MountAttrFlags,
+    recursive: bool,
+) -> io::Result<()> {
+    #[repr(C)]
+    struct MountAttr {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        userns: u64,
+    }
+    let attr = MountAttr {
+        set: u64::from(attrs.bits()),
+        clear: 0,
+        propagation: libc::MS_PRIVATE,
+        userns: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a terminated empty string, `attr` is of the size that is passed, and
+    // both outlive the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            std::mem::size_of::<MountAttr>(),
+        )
+    };
+    if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Marks every descriptor from `first` on close-on-exec.
+pub(crate) fn cloexec_from(first: i32) {
+    // SAFETY: changes descriptor flags only. An old kernel answers ENOSYS, which is harmless: all
+    // descriptors of Rust are close-on-exec already.
+    unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC as libc::c_uint,
+        );
+    }
+}
+
+/// Closes every descriptor from `first` on, for a process that goes on without any of its owners.
+pub(crate) fn close_from(first: i32) {
+    // SAFETY: called by the init only, which never again touches a value that owns one of them.
+    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+}
+
+/// Plain fork(2), for where the seccomp filter hides `clone3`: 0 in the child.
+pub(crate) fn fork() -> io::Result<i32> {
+    // SAFETY: this process has one thread, see `clone_into`.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(pid),
+    }
+}
+
+/// Gives every signal its default action and unblocks all: what a program expects at its exec.
+pub(crate) fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL installs no code. KILL, STOP and glibc's own are refused, as they may.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: a zeroed sigset_t is then initialised by sigemptyset, and only this thread's mask
+    // changes.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Blocks all signals, so that [`next_signal`] can take them one at a time.
+pub(crate) fn block_signals() {
+    // SAFETY: as in `reset_signals`.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+    }
+}
+
+/// Waits for one of the signals that [`block_signals`] blocked.
+pub(crate) fn next_signal() -> i32 {
+    // SAFETY: the set is initialised by sigfillset; no siginfo is asked for.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigwaitinfo(&raw const all, std::ptr::null_mut())
+    }
+}
+
+/// Ignores `signal`.
+pub(crate) fn ignore_signal(signal: i32) {
+    // SAFETY: SIG_IGN installs no code.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+/// Plain `kill(2)`.
+pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: touches no memory.
+    if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sends `signal`, any number from 1 to 64, to the process of `pidfd`.
+pub(crate) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: a null siginfo means the same as kill(2).
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// How a process ended: its code, or the signal that ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) signal: Option<i32>,
+}
+
+/// Reaps the child of `pidfd`, waiting for it.
+pub(crate) fn wait_pidfd(pidfd: BorrowedFd<'_>) -> io::Result<Ended> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    loop {
+        match waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => {
+                return Ok(match status.terminating_signal() {
+                    Some(signal) => Ended { code: 128 + signal, signal: Some(signal) },
+                    None => Ended { code: status.exit_status().unwrap_or(255), signal: None },
+                });
+            }
+            Ok(None) => {}
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Sets up `lo` in the calling process's network namespace.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )?;
+    // SAFETY: an all-zero ifreq is valid, its name field takes the two bytes and stays
+    // terminated, and the kernel reads the member that belongs to the request.
+    let done = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request)
+    };
+    if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Makes the terminal on descriptor 0 the controlling one of this session.
+pub(crate) fn controlling_terminal() -> io::Result<()> {
+    // SAFETY: the request takes a plain number.
+    if unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Replaces the program. Returns only when that failed.
+pub(crate) fn execve(path: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
+    let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
+        list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, env) = (pointers(argv), pointers(env));
+    // SAFETY: both arrays end with a null pointer, and they and the texts they point to live
+    // until the call returns, which it does only when it failed.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Ends this process without running anything of the parent's that was copied into it.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: never returns; no handlers run.
+    unsafe { libc::_exit(code) }
+}
+
+/// Puts `fd` at the number `to`, without close-on-exec.
+pub(crate) fn dup_to(fd: BorrowedFd<'_>, to: i32) -> io::Result<()> {
+    if fd.as_raw_fd() == to {
+        return rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).map_err(Into::into);
+    }
+    // SAFETY: `to` is one of 0, 1, 2, which no owner in these processes closes.
+    if unsafe { libc::dup2(fd.as_raw_fd(), to) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// `/dev/null`, for reading and writing.
+pub(crate) fn null() -> io::Result<OwnedFd> {
+    std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from)
+}
+
+/// Takes standard output for a purpose of its own; `/dev/null` stays in its place.
+pub(crate) fn take_output() -> io::Result<OwnedFd> {
+    let output = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+    dup_to(null()?.as_fd(), 1)?;
+    Ok(output)
+}
+
+/// Takes standard input, as [`take_output`] does the other.
+pub(crate) fn take_input() -> io::Result<OwnedFd> {
+    let input = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    dup_to(null()?.as_fd(), 0)?;
+    Ok(input)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reaps_by_pidfd() {
+        #[expect(clippy::zombie_processes, reason = "reaped by what is tested")]
+        let child = std::process::Command::new("/bin/true").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        assert_eq!(wait_pidfd(pidfd.as_fd()).unwrap(), Ended { code: 0, signal: None });
+    }
+}

@@ -1,0 +1,71 @@
+//! Memory, cpu, pids, ulimits.
+
+use kiln_core::compose::Limits;
+use kiln_run::InstanceState;
+
+use crate::kit::Kit;
+
+#[test]
+fn too_much_memory_is_an_oom_kill() {
+    let kit = Kit::new();
+    // tail keeps an endless line.
+    let mut spec = kit.spec("exec tail -n 1 /dev/zero");
+    spec.sandbox.limits = Limits { memory: Some(24 << 20), ..Limits::default() };
+    let running = kit.runtime.start(&spec).unwrap();
+    let InstanceState::Exited(exit) = running.wait().unwrap() else { panic!() };
+    assert_eq!((exit.signal, exit.oom), (Some(9), true), "{exit:?}");
+    kit.assert_clean();
+}
+
+#[test]
+fn too_many_processes_are_refused() {
+    let kit = Kit::new();
+    let mut spec = kit.spec("for n in $(seq 20); do sleep 30 & done; echo no");
+    spec.sandbox.limits = Limits { pids: Some(5), ..Limits::default() };
+    let (code, lines) = kit.run_spec(&spec);
+    assert_ne!(code, 0);
+    assert!(lines.iter().any(|line| line.contains("can't fork")), "{lines:?}");
+    kit.assert_clean();
+}
+
+#[test]
+fn cpu_is_shared_out() {
+    let kit = Kit::new();
+    let mut spec = kit.spec("echo ready; while :; do :; done");
+    spec.sandbox.limits = Limits { nano_cpus: Some(100_000_000), ..Limits::default() };
+    let running = kit.start_ready(&spec);
+    let ticks = || -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", running.pid())).unwrap();
+        let after = stat.rsplit_once(") ").unwrap().1.to_owned();
+        let field = |at: usize| after.split(' ').nth(at).unwrap().parse::<u64>().unwrap();
+        field(11) + field(12)
+    };
+    let begun = std::time::Instant::now();
+    // Until it has had two hundredths of a second, five times: that takes a second at a tenth.
+    let goal = ticks() + 10;
+    crate::kit::until("the program has run", || ticks() >= goal);
+    let share = 0.1 / begun.elapsed().as_secs_f64();
+    assert!(share < 0.5, "it had {share} of a cpu");
+    running.kill().unwrap();
+    kit.assert_clean();
+}
+
+#[test]
+fn ulimits_are_set_and_a_raise_that_is_refused_is_told() {
+    let kit = Kit::new();
+    let mut spec = kit.spec("ulimit -n; ulimit -c");
+    spec.sandbox.ulimits.insert("nofile".into(), (123, 123));
+    spec.sandbox.ulimits.insert("core".into(), (0, 0));
+    assert_eq!(kit.run_spec(&spec).1, ["123", "0"]);
+    let mut spec = kit.spec("true");
+    let most = rustix::process::getrlimit(rustix::process::Resource::Memlock).maximum;
+    let may_raise = rustix::thread::capabilities(None)
+        .unwrap()
+        .effective
+        .contains(rustix::thread::CapabilitySet::SYS_RESOURCE);
+    spec.sandbox.ulimits.insert("memlock".into(), (-1, -1));
+    let running = kit.runtime.start(&spec).unwrap();
+    let told = running.warnings().iter().any(|line| line.contains("`memlock`"));
+    assert_eq!(told, most.is_some() && !may_raise, "{:?}", running.warnings());
+    running.wait().unwrap();
+}

@@ -1,0 +1,56 @@
+//! Logs of real programs.
+
+use std::time::Duration;
+
+use kiln_run::LogLimits;
+use kiln_run::logs::{Follow, LogQuery, LogStream, read};
+
+use crate::kit::Kit;
+
+#[test]
+fn streams_are_told_apart_and_rotated() {
+    let kit = Kit::new();
+    let mut spec = kit.spec("echo oops >&2; for n in $(seq 2000); do echo line $n; done");
+    spec.log = LogLimits { size: 8192, count: 3 };
+    assert_eq!(kit.run_spec(&spec).0, 0);
+    let entries = read(&spec.dir, LogQuery::default()).unwrap();
+    assert_eq!(entries.last().unwrap().message, "line 2000");
+    assert!(entries.len() < 2000);
+    assert!(entries.iter().all(|entry| entry.stream == LogStream::Out));
+    let numbers: Vec<u32> =
+        entries.iter().map(|entry| entry.message[5..].parse().unwrap()).collect();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1));
+    for name in ["log", "log.1", "log.2"] {
+        assert!(std::fs::metadata(spec.dir.join(name)).unwrap().len() <= 8192, "{name}");
+    }
+    assert!(!spec.dir.join("log.3").exists());
+    let spec = kit.spec("echo oops >&2; printf 'no newline'");
+    kit.run_spec(&spec);
+    let mut entries = read(&spec.dir, LogQuery::default()).unwrap();
+    entries.sort_by_key(|entry| entry.stream == LogStream::Err);
+    assert_eq!(entries[0].message, "no newline");
+    assert_eq!((entries[1].stream, entries[1].message.as_str()), (LogStream::Err, "oops"));
+}
+
+#[test]
+fn a_log_is_followed() {
+    let kit = Kit::new();
+    let spec = kit.spec("trap 'echo heard' USR1; echo ready; while :; do sleep 0.05; done");
+    let running = kit.start_ready(&spec);
+    let (mut follow, _) = Follow::begin(&spec.dir, LogQuery::default()).unwrap();
+    running.signal(10).unwrap();
+    let next = follow.next(Duration::from_secs(20)).unwrap();
+    assert_eq!(next[0].message, "heard");
+    running.kill().unwrap();
+}
+
+#[test]
+fn a_log_that_cannot_be_written_blocks_nobody() {
+    let kit = Kit::new();
+    let spec = kit.spec("for n in $(seq 20000); do echo line $n of something longer; done; exit 4");
+    std::fs::create_dir_all(&spec.dir).unwrap();
+    std::os::unix::fs::symlink("/dev/full", spec.dir.join("log")).unwrap();
+    let running = kit.runtime.start(&spec).unwrap();
+    let state = running.wait().unwrap();
+    assert!(matches!(state, kiln_run::InstanceState::Exited(exit) if exit.code == 4), "{state:?}");
+}

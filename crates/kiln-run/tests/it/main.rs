@@ -1,0 +1,12 @@
+//! The runtime through its public interface, on this machine's kernel. Wants root, and busybox as
+//! a static binary.
+
+mod bench;
+mod exec;
+mod kit;
+mod lifecycle;
+mod limits;
+mod logs;
+mod sandbox;
+mod step;
+mod sweep;

@@ -1,0 +1,144 @@
+//! Re-hashing what is stored.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use kiln_core::Digest;
+use serde::Serialize;
+
+use crate::error::{Context as _, Result};
+use crate::objects::hash_copy;
+use crate::store::{Store, ignore_missing};
+
+/// What [`Store::check`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    /// Objects looked at.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Objects whose content is not what their name says, in order.
+    pub corrupt: Vec<Corrupt>,
+    /// Files among the objects that are none.
+    pub foreign: Vec<PathBuf>,
+}
+
+/// A damaged object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Corrupt {
+    /// Its name.
+    pub digest: Digest,
+    /// The digest of its content.
+    pub found: Digest,
+}
+
+/// An object's file.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) digest: Option<Digest>,
+    pub(crate) path: PathBuf,
+    pub(crate) meta: fs::Metadata,
+}
+
+impl Store {
+    /// Reads and hashes every object, on all processors. Nothing is changed.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn check(&self) -> Result<CheckReport> {
+        let mut report = CheckReport::default();
+        let mut known = Vec::new();
+        for stored in stored(self.root())? {
+            match stored.digest {
+                Some(digest) => known.push((digest, stored)),
+                None => report.foreign.push(stored.path),
+            }
+        }
+        report.objects = known.len() as u64;
+        report.bytes = known.iter().map(|(_, stored)| stored.meta.len()).sum();
+        let next = AtomicUsize::new(0);
+        let bad = Mutex::new(Ok(Vec::new()));
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while let Some((digest, stored)) =
+                        known.get(next.fetch_add(1, Ordering::Relaxed))
+                    {
+                        let found = hash(&stored.path);
+                        let mut bad = bad.lock().unwrap_or_else(PoisonError::into_inner);
+                        match (found, &mut *bad) {
+                            (Ok(found), Ok(bad)) if found != *digest => {
+                                bad.push(Corrupt { digest: *digest, found });
+                            }
+                            (Err(error), Ok(_)) => *bad = Err(error),
+                            _ => {}
+                        }
+                    }
+                });
+            }
+        });
+        report.corrupt = bad.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        report.corrupt.sort();
+        Ok(report)
+    }
+}
+
+fn hash(path: &Path) -> Result<Digest> {
+    let mut file = File::open(path).doing("opening", path)?;
+    Ok(hash_copy(&mut file, None).doing("reading", path)?.0)
+}
+
+/// All files among the objects; those that vanish meanwhile are left out.
+pub(crate) fn stored(root: &Path) -> Result<Vec<Stored>> {
+    let top = root.join("objects");
+    let mut found = Vec::new();
+    for shard in fs::read_dir(&top).doing("reading", &top)? {
+        let shard = shard.doing("reading", &top)?;
+        let dir = shard.path();
+        if !dir.is_dir() {
+            let meta = fs::symlink_metadata(&dir).doing("looking at", &dir)?;
+            found.push(Stored { digest: None, path: dir, meta });
+            continue;
+        }
+        for entry in fs::read_dir(&dir).doing("reading", &dir)? {
+            let entry = entry.doing("reading", &dir)?;
+            let Ok(meta) = entry.metadata() else { continue };
+            let (head, tail) = (shard.file_name(), entry.file_name());
+            let hex = format!("{}{}", head.to_string_lossy(), tail.to_string_lossy());
+            let digest = hex.parse().ok().filter(|_| meta.is_file());
+            found.push(Stored { digest, path: entry.path(), meta });
+        }
+    }
+    Ok(found)
+}
+
+/// After a power cut: removes objects that changed since and are not what their name says, and
+/// everything derived since. Two seconds of slack are for file systems with coarse times.
+pub(crate) fn drop_torn(root: &Path, since: SystemTime) -> Result<()> {
+    let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+    let recent = |meta: &fs::Metadata| meta.ctime() + 2 >= since;
+    for stored in stored(root)?.iter().filter(|stored| recent(&stored.meta)) {
+        if let Some(digest) = stored.digest
+            && hash(&stored.path)? != digest
+        {
+            ignore_missing(fs::remove_file(&stored.path)).doing("removing", &stored.path)?;
+        }
+    }
+    for dir in ["cache/steps", "images", "links/trees"] {
+        let dir = root.join(dir);
+        for entry in fs::read_dir(&dir).doing("reading", &dir)? {
+            let path = entry.doing("reading", &dir)?.path();
+            if fs::symlink_metadata(&path).is_ok_and(|meta| recent(&meta)) {
+                crate::mount::remove_tree(&path).doing("removing", &path)?;
+            }
+        }
+    }
+    // Copies for links are not checked one by one: they are quick to make again.
+    crate::mount::remove_tree(root.join("links/objects")).doing("removing", root)
+}

@@ -1,0 +1,190 @@
+use std::io::Write as _;
+
+use serde_json::json;
+
+use super::*;
+use crate::Error;
+
+fn open(dir: &Path) -> Ledger {
+    fs::create_dir_all(dir.join("ledger")).unwrap();
+    fs::create_dir_all(dir.join("stages")).unwrap();
+    Ledger::open(dir).unwrap()
+}
+
+fn record(kind: &str, nth: u64) -> Record {
+    let stage = Some(if nth.is_multiple_of(2) { "dev" } else { "prod" }.to_owned());
+    let project = Some("shop".to_owned());
+    let data = json!({ "nth": nth, "text": "two\nlines" });
+    Record { time: 1000 + nth, kind: kind.to_owned(), project, stage, data }
+}
+
+fn all(ledger: &Ledger) -> Vec<Entry> {
+    ledger.read().unwrap().collect::<Result<_>>().unwrap()
+}
+
+#[test]
+fn what_is_appended_is_read_back_and_chained() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path());
+    assert_eq!(
+        ledger.append(&[record("intent", 1), record("outcome", 2)], Durability::Now).unwrap(),
+        2
+    );
+    assert_eq!(ledger.append(&[record("intent", 3)], Durability::Later).unwrap(), 3);
+    assert_eq!(ledger.append(&[], Durability::Now).unwrap(), 3);
+    let entries = all(&open(dir.path()));
+    assert_eq!(entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(entries[1].data, record("", 2).data);
+    assert_eq!(entries[0].prev, line::NONE);
+    assert_eq!(ledger.verify().unwrap(), 3);
+}
+
+#[test]
+fn filters_select() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path());
+    let records: Vec<Record> =
+        (1..=6).map(|nth| record(if nth < 4 { "intent" } else { "outcome" }, nth)).collect();
+    ledger.append(&records, Durability::Later).unwrap();
+    let seqs = |filter: Filter| {
+        let entries = ledger.select(filter).unwrap();
+        entries.map(|entry| entry.unwrap().seq).collect::<Vec<_>>()
+    };
+    assert_eq!(seqs(Filter { stage: Some("dev".into()), ..Filter::default() }), [2, 4, 6]);
+    assert_eq!(seqs(Filter { kinds: vec!["outcome".into()], ..Filter::default() }), [4, 5, 6]);
+    assert_eq!(seqs(Filter { from: 3, until: Some(1004), ..Filter::default() }), [3, 4]);
+    assert_eq!(seqs(Filter { since: 1005, ..Filter::default() }), [5, 6]);
+    assert_eq!(seqs(Filter { project: Some("other".into()), ..Filter::default() }), [0; 0]);
+}
+
+/// A crash can cut the log anywhere: at every length the whole lines stay, the rest is set aside,
+/// and the log goes on.
+#[test]
+fn a_log_cut_anywhere_opens_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path());
+    ledger
+        .append(&(1..=4).map(|nth| record("intent", nth)).collect::<Vec<_>>(), Durability::Later)
+        .unwrap();
+    let text = fs::read(ledger.path()).unwrap();
+    // In memory, where the syncs of some thousand openings cost nothing.
+    let memory = Path::new("/dev/shm");
+    for cut in 0..=text.len() {
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let dir = dir.unwrap();
+        fs::create_dir_all(dir.path().join("ledger")).unwrap();
+        fs::write(dir.path().join("ledger/log.jsonl"), &text[..cut]).unwrap();
+        let ledger = open(dir.path());
+        let whole = text[..cut].iter().filter(|byte| **byte == b'\n').count() as u64;
+        let kept = text[..cut].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let torn = cut - kept;
+        let entries = all(&ledger);
+        assert_eq!(ledger.verify().unwrap(), entries.len() as u64);
+        if torn == 0 {
+            assert_eq!(entries.len() as u64, whole);
+        } else {
+            assert_eq!(entries.len() as u64, whole + 1);
+            let note = entries.last().unwrap();
+            assert_eq!((note.kind.as_str(), &note.data["bytes"]), ("torn", &json!(torn)));
+            let aside = dir.path().join(format!("ledger/torn-{}", whole + 1));
+            assert_eq!(fs::read(aside).unwrap(), &text[kept..cut]);
+        }
+        ledger.append(&[record("outcome", 9)], Durability::Later).unwrap();
+        assert_eq!(open(dir.path()).verify().unwrap(), entries.len() as u64 + 1);
+    }
+}
+
+#[test]
+fn garbage_and_zeros_at_the_end_are_set_aside() {
+    for tail in [&b"\0\0\0\0\0\0"[..], b"{\"seq\":3,\n\0\0\n", b"{}\n"] {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = open(dir.path());
+        ledger.append(&[record("intent", 1)], Durability::Later).unwrap();
+        File::options().append(true).open(ledger.path()).unwrap().write_all(tail).unwrap();
+        // The same process goes on as well as the next one.
+        assert_eq!(ledger.append(&[record("outcome", 2)], Durability::Later).unwrap(), 3);
+        assert_eq!(fs::read(dir.path().join("ledger/torn-2")).unwrap(), tail);
+        assert_eq!(open(dir.path()).verify().unwrap(), 3);
+    }
+}
+
+#[test]
+fn a_changed_line_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path());
+    ledger
+        .append(&(1..=5).map(|nth| record("intent", nth)).collect::<Vec<_>>(), Durability::Later)
+        .unwrap();
+    let text = fs::read_to_string(ledger.path()).unwrap();
+    let cases = [
+        // The hash of line 2 no longer fits what line 3 says.
+        (text.replace("\"nth\":2", "\"nth\":7"), 3),
+        (text.replace("\"seq\":4", "\"seq\":8"), 4),
+        (
+            text.lines()
+                .filter(|line| !line.contains("\"seq\":3"))
+                .map(|line| format!("{line}\n"))
+                .collect(),
+            3,
+        ),
+        (text.replacen("{\"seq\":2", "?", 1), 2),
+    ];
+    for (changed, expected) in cases {
+        fs::write(ledger.path(), &changed).unwrap();
+        match open(dir.path()).verify() {
+            Err(Error::Ledger { line, .. }) => assert_eq!(line, expected),
+            other => panic!("{other:?}"),
+        }
+        // Evidence is not a torn tail: nothing was moved.
+        assert_eq!(fs::read_to_string(ledger.path()).unwrap(), changed);
+    }
+}
+
+#[test]
+fn several_ledgers_and_threads_append_to_one_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledgers = [open(dir.path()), open(dir.path())];
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let ledger = &ledgers[(thread % 2) as usize];
+            scope.spawn(move || {
+                for nth in 0..50 {
+                    ledger
+                        .append(&[record("intent", nth), record("outcome", nth)], Durability::Later)
+                        .unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(ledgers[0].verify().unwrap(), 400);
+    assert_eq!(ledgers[0].last_seq().unwrap(), 400);
+    assert_eq!(ledgers[1].last_seq().unwrap(), 400);
+}
+
+#[test]
+fn a_checkpoint_saves_reading_and_is_not_trusted_blindly() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path());
+    let mut large = record("intent", 1);
+    large.data = json!("x".repeat(300 << 10));
+    for _ in 0..4 {
+        ledger.append(std::slice::from_ref(&large), Durability::Later).unwrap();
+    }
+    let first = open(dir.path());
+    let checkpoint = dir.path().join("ledger/checkpoint");
+    assert!(checkpoint.exists());
+    first.append(&[record("outcome", 2)], Durability::Later).unwrap();
+    // The first line is damaged; who starts at the checkpoint does not see it, who verifies does.
+    let mut text = fs::read(ledger.path()).unwrap();
+    text[0] = b'?';
+    fs::write(ledger.path(), &text).unwrap();
+    assert_eq!(open(dir.path()).last_seq().unwrap(), 5);
+    assert!(open(dir.path()).verify().is_err());
+    // Another log under the same checkpoint: read from the start.
+    text[0] = b'{';
+    text.drain(..text.iter().position(|byte| *byte == b'\n').unwrap() + 1);
+    fs::write(ledger.path(), &text).unwrap();
+    assert_eq!(open(dir.path()).last_seq().unwrap(), 5);
+    fs::write(&checkpoint, "nonsense").unwrap();
+    assert_eq!(open(dir.path()).last_seq().unwrap(), 5);
+}

@@ -1,0 +1,55 @@
+//! The content store: what is kept on disk, and how it stays whole.
+//!
+//! Everything that an agent owns hangs on one root folder; its layout and its formats are in
+//! `docs/formats.md`, the reasons in `docs/store.md`. [`Store`] is the door.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`store`] | the root folder: opening it, its format, recovery |
+//! | [`objects`] | contents by digest |
+//! | [`durable`] | what reaches the disk, and when |
+//! | [`typed`] | trees, configurations and releases as objects |
+//! | [`steps`] | results of bake steps by key |
+//! | [`refs`] | named references that keep digests alive |
+//! | [`lease`], [`gc`], [`check`] | use against collection; collection; re-hashing |
+//! | [`ledger`] | the append-only log |
+//! | [`pointer`] | which release a stage points to |
+//! | [`erofs`] | tree → EROFS image |
+//! | [`links`] | tree → folder of hard links, for older kernels |
+//! | [`lower`] | tree → recipe for a mount, and which kind this kernel can do |
+//! | [`mount`] | the mount API: images, binds, tmpfs |
+
+pub mod check;
+pub mod durable;
+pub mod erofs;
+pub mod error;
+pub mod gc;
+pub mod lease;
+pub mod ledger;
+pub mod links;
+pub mod lower;
+pub mod mount;
+pub mod objects;
+mod owner;
+pub mod pointer;
+pub mod refs;
+pub mod steps;
+pub mod store;
+pub mod typed;
+
+#[cfg(test)]
+mod tests;
+
+pub use durable::write_durable;
+pub use error::{Error, Result};
+pub use gc::{GcOptions, GcReport};
+pub use lease::Lease;
+pub use lower::{Backing, Lower};
+pub use mount::Upper;
+pub use pointer::Pointer;
+pub use store::Store;
+pub use typed::StoredTree;
+
+/// The one modification time of everything inside images: 2020-01-01T00:00:00Z, in seconds since
+/// the Unix epoch. Times are no part of a tree's identity, so a constant serves all carriers.
+pub const EPOCH: i64 = 1_577_836_800;

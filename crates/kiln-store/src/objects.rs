@@ -1,0 +1,291 @@
+//! Contents by digest: `objects/ab/<62 hex>`, each an ordinary file named by its sha256.
+//!
+//! A new content is written to an unnamed file and linked into place, so an object is there whole
+//! or not at all, and whoever comes second simply finds it. Objects are mode 0644, owned by root,
+//! with the one epoch as their time: that is what most files of an image have, so the fallback for
+//! older kernels can link them as they are.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use kiln_core::Digest;
+use kiln_core::digest::Hasher;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxFlags};
+
+use crate::error::{Context as _, Error, Result};
+use crate::store::Store;
+
+/// Contents up to this size are read whole before anything is written: most of them are there
+/// already, and then nothing is.
+const SMALL: u64 = 1 << 20;
+
+impl Store {
+    /// Puts `bytes`.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        if !self.present(&digest, bytes.len() as u64)? {
+            let mut new = self.new_object()?;
+            new.file.write_all(bytes).doing("writing", &new.at)?;
+            self.publish(&new, &digest)?;
+        }
+        Ok(digest)
+    }
+
+    /// Puts all that `reader` gives; also returns its length in bytes.
+    ///
+    /// # Errors
+    /// I/O errors, the reader's among them.
+    pub fn put_reader(&self, reader: &mut dyn Read) -> Result<(Digest, u64)> {
+        let mut head = Vec::new();
+        let tmp = self.inner.root.join("tmp");
+        reader.take(SMALL).read_to_end(&mut head).doing("reading into", &tmp)?;
+        if (head.len() as u64) < SMALL {
+            return Ok((self.put(&head)?, head.len() as u64));
+        }
+        let mut new = self.new_object()?;
+        let (digest, size) =
+            hash_copy(&mut head.chain(reader), Some(&mut new.file)).doing("copying into", &tmp)?;
+        if !self.present(&digest, size)? {
+            self.publish(&new, &digest)?;
+        }
+        Ok((digest, size))
+    }
+
+    /// Puts the content of the regular file at `path`; also returns its length in bytes.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn put_file(&self, path: impl AsRef<Path>) -> Result<(Digest, u64)> {
+        let path = path.as_ref();
+        self.put_open_file(&File::open(path).doing("opening", path)?).map_err(|error| match error {
+            Error::Io { doing, path: at, source } if at.as_os_str().is_empty() => {
+                Error::Io { doing, path: path.to_owned(), source }
+            }
+            other => other,
+        })
+    }
+
+    /// Puts the content of an open regular file, from its start; also returns its length in bytes.
+    /// The digest is always that of what was stored, even while somebody writes to the file. Where
+    /// the file system can share blocks, they are shared.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn put_open_file(&self, source: &File) -> Result<(Digest, u64)> {
+        let length = source.metadata().doing("looking at", "")?.len();
+        if length < SMALL {
+            let mut content = Vec::with_capacity(length as usize + 1);
+            At { file: source, at: 0 }.read_to_end(&mut content).doing("reading", "")?;
+            return Ok((self.put(&content)?, content.len() as u64));
+        }
+        let (digest, size) =
+            hash_copy(&mut At { file: source, at: 0 }, None).doing("reading", "")?;
+        if self.present(&digest, size)? {
+            return Ok((digest, size));
+        }
+        // What is stored is hashed once more, because the source may have changed since.
+        let mut new = self.new_object()?;
+        let (digest, size) = if rustix::fs::ioctl_ficlone(&new.file, source).is_ok() {
+            hash_copy(&mut At { file: &new.file, at: 0 }, None).doing("reading", &new.at)?
+        } else {
+            let from = &mut At { file: source, at: 0 };
+            hash_copy(from, Some(&mut new.file)).doing("copying into", &new.at)?
+        };
+        self.publish(&new, &digest)?;
+        Ok((digest, size))
+    }
+
+    /// The content of an object, checked against its name.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Corrupt`], I/O errors.
+    pub fn get(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let path = self.object_path(digest);
+        let bytes = fs::read(&path).map_err(|error| missing(error, digest, &path))?;
+        let found = Digest::of(&bytes);
+        if found == *digest { Ok(bytes) } else { Err(Error::Corrupt { digest: *digest, found }) }
+    }
+
+    /// Opens an object for streaming; its content is not checked.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], I/O errors.
+    pub fn open_object(&self, digest: &Digest) -> Result<File> {
+        let path = self.object_path(digest);
+        File::open(&path).map_err(|error| missing(error, digest, &path))
+    }
+
+    /// Length of an object in bytes, or `None` if it is not there.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn object_size(&self, digest: &Digest) -> Result<Option<u64>> {
+        Ok(self.stat(digest)?.map(|stat| stat.stx_size))
+    }
+
+    /// Whether the object is there. Its content is not checked.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        matches!(self.stat(digest), Ok(Some(_)))
+    }
+
+    /// Where the object is or would be.
+    pub fn object_path(&self, digest: &Digest) -> PathBuf {
+        object_path(&self.inner.root, digest)
+    }
+
+    fn stat(&self, digest: &Digest) -> Result<Option<Statx>> {
+        let path = self.object_path(digest);
+        let flags = StatxFlags::SIZE | StatxFlags::CTIME;
+        match rustix::fs::statx(CWD, &path, AtFlags::SYMLINK_NOFOLLOW, flags) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).doing("looking at", &path),
+        }
+    }
+
+    /// Whether the object is there with the right length. One of another length was torn by a
+    /// power cut or damaged; it counts as absent, and [`Store::publish`] replaces it.
+    fn present(&self, digest: &Digest, size: u64) -> Result<bool> {
+        match self.stat(digest)? {
+            Some(stat) if stat.stx_size == size => {
+                self.inner.unsynced.found(&stat)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn new_object(&self) -> Result<NewObject> {
+        let at = self.inner.root.join("tmp");
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o644);
+        match rustix::fs::open(&at, flags, mode) {
+            Ok(fd) => Ok(NewObject { file: fd.into(), at, named: false }),
+            // Some file systems have no unnamed files.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
+                let at = self.temporary("object");
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+                let fd = rustix::fs::open(&at, flags, mode).doing("creating", &at)?;
+                Ok(NewObject { file: fd.into(), at, named: true })
+            }
+            Err(error) => Err(error).doing("creating a file in", at),
+        }
+    }
+
+    /// Gives a written content its name.
+    fn publish(&self, new: &NewObject, digest: &Digest) -> Result<()> {
+        rustix::fs::fchmod(&new.file, Mode::from_raw_mode(0o644)).doing("chmod of", &new.at)?;
+        rustix::fs::futimens(&new.file, &crate::mount::epoch_times()).doing("dating", &new.at)?;
+        let size = new.file.metadata().doing("looking at", &new.at)?.len();
+        let path = self.object_path(digest);
+        let _unsynced = self.inner.unsynced.mark()?;
+        match new.link(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let dir = path.parent().unwrap_or(&path);
+                fs::create_dir_all(dir).doing("creating", dir)?;
+                match new.link(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                    result => result.doing("linking", &path),
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if fs::symlink_metadata(&path).is_ok_and(|there| there.len() == size) {
+                    return Ok(());
+                }
+                let beside = self.temporary("object");
+                new.link(&beside).doing("linking", &beside)?;
+                fs::rename(&beside, &path).doing("replacing", &path)
+            }
+            result => result.doing("linking", &path),
+        }
+    }
+}
+
+/// Where the object `digest` is under `root`.
+pub(crate) fn object_path(root: &Path, digest: &Digest) -> PathBuf {
+    let hex = digest.hex();
+    let mut path = root.join("objects");
+    path.push(&hex[..2]);
+    path.push(&hex[2..]);
+    path
+}
+
+fn missing(error: io::Error, digest: &Digest, path: &Path) -> Error {
+    if error.kind() == io::ErrorKind::NotFound {
+        Error::Missing(*digest)
+    } else {
+        Error::Io { doing: "reading", path: path.to_owned(), source: error }
+    }
+}
+
+/// A content that has no name in `objects/` yet.
+struct NewObject {
+    file: File,
+    at: PathBuf,
+    named: bool,
+}
+
+impl NewObject {
+    fn link(&self, to: &Path) -> io::Result<()> {
+        if self.named {
+            return fs::hard_link(&self.at, to);
+        }
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&self.file.as_fd());
+        let from = format!("/proc/self/fd/{fd}");
+        Ok(rustix::fs::linkat(CWD, from, CWD, to, AtFlags::SYMLINK_FOLLOW)?)
+    }
+}
+
+impl Drop for NewObject {
+    fn drop(&mut self) {
+        if self.named {
+            // A left-over is removed at the next open.
+            let _ = fs::remove_file(&self.at);
+        }
+    }
+}
+
+/// Reads a file from an offset of its own, so that a shared descriptor's offset stays.
+struct At<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for At<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// Hashes all of `from`, copying it to `to` on the way.
+pub(crate) fn hash_copy(from: &mut dyn Read, to: Option<&mut File>) -> io::Result<(Digest, u64)> {
+    let mut to = to;
+    let mut hasher = Hasher::new();
+    let mut buffer = vec![0; 256 << 10];
+    let mut size = 0;
+    loop {
+        let read = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        hasher.update(&buffer[..read]);
+        if let Some(to) = to.as_deref_mut() {
+            to.write_all(&buffer[..read])?;
+        }
+        size += read as u64;
+    }
+    if let Some(to) = to {
+        to.rewind()?;
+    }
+    Ok((hasher.finish(), size))
+}

@@ -1,0 +1,171 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::Duration;
+
+use kiln_core::release::{FORMAT, ReleasedService, Source};
+use kiln_core::{Digest, ImageConfig, ImageId, Release};
+
+use super::{file, small, store};
+use crate::{Backing, Error, GcOptions, Pointer, Store};
+
+/// A release of these images.
+pub(super) fn release(images: &[ImageId]) -> Release {
+    let settings = serde_json::json!({
+        "argv": ["/bin/true"], "env": [], "working_dir": "/", "user": "", "hostname": "h",
+        "aliases": [], "ports": {}, "expose": [], "depends_on": {}, "healthcheck": null,
+        "mounts": [], "tmpfs": [], "read_only": true, "shm_size": 0, "stop_signal": "SIGTERM",
+        "stop_grace": 0, "restart": "no", "init": false, "ulimits": {}, "capabilities": [],
+        "extra_hosts": [], "limits": {}, "files": [], "worker": false,
+    });
+    let services = images.iter().enumerate().map(|(nth, image)| {
+        let settings = serde_json::from_value(settings.clone()).unwrap();
+        (format!("s{nth}"), ReleasedService { image: *image, settings })
+    });
+    Release {
+        format: FORMAT,
+        project: "shop".into(),
+        parent: None,
+        source: Source::default(),
+        services: services.collect::<BTreeMap<_, _>>(),
+    }
+}
+
+fn image(store: &Store, content: &str) -> ImageId {
+    let tree = store.put_tree(&small(store, content)).unwrap();
+    let mut config = ImageConfig::default();
+    config.env_set("CONTENT", content);
+    ImageId { tree, config: store.put_config(&config).unwrap() }
+}
+
+#[test]
+fn what_roots_lead_to_stays_and_the_rest_goes() {
+    for backing in [Backing::Composefs, Backing::Links] {
+        let (_dir, store) = store(backing);
+        let (kept, gone) = (image(&store, "kept"), image(&store, "gone"));
+        let (active, referred) = (image(&store, "active"), store.put(b"package").unwrap());
+        for image in [&kept, &gone, &active] {
+            store.lower(&image.tree).unwrap();
+        }
+        let (old_key, new_key) = (Digest::of("old"), Digest::of("new"));
+        store.set_step_result(&old_key, &gone).unwrap();
+        store.set_step_result(&new_key, &kept).unwrap();
+        let release_digest = store.put_release(&release(&[kept])).unwrap();
+        let active_digest = store.put_release(&release(&[active])).unwrap();
+        let pointer = Pointer { standby: Some(active_digest), ..Pointer::default() };
+        store.move_pointer("shop", "dev", &pointer, &[], 0).unwrap();
+        store.set_ref("locks", "shop", &BTreeSet::from([referred])).unwrap();
+
+        let keep = BTreeSet::from([release_digest]);
+        let before = store.check().unwrap().objects;
+        let dry = store.gc(&keep, true).unwrap();
+        assert_eq!(store.check().unwrap().objects, before);
+        let report = store.gc(&keep, false).unwrap();
+        assert_eq!(
+            (dry.objects, dry.steps, dry.images),
+            (report.objects, report.steps, report.images)
+        );
+        // Listing, config and the one file of the image.
+        assert_eq!((report.objects, report.steps, report.images), (3, 1, 1), "{backing:?}");
+        assert!(report.bytes > 0);
+        assert_eq!(store.check().unwrap().objects, before - 3);
+        assert_eq!((store.step_result(&old_key), store.step_result(&new_key)), (None, Some(kept)));
+        for image in [&kept, &active] {
+            assert!(store.contains(&image.tree) && store.contains(&image.config));
+            assert!(store.contains(&Digest::of(if *image == kept { "kept" } else { "active" })));
+        }
+        assert!(store.contains(&referred) && store.contains(&release_digest));
+        assert!(!store.contains(&gone.tree) && !store.contains(&Digest::of("gone")));
+        // What went can be made again, mounts included.
+        assert!(matches!(store.lower(&gone.tree), Err(Error::Missing(_))));
+        let again = image(&store, "gone");
+        crate::mount::mount_image(&store.lower(&again.tree).unwrap(), None).unwrap();
+    }
+}
+
+#[test]
+fn trees_and_files_are_roots_too() {
+    let (_dir, store) = store(Backing::Links);
+    let tree = store.put_tree(&small(&store, "in tree")).unwrap();
+    let lone = store.put(b"lone").unwrap();
+    store.put(b"nobody's").unwrap();
+    let report = store.gc(&BTreeSet::from([tree, lone]), false).unwrap();
+    assert_eq!((report.objects, report.kept_objects), (1, 3));
+    assert!(store.contains(&Digest::of("in tree")));
+}
+
+#[test]
+fn copies_for_links_go_with_their_last_tree() {
+    let (_dir, store) = store(Backing::Links);
+    let mut tree = small(&store, "x");
+    tree.insert(b"bin/tool", file(&store, b"tool", 0o755));
+    let digest = store.put_tree(&tree).unwrap();
+    store.lower(&digest).unwrap();
+    let copies = || {
+        let shards = fs::read_dir(store.root().join("links/objects")).unwrap();
+        shards.map(|shard| fs::read_dir(shard.unwrap().path()).unwrap().count()).sum::<usize>()
+    };
+    assert_eq!(copies(), 1);
+    store.gc(&BTreeSet::from([digest]), false).unwrap();
+    assert_eq!(copies(), 1);
+    store.gc(&BTreeSet::new(), false).unwrap();
+    assert_eq!(copies(), 0);
+}
+
+#[test]
+fn collection_waits_for_leases() {
+    let (_dir, store) = store(Backing::Links);
+    let other = Store::open_with(store.root(), Some(Backing::Links)).unwrap();
+    let leases = (store.lease().unwrap(), other.lease().unwrap());
+    let digest = other.put(b"in flight").unwrap();
+    let options = GcOptions { dry_run: false, wait: Duration::from_millis(30) };
+    assert!(matches!(store.gc_with(&BTreeSet::new(), &options), Err(Error::Busy(30))));
+    assert!(store.contains(&digest));
+    std::thread::scope(|scope| {
+        let collecting = scope.spawn(|| store.gc(&BTreeSet::new(), false).unwrap());
+        drop(leases);
+        assert_eq!(collecting.join().unwrap().objects, 1);
+    });
+    drop(store.lease().unwrap());
+}
+
+#[test]
+fn a_kept_release_that_cannot_be_read_stops_collection() {
+    let (_dir, store) = store(Backing::Links);
+    let digest = store.put_release(&release(&[])).unwrap();
+    let other = store.put(b"other").unwrap();
+    let path = store.object_path(&digest);
+    let text = fs::read_to_string(&path).unwrap().replace("shop", "shoq");
+    fs::write(&path, text).unwrap();
+    assert!(store.gc(&BTreeSet::from([digest]), false).is_err());
+    fs::create_dir_all(store.root().join("refs/locks")).unwrap();
+    fs::write(store.root().join("refs/locks/broken"), "sha256:nonsense\n").unwrap();
+    assert!(store.gc(&BTreeSet::new(), false).is_err());
+    assert!(store.contains(&other));
+}
+
+#[test]
+fn references_are_listed_replaced_and_removed() {
+    let (_dir, store) = store(Backing::Links);
+    let (one, two) = (Digest::of("1"), Digest::of("2"));
+    store.set_ref("locks", "shop", &BTreeSet::from([one])).unwrap();
+    store.set_ref("locks", "shop", &BTreeSet::from([two, one])).unwrap();
+    store.set_ref("pins", "x", &BTreeSet::new()).unwrap();
+    let refs = store.refs().unwrap();
+    assert_eq!(refs.len(), 2);
+    assert_eq!(refs[&("locks".into(), "shop".into())], BTreeSet::from([one, two]));
+    store.remove_ref("locks", "shop").unwrap();
+    store.remove_ref("locks", "shop").unwrap();
+    assert_eq!(store.refs().unwrap().len(), 1);
+}
+
+#[test]
+fn images_are_listed_with_their_sizes() {
+    let (_dir, store) = store(Backing::Links);
+    let mut tree = small(&store, "12345");
+    tree.insert(b"same", file(&store, b"12345", 0o644));
+    let digest = store.put_tree(&tree).unwrap();
+    store.put(b"#mtree\nbut no listing").unwrap();
+    let images = store.images().unwrap();
+    assert_eq!(images.len(), 1);
+    assert_eq!((images[0].tree, images[0].files, images[0].bytes), (digest, 2, 5));
+}

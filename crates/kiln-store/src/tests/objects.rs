@@ -1,0 +1,196 @@
+use std::fs::{self, File};
+use std::io::{self, Cursor, Read};
+use std::os::unix::fs::MetadataExt as _;
+use std::thread;
+
+use kiln_core::Digest;
+
+use super::{small, store};
+use crate::{Backing, Error, Store};
+
+#[test]
+fn a_content_is_kept_once_and_read_back() {
+    let (dir, store) = store(Backing::Links);
+    let digest = store.put(b"abc").unwrap();
+    assert_eq!(digest, Digest::of(b"abc"));
+    assert_eq!(store.put_reader(&mut Cursor::new(b"abc")).unwrap(), (digest, 3));
+    let path = dir.path().join("abc");
+    fs::write(&path, "abc").unwrap();
+    assert_eq!(store.put_file(&path).unwrap(), (digest, 3));
+    assert_eq!(store.get(&digest).unwrap(), b"abc");
+    assert_eq!(store.object_size(&digest).unwrap(), Some(3));
+    let meta = fs::metadata(store.object_path(&digest)).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.mtime(), meta.nlink()), (0o644, crate::EPOCH, 1));
+    assert_eq!(store.check().unwrap().objects, 1);
+}
+
+#[test]
+fn large_contents_by_every_door() {
+    let (dir, store) = store(Backing::Links);
+    let content: Vec<u8> = (0..3_000_001_u32).map(|at| (at % 251) as u8).collect();
+    let expected = (Digest::of(&content), content.len() as u64);
+    assert_eq!(store.put_reader(&mut content.as_slice()).unwrap(), expected);
+    fs::remove_file(store.object_path(&expected.0)).unwrap();
+    let path = dir.path().join("large");
+    fs::write(&path, &content).unwrap();
+    assert_eq!(store.put_file(&path).unwrap(), expected);
+    assert_eq!(store.put_file(&path).unwrap(), expected);
+    assert_eq!(store.get(&expected.0).unwrap(), content);
+    // The offset of a descriptor that is lent stays where it was.
+    let mut lent = File::open(&path).unwrap();
+    lent.read_exact(&mut [0; 7]).unwrap();
+    assert_eq!(store.put_open_file(&lent).unwrap(), expected);
+    let mut next = [0];
+    lent.read_exact(&mut next).unwrap();
+    assert_eq!(next, [7]);
+    assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_is_absent_or_damaged_is_said() {
+    let (dir, store) = store(Backing::Links);
+    let absent = Digest::of(b"absent");
+    assert!(matches!(store.get(&absent), Err(Error::Missing(digest)) if digest == absent));
+    assert!(!store.contains(&absent));
+    let digest = store.put(b"right").unwrap();
+    fs::write(store.object_path(&digest), "wrong").unwrap();
+    assert!(matches!(store.get(&digest), Err(Error::Corrupt { .. })));
+    let report = store.check().unwrap();
+    assert_eq!(report.corrupt.len(), 1);
+    assert_eq!(report.corrupt[0].digest, digest);
+    assert_eq!(report.corrupt[0].found, Digest::of(b"wrong"));
+    // One of another length is replaced by the next put.
+    fs::write(store.object_path(&digest), "").unwrap();
+    store.put(b"right").unwrap();
+    assert_eq!(store.get(&digest).unwrap(), b"right");
+    let message = store.put_file(dir.path().join("nowhere")).unwrap_err().to_string();
+    assert!(message.contains("nowhere"), "{message}");
+    let config = store.put(b"{\"Env\":3}").unwrap();
+    assert!(matches!(store.get_config(&config), Err(Error::Kind { .. })));
+    assert!(matches!(store.get_tree(&config), Err(Error::Kind { .. })));
+}
+
+#[test]
+fn puts_race_safely_across_threads_and_stores() {
+    let (_dir, first) = store(Backing::Links);
+    let second = Store::open_with(first.root(), Some(Backing::Links)).unwrap();
+    thread::scope(|scope| {
+        for nth in 0..8 {
+            let store = if nth % 2 == 0 { &first } else { &second };
+            scope.spawn(move || {
+                for content in 0..200_u32 {
+                    let digest = store.put(&content.to_le_bytes()).unwrap();
+                    assert_eq!(store.get(&digest).unwrap(), content.to_le_bytes());
+                    if content % 50 == 0 {
+                        store.flush().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let report = first.check().unwrap();
+    assert_eq!((report.objects, report.corrupt.len()), (200, 0));
+}
+
+#[test]
+fn a_reader_that_fails_leaves_nothing() {
+    struct Broken(usize);
+    impl Read for Broken {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.0 == 0 {
+                return Err(io::Error::other("the line broke"));
+            }
+            self.0 -= 1;
+            buffer.fill(7);
+            Ok(buffer.len())
+        }
+    }
+    let (_dir, store) = store(Backing::Links);
+    for reads in [0, 1, 200] {
+        let message = store.put_reader(&mut Broken(reads)).unwrap_err().to_string();
+        assert!(message.contains("the line broke"), "{message}");
+    }
+    assert_eq!(store.check().unwrap().objects, 0);
+    assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn flush_syncs_only_after_something_was_put() {
+    let (_dir, store) = store(Backing::Links);
+    let markers = || fs::read_dir(store.root().join("unsynced")).unwrap().count();
+    assert!(!store.inner.unsynced.is_dirty());
+    store.put(b"one").unwrap();
+    assert_eq!((store.inner.unsynced.is_dirty(), markers()), (true, 1));
+    store.flush().unwrap();
+    assert_eq!((store.inner.unsynced.is_dirty(), markers()), (false, 0));
+    // Another process may have put it and never flushed, so finding it is not enough.
+    let other = Store::open_with(store.root(), Some(Backing::Links)).unwrap();
+    other.put(b"two").unwrap();
+    store.put(b"two").unwrap();
+    assert!(store.inner.unsynced.is_dirty());
+    store.flush().unwrap();
+    other.flush().unwrap();
+    assert_eq!(markers(), 0);
+}
+
+#[test]
+fn trees_configs_and_releases_round_trip() {
+    let (_dir, store) = store(Backing::Links);
+    let tree = small(&store, "hello");
+    let digest = store.put_tree(&tree).unwrap();
+    assert_eq!(digest, tree.digest());
+    assert_eq!(*store.get_tree(&digest).unwrap(), tree);
+    assert!(std::sync::Arc::ptr_eq(
+        &store.get_tree(&digest).unwrap(),
+        &store.get_tree(&digest).unwrap()
+    ));
+    let mut config = kiln_core::ImageConfig::default();
+    config.env_set("PATH", "/bin");
+    let digest = store.put_config(&config).unwrap();
+    assert_eq!((digest, store.get_config(&digest).unwrap()), (config.digest(), config));
+    let release = super::collect::release(&[]);
+    let digest = store.put_release(&release).unwrap();
+    assert_eq!((digest, store.get_release(&digest).unwrap()), (release.digest(), release.clone()));
+    let newer = kiln_core::Release { format: 999, ..release };
+    let digest = store.put_release(&newer).unwrap();
+    assert!(store.get_release(&digest).unwrap_err().to_string().contains("newer kiln"));
+}
+
+#[test]
+fn step_results_count_only_with_their_image() {
+    let (_dir, store) = store(Backing::Links);
+    let tree = store.put_tree(&small(&store, "x")).unwrap();
+    let config = store.put_config(&kiln_core::ImageConfig::default()).unwrap();
+    let image = kiln_core::ImageId { tree, config };
+    let key = Digest::of(b"RUN true");
+    assert_eq!(store.step_result(&key), None);
+    store.set_step_result(&key, &image).unwrap();
+    assert_eq!(store.step_result(&key), Some(image));
+    fs::remove_file(store.object_path(&config)).unwrap();
+    assert_eq!(store.step_result(&key), None);
+}
+
+#[test]
+fn a_newer_root_is_refused_and_names_are_checked() {
+    let (_dir, store) = store(Backing::Links);
+    fs::write(store.root().join("format"), "kiln-store 99\n").unwrap();
+    let message = Store::open(store.root()).unwrap_err().to_string();
+    assert!(message.contains("kiln-store 99") && message.contains("newer kiln"), "{message}");
+    for name in ["", "..", "a/b", ".hidden", "line\nbreak"] {
+        let error = store.set_ref("locks", name, &Default::default()).unwrap_err();
+        assert!(matches!(error, Error::Name { .. }), "{name}");
+    }
+}
+
+/// The page that specifies the tree digest says what the code does.
+#[test]
+fn the_documented_golden_vector_holds() {
+    let page = include_str!("../../../../docs/tree-digest.md");
+    let start = page.find("```\n#mtree\n").unwrap() + 4;
+    let listing = &page[start..start + page[start..].find("```").unwrap()];
+    let (_dir, store) = store(Backing::Links);
+    let tree = kiln_core::Tree::parse(listing).unwrap();
+    let digest = store.put_tree(&tree).unwrap();
+    assert_eq!(store.get(&digest).unwrap(), listing.as_bytes());
+    assert!(page.contains(&format!("`{digest}`")), "{digest}");
+}

@@ -1,0 +1,172 @@
+//! Trees, configurations and releases as objects. Their canonical bytes are what is stored, so an
+//! object's name is the tree, config or release digest.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+
+use kiln_core::tree::Kind;
+use kiln_core::{Digest, ImageConfig, Release, Tree};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+use crate::store::Store;
+
+/// How many parsed trees are kept. A tree of a Debian base takes some 5 MB.
+const CACHED: usize = 12;
+
+/// Parsed trees, the most recently used last.
+#[derive(Debug, Default)]
+pub(crate) struct TreeCache(VecDeque<(Digest, Arc<Tree>)>);
+
+impl TreeCache {
+    fn get(&mut self, digest: &Digest) -> Option<Arc<Tree>> {
+        let at = self.0.iter().position(|(key, _)| key == digest)?;
+        let entry = self.0.remove(at)?;
+        let tree = Arc::clone(&entry.1);
+        self.0.push_back(entry);
+        Some(tree)
+    }
+
+    fn add(&mut self, digest: Digest, tree: Arc<Tree>) {
+        if self.0.iter().any(|(key, _)| *key == digest) {
+            return;
+        }
+        if self.0.len() == CACHED {
+            self.0.pop_front();
+        }
+        self.0.push_back((digest, tree));
+    }
+}
+
+/// A tree in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct StoredTree {
+    /// The tree digest.
+    pub tree: Digest,
+    /// Regular files; further names of one do not count.
+    pub files: u64,
+    /// Bytes of their contents, each content once.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// All trees in the store, those of bake steps among them, by digest. Looks at the head of
+    /// every object: for people, not for the hot path.
+    ///
+    /// # Errors
+    /// I/O errors; damaged listings are left out.
+    pub fn images(&self) -> Result<Vec<StoredTree>> {
+        let mut images = Vec::new();
+        for stored in crate::check::stored(self.root())? {
+            let Some(digest) = stored.digest.filter(|_| is_listing(&stored.path)) else { continue };
+            let Ok(bytes) = self.get(&digest) else { continue };
+            let Some(tree) = String::from_utf8(bytes).ok().and_then(|text| Tree::parse(&text).ok())
+            else {
+                continue;
+            };
+            let sizes = tree.entries.values().filter_map(|node| match &node.kind {
+                Kind::File { size, digest } => Some((*digest, *size)),
+                _ => None,
+            });
+            let files = sizes.clone().count() as u64;
+            let contents: BTreeMap<Digest, u64> = sizes.collect();
+            images.push(StoredTree { tree: digest, files, bytes: contents.values().sum() });
+        }
+        images.sort_by_key(|image| image.tree);
+        Ok(images)
+    }
+
+    /// Puts a tree's listing; returns the tree digest. The contents it names are put apart.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn put_tree(&self, tree: &Tree) -> Result<Digest> {
+        self.put(tree.listing().as_bytes())
+    }
+
+    /// [`Store::put_tree`], and keeps the tree at hand so that [`Store::get_tree`] and
+    /// [`Store::lower`] need not parse it again.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn keep_tree(&self, tree: Arc<Tree>) -> Result<Digest> {
+        let digest = self.put_tree(&tree)?;
+        self.inner.trees.lock().unwrap_or_else(PoisonError::into_inner).add(digest, tree);
+        Ok(digest)
+    }
+
+    /// The tree of this digest.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Corrupt`], [`Error::Kind`] if it is no listing, I/O errors.
+    pub fn get_tree(&self, digest: &Digest) -> Result<Arc<Tree>> {
+        let cached = self.inner.trees.lock().unwrap_or_else(PoisonError::into_inner).get(digest);
+        // Another process may have collected it.
+        if let Some(tree) = cached.filter(|_| self.contains(digest)) {
+            return Ok(tree);
+        }
+        let kind = |why: String| Error::Kind { digest: *digest, expected: "tree listing", why };
+        let bytes = self.get(digest)?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| kind(error.to_string()))?;
+        let tree = Arc::new(Tree::parse(text).map_err(|error| kind(error.to_string()))?);
+        let mut cache = self.inner.trees.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.add(*digest, Arc::clone(&tree));
+        Ok(tree)
+    }
+
+    /// Puts a configuration; returns the config digest.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn put_config(&self, config: &ImageConfig) -> Result<Digest> {
+        self.put(&config.canonical())
+    }
+
+    /// The configuration of this digest.
+    ///
+    /// # Errors
+    /// As [`Store::get_tree`].
+    pub fn get_config(&self, digest: &Digest) -> Result<ImageConfig> {
+        self.get_json(digest, "image configuration")
+    }
+
+    /// Puts a release; returns the release digest.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn put_release(&self, release: &Release) -> Result<Digest> {
+        self.put(&release.canonical())
+    }
+
+    /// The release of this digest.
+    ///
+    /// # Errors
+    /// As [`Store::get_tree`]; also if it is of a newer format.
+    pub fn get_release(&self, digest: &Digest) -> Result<Release> {
+        let release: Release = self.get_json(digest, "release")?;
+        if release.format > kiln_core::release::FORMAT {
+            let why = format!("it has format {}; use a newer kiln", release.format);
+            return Err(Error::Kind { digest: *digest, expected: "readable release", why });
+        }
+        Ok(release)
+    }
+
+    fn get_json<T: DeserializeOwned>(&self, digest: &Digest, expected: &'static str) -> Result<T> {
+        let bytes = self.get(digest)?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::Kind {
+            digest: *digest,
+            expected,
+            why: error.to_string(),
+        })
+    }
+}
+
+/// Whether the file begins as a tree listing does.
+pub(crate) fn is_listing(path: &Path) -> bool {
+    let mut head = [0; 7];
+    File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == *b"#mtree\n"
+}

@@ -1,0 +1,319 @@
+//! Instances: from a released service to a running sandbox, and its end.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use kiln_core::compose::MountSource;
+use kiln_core::exit::Exit;
+use kiln_core::release::{ReleasedService, Settings};
+use kiln_core::{Digest, Release};
+use kiln_run::logs::LogQuery;
+use kiln_run::net::NetSpec;
+use kiln_run::spec::signal_number;
+use kiln_run::{BindMount, FileMount, InstanceSpec, LogLimits, Network, Running, Sandbox};
+use serde_json::json;
+
+use super::stage::{Instance, Life, Stage};
+use super::{Agent, now_ms, record, volumes, watch};
+use crate::report::{Because, Report};
+
+/// Starts a fresh instance of `service` in the slot of `release` and has it watched. It is a
+/// member of the slot from then on, and its name leads to it.
+pub(crate) fn start(
+    agent: &Arc<Agent>,
+    stage: &Arc<Stage>,
+    release: Digest,
+    service: &str,
+    restarts: u32,
+) -> Result<String, Report> {
+    let pinned = agent.release(&release)?;
+    let missing = || Report::failed(format!("release {} has no `{service}`", release.short()));
+    let released = pinned.services.get(service).ok_or_else(missing)?;
+    let key = pinned.instance_key(service).ok_or_else(missing)?;
+    let id = fresh_id(stage, service);
+    let address = agent.addresses.take_instance()?;
+    let result = spec(agent, stage, &pinned, &release, service, released, &id, address)
+        .and_then(|spec| agent.runtime.start(&spec).map_err(|error| cannot_run(service, &error)));
+    let running = match result {
+        Ok(running) => Arc::new(running),
+        Err(report) => {
+            agent.addresses.give_back(address);
+            remove_folder(agent, &id);
+            return Err(report);
+        }
+    };
+    let instance = Instance {
+        id: id.clone(),
+        service: service.to_owned(),
+        key,
+        born: release,
+        address,
+        life: Life::Starting,
+        restarts,
+        tainted: None,
+        started: now_ms(),
+        probes: Vec::new(),
+        running: Some(Arc::clone(&running)),
+    };
+    stage.update(|state| {
+        state.instances.insert(id.clone(), instance);
+        if let Some(slot) = state.slot_mut(&release) {
+            slot.members.insert(service.to_owned(), id.clone());
+        }
+    });
+    agent.translate(stage)?;
+    record::note(agent, stage, "instance.start", json!({ "instance": id, "release": release }));
+    watch::begin(agent, stage, &id, running);
+    Ok(id)
+}
+
+/// A program that cannot even be executed is the user's to mend: a gate refuses.
+fn cannot_run(service: &str, error: &kiln_run::RunError) -> Report {
+    let mut report = Report::from_error(Exit::Refused, error);
+    report.message = format!("service `{service}` cannot be started: {}", report.message);
+    report
+}
+
+fn fresh_id(stage: &Stage, service: &str) -> String {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let seed = format!("{} {service} {} {count} {}", stage.id, now_ms(), std::process::id());
+    format!("{}-{}-{service}-{}", stage.id.project, stage.id.stage, &Digest::of(seed).hex()[..8])
+}
+
+#[allow(clippy::too_many_arguments)] // each is one noun of the specification
+fn spec(
+    agent: &Agent,
+    stage: &Stage,
+    release: &Release,
+    digest: &Digest,
+    service: &str,
+    released: &ReleasedService,
+    id: &str,
+    address: Ipv4Addr,
+) -> Result<InstanceSpec, Report> {
+    let settings = &released.settings;
+    let dir = agent.instance_dir(id);
+    let lower = agent
+        .store
+        .lower(&released.image.tree)
+        .because(|| format!("preparing the file tree of `{service}`"))?;
+    let mut sandbox = Sandbox::new(lower, settings.argv.clone());
+    sandbox.upper = (!settings.read_only).then(|| dir.join("layer"));
+    sandbox.env.clone_from(&settings.env);
+    sandbox.cwd.clone_from(&settings.working_dir);
+    sandbox.user.clone_from(&settings.user);
+    sandbox.hostname.clone_from(&settings.hostname);
+    sandbox.tmpfs.clone_from(&settings.tmpfs);
+    sandbox.mounts = mounts(agent, stage, released, &dir)?;
+    sandbox.files = files(agent, settings);
+    sandbox.shm_size = settings.shm_size;
+    sandbox.init = settings.init;
+    sandbox.ulimits.clone_from(&settings.ulimits);
+    sandbox.capabilities.clone_from(&settings.capabilities);
+    sandbox.limits = settings.limits.clone();
+    sandbox.hosts = hosts(stage, release, digest, service, settings, address);
+    sandbox.resolv_conf = agent.resolv_conf();
+    sandbox.network = Network::Routed(net_spec(agent, address)?);
+    let mut spec = InstanceSpec::new(id, dir, sandbox);
+    spec.stop_signal.clone_from(&settings.stop_signal);
+    spec.stop_grace = settings.stop_grace;
+    spec.log = LogLimits::default();
+    Ok(spec)
+}
+
+fn net_spec(agent: &Agent, address: Ipv4Addr) -> Result<NetSpec, Report> {
+    let number = agent.host.range().number_of(address);
+    let spec = number.and_then(|number| agent.host.net_spec(number));
+    spec.ok_or_else(|| Report::new(Exit::Bug, format!("{address} is not of this root")))
+}
+
+fn mounts(
+    agent: &Agent,
+    stage: &Stage,
+    released: &ReleasedService,
+    dir: &Path,
+) -> Result<Vec<BindMount>, Report> {
+    let mut all = Vec::new();
+    for (number, mount) in released.settings.mounts.iter().enumerate() {
+        let source = match &mount.source {
+            MountSource::Bind(path) => existing(path)?,
+            MountSource::Volume(name) => {
+                let path = agent.volume_dir(&stage.id, name);
+                volumes::fill_if_new(&agent.store, &path, &released.image.tree, &mount.target)?;
+                path
+            }
+            MountSource::Anonymous => {
+                let path = dir.join("volumes").join(number.to_string());
+                volumes::fill_if_new(&agent.store, &path, &released.image.tree, &mount.target)?;
+                path
+            }
+        };
+        all.push(BindMount { source, target: mount.target.clone(), read_only: mount.read_only });
+    }
+    Ok(all)
+}
+
+/// A bind mount's source. As with Compose's long form, what is not there is an error: a folder
+/// made by the way would be owned by root and empty.
+fn existing(path: &Path) -> Result<PathBuf, Report> {
+    if path.exists() {
+        return Ok(path.to_owned());
+    }
+    Err(Report::usage(format!("bind mount: {} is not there", path.display()))
+        .hint("create it, or use a named volume"))
+}
+
+fn files(agent: &Agent, settings: &Settings) -> Vec<FileMount> {
+    let mount = |file: &kiln_core::release::PinnedFile| FileMount {
+        source: agent.store.object_path(&file.digest),
+        target: file.target.clone(),
+        uid: file.uid,
+        gid: file.gid,
+        mode: file.mode,
+    };
+    settings.files.iter().map(mount).collect()
+}
+
+/// `/etc/hosts`: its own names lead to itself, all others to the stable addresses of its slot.
+fn hosts(
+    stage: &Stage,
+    release: &Release,
+    digest: &Digest,
+    service: &str,
+    settings: &Settings,
+    address: Ipv4Addr,
+) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let state = stage.state();
+    let addresses = state.slot(digest).map(|slot| slot.addresses.clone()).unwrap_or_default();
+    for (name, other) in &release.services {
+        let at = if name == service { Some(&address) } else { addresses.get(name) };
+        let Some(at) = at else { continue };
+        let _ = write!(text, "{at}\t{name}");
+        for alias in &other.settings.aliases {
+            let _ = write!(text, " {alias}");
+        }
+        if name == service && settings.hostname != *name {
+            let _ = write!(text, " {}", settings.hostname);
+        }
+        text.push('\n');
+    }
+    for (name, at) in &settings.extra_hosts {
+        let _ = writeln!(text, "{at}\t{name}");
+    }
+    text
+}
+
+/// What it takes to stop one instance.
+struct Stopping {
+    id: String,
+    running: Option<Arc<Running>>,
+    signal: i32,
+    grace: Duration,
+}
+
+/// Stops instances in parallel: stop signal, grace, kill. They are gone from the state afterwards,
+/// their logs stay for a while, their addresses are free.
+pub(crate) fn stop(agent: &Arc<Agent>, stage: &Stage, ids: &[String]) {
+    let stopping = stage.update(|state| {
+        let mut all: Vec<Stopping> = Vec::new();
+        for id in ids {
+            let Some(instance) = state.instances.get_mut(id) else { continue };
+            instance.life = Life::Stopping;
+            let (born, service) = (instance.born, instance.service.clone());
+            let running = instance.running.clone();
+            let settings = state
+                .releases
+                .get(&born)
+                .and_then(|release| release.services.get(&service))
+                .map(|released| &released.settings);
+            let signal = settings
+                .and_then(|settings| signal_number(&settings.stop_signal))
+                .unwrap_or(libc::SIGTERM);
+            let grace = settings.map_or(10_000_000_000, |settings| settings.stop_grace);
+            let grace = Duration::from_nanos(grace);
+            all.push(Stopping { id: id.clone(), running, signal, grace });
+        }
+        all
+    });
+    std::thread::scope(|scope| {
+        for Stopping { id, running, signal, grace } in &stopping {
+            scope.spawn(move || {
+                if let Some(running) = running
+                    && let Err(error) = running.stop(*signal, *grace)
+                {
+                    agent.log(&format!("stopping {id}: {error}"));
+                }
+            });
+        }
+    });
+    for Stopping { id, .. } in &stopping {
+        forget(agent, stage, id);
+    }
+}
+
+/// Takes an instance that has ended out of the state.
+pub(crate) fn forget(agent: &Agent, stage: &Stage, id: &str) {
+    let gone = stage.update(|state| {
+        for slot in &mut state.slots {
+            slot.members.retain(|_, member| member != id);
+        }
+        state.instances.remove(id)
+    });
+    if let Some(instance) = gone {
+        agent.addresses.give_back(instance.address);
+        keep_log(agent, stage, &instance);
+        remove_folder(agent, id);
+    }
+}
+
+/// Logs of ended instances that are kept for each service.
+const OLD_LOGS: usize = 5;
+
+/// Where logs of ended instances of a stage are.
+pub(crate) fn old_logs(agent: &Agent, stage: &Stage, service: &str) -> PathBuf {
+    agent.root.join("logs").join(&stage.id.project).join(&stage.id.stage).join(service)
+}
+
+fn keep_log(agent: &Agent, stage: &Stage, instance: &Instance) {
+    let dir = old_logs(agent, stage, &instance.service);
+    let to = dir.join(format!("{:013}-{}", instance.started, instance.id));
+    let from = agent.instance_dir(&instance.id);
+    if std::fs::create_dir_all(&to).is_err() {
+        return;
+    }
+    let entries = std::fs::read_dir(&from).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("log")) {
+        let _ = std::fs::rename(entry.path(), to.join(entry.file_name()));
+    }
+    let mut old: Vec<PathBuf> =
+        std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    old.sort();
+    for path in old.iter().rev().skip(OLD_LOGS) {
+        let _ = std::fs::remove_dir_all(path);
+    }
+}
+
+/// An instance's folder may hold a layer as large as its program made it: that is removed behind
+/// everybody's back.
+fn remove_folder(agent: &Agent, id: &str) {
+    let dir = agent.instance_dir(id);
+    let aside = agent.root.join("tmp").join(format!("gone-{id}"));
+    let path = if std::fs::rename(&dir, &aside).is_ok() { aside } else { dir };
+    agent.background(move || {
+        let _ = std::fs::remove_dir_all(path);
+    });
+}
+
+/// The last lines that an instance has written.
+pub(crate) fn last_lines(id: &str, running: Option<&Running>, lines: usize) -> Vec<String> {
+    let Some(running) = running else { return Vec::new() };
+    kiln_run::logs::read(running.dir(), LogQuery { tail: Some(lines), since: None })
+        .map(|entries| entries.into_iter().map(|entry| entry.message).collect())
+        .unwrap_or_else(|error| vec![format!("(the log of {id} cannot be read: {error})")])
+}

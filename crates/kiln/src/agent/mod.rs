@@ -1,0 +1,257 @@
+//! The agent: `kiln serve`. It owns one root folder and everything that hangs on it.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`serve`] | the socket, requests, coming up and leaving |
+//! | [`verbs`] | what each request does |
+//! | [`session`] | one request under way |
+//! | [`stage`] | stages, slots and instances: the state |
+//! | [`bake`] | lock, bases and Dockerfiles → images → settings |
+//! | [`provision`] | candidate slots: opened, filled, switched to, cleared away |
+//! | [`instances`], [`volumes`] | one instance: started, stopped |
+//! | [`watch`] | readiness, health, ends, fresh instances |
+//! | [`routes`] | what the front answers |
+//! | [`addresses`] | which addresses are free |
+//! | [`restore`] | finding everything again after a restart, rebuilding after a reboot |
+//! | [`record`] | the ledger |
+
+mod addresses;
+pub(crate) mod bake;
+mod instances;
+pub(crate) mod provision;
+pub(crate) mod record;
+mod restore;
+mod routes;
+mod serve;
+pub(crate) mod session;
+pub(crate) mod stage;
+mod verbs;
+mod volumes;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use kiln_core::{Digest, Release};
+use kiln_run::Runtime;
+use kiln_run::net::Host;
+use kiln_store::Store;
+
+use crate::report::{Because, Report};
+use addresses::Addresses;
+use routes::Routes;
+use stage::{Stage, StageId};
+
+pub(crate) use restore::collect_remains;
+pub(crate) use serve::{Leave, serve};
+
+/// Restorable releases beside the active one, where the stage does not say.
+const KEEP: usize = 10;
+
+/// Everything that belongs to one root.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    /// The root folder, absolute.
+    pub root: PathBuf,
+    /// Content, images, ledger, pointers.
+    pub store: Store,
+    /// Starts and finds shims.
+    pub runtime: Runtime,
+    /// The host's side of the network.
+    pub host: Host,
+    /// Free addresses of the root's range.
+    pub addresses: Addresses,
+    routes: Routes,
+    stages: Mutex<BTreeMap<StageId, Arc<Stage>>>,
+    releases: Mutex<BTreeMap<Digest, Arc<Release>>>,
+    keep: Mutex<BTreeMap<StageId, usize>>,
+    mapped: Mutex<BTreeMap<Ipv4Addr, Ipv4Addr>>,
+    resolv_conf: String,
+    working: AtomicUsize,
+    leaving: AtomicBool,
+    last_use: Mutex<Instant>,
+}
+
+/// Unix time in milliseconds.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Where the agent of `root` listens.
+pub(crate) fn socket_path(root: &Path) -> PathBuf {
+    root.join("agent.sock")
+}
+
+/// What tells this binary from another build of it.
+pub(crate) fn build_id() -> String {
+    use std::os::unix::fs::MetadataExt;
+    // The link is read through /proc so that it is this very file, whatever its name is by now.
+    let stamp = std::fs::metadata("/proc/self/exe")
+        .map(|meta| format!("{}-{}-{}", meta.ino(), meta.size(), meta.mtime()))
+        .unwrap_or_default();
+    format!("kiln {} {stamp}", env!("CARGO_PKG_VERSION"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Agent {
+    /// The stage, made if it was not there.
+    pub(crate) fn stage(&self, id: &StageId) -> Arc<Stage> {
+        let mut stages = lock(&self.stages);
+        let stage = stages.entry(id.clone()).or_insert_with(|| {
+            let pointer = self.store.pointer(&id.project, &id.stage).ok().flatten();
+            Arc::new(Stage::new(id.clone(), pointer.unwrap_or_default()))
+        });
+        Arc::clone(stage)
+    }
+
+    /// All stages that this agent has met.
+    pub(crate) fn stages(&self) -> Vec<Arc<Stage>> {
+        lock(&self.stages).values().cloned().collect()
+    }
+
+    /// A recorded release.
+    pub(crate) fn release(&self, digest: &Digest) -> Result<Arc<Release>, Report> {
+        if let Some(found) = lock(&self.releases).get(digest) {
+            return Ok(Arc::clone(found));
+        }
+        let release = self
+            .store
+            .get_release(digest)
+            .because(|| format!("reading release {}", digest.short()))?;
+        let release = Arc::new(release);
+        lock(&self.releases).insert(*digest, Arc::clone(&release));
+        Ok(release)
+    }
+
+    /// Records a release. It reaches the disk with [`Agent::flush_objects`].
+    pub(crate) fn put_release(&self, release: &Release) -> Result<Digest, Report> {
+        self.store.put_release(release).because(|| "recording the release".into())
+    }
+
+    /// Makes everything that a release names durable: before any pointer moves to it.
+    pub(crate) fn flush_objects(&self) -> Result<(), Report> {
+        self.store.flush().because(|| "writing images and release to the disk".into())
+    }
+
+    /// Keeps collection away while images are made and nothing names them yet.
+    pub(crate) fn lease(&self) -> Result<kiln_store::Lease, Report> {
+        self.store.lease().because(|| "taking a lease on the store".into())
+    }
+
+    /// How many releases of a stage stay restorable.
+    pub(crate) fn keep(&self, id: &StageId) -> usize {
+        lock(&self.keep).get(id).copied().unwrap_or(KEEP)
+    }
+
+    /// Takes over what the project says of its stages.
+    pub(crate) fn configure(&self, project: &kiln_core::compose::Project) {
+        let mut keep = lock(&self.keep);
+        for (stage, settings) in &project.kiln.stages {
+            if let Some(count) = settings.keep {
+                let id = StageId { project: project.name.clone(), stage: stage.clone() };
+                keep.insert(id, usize::try_from(count).unwrap_or(KEEP).max(1));
+            }
+        }
+    }
+
+    /// Folder of an instance.
+    pub(crate) fn instance_dir(&self, id: &str) -> PathBuf {
+        self.root.join("instances").join(id)
+    }
+
+    /// Folder of all named volumes of a stage.
+    pub(crate) fn volumes_dir(&self, id: &StageId) -> PathBuf {
+        self.root.join("volumes").join(&id.project).join(&id.stage)
+    }
+
+    /// Folder of a named volume.
+    pub(crate) fn volume_dir(&self, id: &StageId, name: &str) -> PathBuf {
+        self.volumes_dir(id).join(name)
+    }
+
+    /// Text of `/etc/resolv.conf` for instances.
+    pub(crate) fn resolv_conf(&self) -> String {
+        self.resolv_conf.clone()
+    }
+
+    /// Makes the stable addresses of a stage lead where its state says.
+    pub(crate) fn translate(&self, stage: &Stage) -> Result<(), Report> {
+        // The lock is taken before the state is read, so that a later state is applied later.
+        let mut mapped = lock(&self.mapped);
+        let wanted = stage.state().translation();
+        let changes: Vec<(Ipv4Addr, Option<Ipv4Addr>)> = wanted
+            .into_iter()
+            .filter(|(address, instance)| mapped.get(address) != instance.as_ref())
+            .collect();
+        self.map(&mut mapped, &changes)
+    }
+
+    /// Forgets stable addresses and gives them back.
+    pub(crate) fn unmap(&self, stage: &Stage, freed: &[Ipv4Addr]) {
+        let mut mapped = lock(&self.mapped);
+        let changes: Vec<(Ipv4Addr, Option<Ipv4Addr>)> = freed
+            .iter()
+            .filter(|address| mapped.contains_key(address))
+            .map(|address| (*address, None))
+            .collect();
+        if let Err(report) = self.map(&mut mapped, &changes) {
+            self.log(&format!("{}: {report}", stage.id));
+        }
+        for address in freed {
+            self.addresses.give_back(*address);
+        }
+    }
+
+    fn map(
+        &self,
+        mapped: &mut BTreeMap<Ipv4Addr, Ipv4Addr>,
+        changes: &[(Ipv4Addr, Option<Ipv4Addr>)],
+    ) -> Result<(), Report> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.host
+            .translate(changes)
+            .because(|| "telling the kernel where stable addresses lead".into())?;
+        for (address, instance) in changes {
+            match instance {
+                Some(instance) => mapped.insert(*address, *instance),
+                None => mapped.remove(address),
+            };
+        }
+        Ok(())
+    }
+
+    /// Writes what is needed to find a stage's instances again.
+    pub(crate) fn save(&self, stage: &Stage) {
+        let path = restore::run_path(&self.root, &stage.id);
+        let file = stage.state().run_file();
+        if let Err(error) = restore::write_run_file(&path, &file) {
+            self.log(&format!("writing {}: {error}", path.display()));
+        }
+    }
+
+    /// One line into the agent's own log.
+    pub(crate) fn log(&self, line: &str) {
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "{} {}", now_ms(), line);
+    }
+
+    /// Does something behind everybody's back; the agent does not leave before it is done.
+    pub(crate) fn background(&self, work: impl FnOnce() + Send + 'static) {
+        std::thread::spawn(work);
+    }
+
+    /// Whether the agent is on its way out and nothing new may be started.
+    pub(crate) fn leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+}

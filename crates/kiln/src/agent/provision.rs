@@ -1,0 +1,451 @@
+//! Candidate slots: opened beside what serves, filled, switched to, or cleared away again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use kiln_core::compose::Condition;
+use kiln_core::plan::{self, Plan};
+use kiln_core::{Digest, Release};
+
+use super::instances;
+use super::session::Session;
+use super::stage::{Instance, Life, Role, Slot, Stage};
+use super::{Agent, watch};
+use crate::deliver::Published;
+use crate::report::Report;
+
+/// How long requests under way may take to end before what answers them is stopped.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Fresh instances that a candidate may use up before it counts as failed.
+const TRIES: u32 = 3;
+
+/// How long a service may take to get ready.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// What the user said; else each service's own health check decides.
+    pub limit: Option<Duration>,
+}
+
+impl Patience {
+    fn of(self, release: &Release, service: &str) -> Duration {
+        let check = release
+            .services
+            .get(service)
+            .and_then(|released| released.settings.healthcheck.as_ref());
+        let own = check.map_or(watch::PORTS_PATIENCE, watch::patience);
+        self.limit.unwrap_or(own)
+    }
+}
+
+/// A slot that is being filled.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    /// What it is to run.
+    pub release: Published,
+    /// Instances that were there before: everything else is cleared away on failure.
+    before: BTreeSet<String>,
+    /// The slot as it was, if this release had one already.
+    reused: Option<Slot>,
+}
+
+/// The roles before a switch.
+#[derive(Debug)]
+pub(crate) struct Before {
+    roles: BTreeMap<Digest, Role>,
+    paused: bool,
+}
+
+/// Tells the user what is going to happen that they might not expect.
+pub(crate) fn announce(session: &Session, stage: &Stage, target: &Published, plan: &Plan) {
+    for paused in &plan.paused {
+        session.notice(format!(
+            "`{}` is replaced under a pause, because {}: requests wait until it is ready; its data \
+             is not copied, and a rollback pauses likewise",
+            paused.service, paused.why
+        ));
+    }
+    for warning in unseen_names(&target.release, plan) {
+        session.notice(warning);
+    }
+    if !plan.share.is_empty() {
+        let names: Vec<&str> = plan.share.keys().map(String::as_str).collect();
+        session.kept("start", "unchanged", &names.join(", "));
+    }
+    let _ = stage;
+}
+
+/// Shared services that seem to call a service that is started anew without saying so in
+/// `depends_on`: they go on calling the old one.
+fn unseen_names(release: &Release, plan: &Plan) -> Vec<String> {
+    let anew: BTreeSet<&String> =
+        plan.beside.iter().chain(plan.paused.iter().map(|paused| &paused.service)).collect();
+    let mut warnings = Vec::new();
+    for service in plan.share.keys() {
+        let Some(released) = release.services.get(service) else { continue };
+        let reach = release.reach(service);
+        let text = released.settings.env.iter().chain(&released.settings.argv);
+        let words: BTreeSet<&str> = text
+            .flat_map(|text| {
+                text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_'))
+            })
+            .collect();
+        for name in anew.iter().filter(|name| words.contains(name.as_str())) {
+            if !reach.contains(*name) {
+                warnings.push(format!(
+                    "`{service}` is shared with the release before and seems to call `{name}`, \
+                     which is not in its `depends_on`: it goes on calling the `{name}` of its own \
+                     release"
+                ));
+            }
+        }
+    }
+    warnings
+}
+
+impl Candidate {
+    /// Opens the slot of `target`: a stable address for each service, shared instances in place.
+    pub(crate) fn open(
+        agent: &Agent,
+        stage: &Stage,
+        target: &Published,
+        plan: &Plan,
+    ) -> Result<Self, Report> {
+        let mut addresses = BTreeMap::new();
+        let known = stage.state().slot(&target.digest).cloned();
+        if known.is_none() {
+            for service in target.release.services.keys() {
+                addresses.insert(service.clone(), agent.addresses.take_virtual()?);
+            }
+        }
+        let before = stage.update(|state| {
+            let before = state.instances.keys().cloned().collect();
+            state.releases.insert(target.digest, Arc::clone(&target.release));
+            match state.slot_mut(&target.digest) {
+                Some(slot) => slot.members.extend(plan.share.clone()),
+                None => state.slots.push(Slot {
+                    release: target.digest,
+                    role: Role::Candidate,
+                    addresses,
+                    members: plan.share.clone(),
+                }),
+            }
+            before
+        });
+        agent.translate(stage)?;
+        Ok(Self { release: target.clone(), before, reused: known })
+    }
+
+    /// The atomic move: from here on this slot answers every client of the stage.
+    pub(crate) fn switch(&self, agent: &Agent, stage: &Stage) -> Result<Before, Report> {
+        let before = stage.update(|state| {
+            let roles = state.slots.iter().map(|slot| (slot.release, slot.role)).collect();
+            let before = Before { roles, paused: state.paused };
+            for slot in &mut state.slots {
+                if slot.release == self.release.digest {
+                    slot.role = Role::Active;
+                } else if slot.role == Role::Active {
+                    slot.role = Role::Standby;
+                }
+            }
+            state.paused = false;
+            before
+        });
+        agent.save(stage);
+        match agent.apply_routes() {
+            Ok(()) => Ok(before),
+            Err(report) => {
+                before.take_back(agent, stage);
+                Err(report)
+            }
+        }
+    }
+}
+
+impl Before {
+    /// Moves all clients back.
+    pub(crate) fn take_back(&self, agent: &Agent, stage: &Stage) {
+        stage.update(|state| {
+            for slot in &mut state.slots {
+                if let Some(role) = self.roles.get(&slot.release) {
+                    slot.role = *role;
+                }
+            }
+            state.paused = self.paused;
+        });
+        agent.save(stage);
+        if let Err(report) = agent.apply_routes() {
+            agent.log(&format!("{}: moving clients back: {report}", stage.id));
+        }
+    }
+}
+
+/// Starts `services` of the slot of `target`, each as soon as what it waits for is there, and
+/// waits until all are ready. The first failure ends the waiting of all.
+pub(crate) fn start(
+    agent: &Arc<Agent>,
+    session: &Session,
+    stage: &Arc<Stage>,
+    target: &Published,
+    services: &[String],
+    patience: Patience,
+) -> Result<(), Report> {
+    if services.is_empty() {
+        return Ok(());
+    }
+    let given_up = AtomicBool::new(false);
+    let start_one = |service: &String| {
+        let waiting = Waiting { session, stage, target, given_up: &given_up };
+        let result = waiting.dependencies(service, patience).and_then(|()| {
+            let node = session.begin("start", service, "starting");
+            let result = instances::start(agent, stage, target.digest, service, 0)
+                .and_then(|_| waiting.ready(service, patience.of(&target.release, service)));
+            node.end(&result, &words(stage, target, service));
+            result
+        });
+        if result.is_err() {
+            given_up.store(true, Ordering::Release);
+            stage.update(|_| ());
+        }
+        result
+    };
+    let results: Vec<Result<(), Report>> = if let [only] = services {
+        vec![start_one(only)]
+    } else {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                services.iter().map(|service| scope.spawn(|| start_one(service))).collect();
+            let bug = || Report::new(kiln_core::exit::Exit::Bug, "a starting thread panicked");
+            threads.into_iter().map(|thread| thread.join().map_err(|_| bug())?).collect()
+        })
+    };
+    // Those that only gave up because another failed say so with an empty message.
+    let mut failures: Vec<Report> = results.into_iter().filter_map(Result::err).collect();
+    failures.sort_by_key(|report| report.message.is_empty());
+    failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+fn words(stage: &Stage, target: &Published, service: &str) -> String {
+    let state = stage.state();
+    state.member(&target.digest, service).map(|instance| instance.life.word()).unwrap_or("").into()
+}
+
+/// One service's wait for others and for itself.
+struct Waiting<'a> {
+    session: &'a Session,
+    stage: &'a Stage,
+    target: &'a Published,
+    given_up: &'a AtomicBool,
+}
+
+impl Waiting<'_> {
+    /// Waits until `done` says so, or gives the reason why it will not.
+    fn until(
+        &self,
+        limit: Duration,
+        mut done: impl FnMut(&super::stage::StageState) -> Option<Result<(), Report>>,
+        late: impl FnOnce(&super::stage::StageState) -> Report,
+    ) -> Result<(), Report> {
+        let deadline = Instant::now() + limit;
+        let mut state = self.stage.state();
+        loop {
+            if let Some(result) = done(&state) {
+                return result;
+            }
+            self.session.check()?;
+            if self.given_up.load(Ordering::Acquire) {
+                return Err(Report::failed(""));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(late(&state));
+            }
+            // Cancelling sets a flag and wakes nobody, so look at it now and then.
+            state = self.stage.wait(state, left.min(Duration::from_millis(100)));
+        }
+    }
+
+    fn dependencies(&self, service: &str, patience: Patience) -> Result<(), Report> {
+        let release = &self.target.release;
+        let Some(released) = release.services.get(service) else { return Ok(()) };
+        for (dep, dependency) in &released.settings.depends_on {
+            if !release.services.contains_key(dep) {
+                continue;
+            }
+            let met = |instance: &Instance| match dependency.condition {
+                Condition::ServiceStarted => instance.running.is_some(),
+                Condition::ServiceHealthy => matches!(instance.life, Life::Ready),
+                Condition::ServiceCompletedSuccessfully => instance.life == Life::Completed,
+            };
+            // The dependency's own wait has the better words for why it failed.
+            let limit = patience.of(release, dep) * (TRIES + 1) + Duration::from_secs(60);
+            self.until(
+                limit,
+                |state| state.member(&self.target.digest, dep).filter(|i| met(i)).map(|_| Ok(())),
+                |_| Report::refused(format!("`{service}` waited too long for `{dep}`")),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn ready(&self, service: &str, limit: Duration) -> Result<(), Report> {
+        let job = plan::is_job(&self.target.release, service);
+        self.until(
+            limit,
+            |state| {
+                let instance = state.member(&self.target.digest, service)?;
+                match &instance.life {
+                    Life::Completed => Some(Ok(())),
+                    Life::Ready if !job => Some(Ok(())),
+                    Life::Failed { how } => Some(Err(not_healthy(instance, service, how))),
+                    Life::BackOff { how } if instance.restarts >= TRIES => {
+                        Some(Err(not_healthy(instance, service, how)))
+                    }
+                    _ => None,
+                }
+            },
+            |state| match state.member(&self.target.digest, service) {
+                Some(instance) => {
+                    let late = format!("not healthy after {:.1} s", limit.as_secs_f64());
+                    not_healthy(instance, service, &late)
+                }
+                None => Report::refused(format!("service `{service}` was not there in time")),
+            },
+        )
+    }
+}
+
+/// The gate's refusal: the service, the probe's answers and the last lines of its log.
+fn not_healthy(instance: &Instance, service: &str, how: &str) -> Report {
+    let mut log: Vec<String> =
+        instance.probes.iter().map(|answer| format!("probe: {answer}")).collect();
+    log.extend(instances::last_lines(&instance.id, instance.running.as_deref(), 10));
+    Report::refused(format!("service `{service}` {how}; it gets no traffic"))
+        .log(log)
+        .hint("what served before goes on serving; mend the service and run the same command again")
+}
+
+/// Holds new requests of the stage and lets those under way end.
+pub(crate) fn pause(agent: &Agent, stage: &Stage) -> Result<(), Report> {
+    let upstreams = stage.update(|state| {
+        state.paused = true;
+        state.upstreams(state.instances.keys())
+    });
+    agent.apply_routes()?;
+    agent.drain(&upstreams, DRAIN);
+    Ok(())
+}
+
+/// Stops instances, in parallel, and takes them out of the state.
+pub(crate) fn stop_all(agent: &Arc<Agent>, stage: &Stage, ids: &[String]) -> Result<(), Report> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    instances::stop(agent, stage, ids);
+    agent.translate(stage)?;
+    agent.save(stage);
+    Ok(())
+}
+
+/// Clears away what an attempt left: the candidate's own instances go, what was stopped for it is
+/// started again, and clients stay (or are again) where they were.
+pub(crate) fn undo(
+    agent: &Arc<Agent>,
+    session: &Session,
+    stage: &Arc<Stage>,
+    candidate: &Candidate,
+    patience: Patience,
+) {
+    let session = session.unstoppable();
+    let started: Vec<String> = {
+        let state = stage.state();
+        state.instances.keys().filter(|id| !candidate.before.contains(*id)).cloned().collect()
+    };
+    instances::stop(agent, stage, &started);
+    let missing = stage.update(|state| {
+        let digest = candidate.release.digest;
+        match &candidate.reused {
+            Some(old) => {
+                let living = |id: &String| state.instances.contains_key(id);
+                let members: BTreeMap<String, String> =
+                    old.members.clone().into_iter().filter(|(_, id)| living(id)).collect();
+                if let Some(slot) = state.slot_mut(&digest) {
+                    slot.members = members;
+                    slot.role = old.role;
+                }
+            }
+            None => {
+                if let Some(slot) = state.slot_mut(&digest) {
+                    slot.role = Role::Names;
+                    slot.members.clear();
+                }
+            }
+        }
+        missing_services(state)
+    });
+    if let Some((active, services)) = missing.filter(|(_, services)| !services.is_empty())
+        && let Err(report) = start(agent, &session, stage, &active, &services, patience)
+    {
+        let report = format!("{}: starting again what was stopped: {report}", stage.id);
+        agent.log(&report);
+        session.notice(report);
+    }
+    let freed = stage.update(|state| {
+        state.paused = false;
+        state.forget_slots()
+    });
+    settle(agent, stage, freed);
+    if let Err(report) = agent.apply_routes() {
+        agent.log(&format!("{}: after undoing: {report}", stage.id));
+    }
+}
+
+/// Services of the active slot that have no instance.
+pub(crate) fn missing_services(
+    state: &super::stage::StageState,
+) -> Option<(Published, Vec<String>)> {
+    let slot = state.with_role(Role::Active)?;
+    let release = state.releases.get(&slot.release)?;
+    let there = |service: &String| {
+        slot.members.get(service).is_some_and(|id| state.instances.contains_key(id))
+    };
+    let missing =
+        release.start_order().into_iter().filter(|service| !there(service)).collect();
+    let release = Arc::clone(release);
+    Some((Published { digest: slot.release, release, fresh: false }, missing))
+}
+
+/// After a switch: what neither serves nor is kept warm is drained and stopped, behind the user's
+/// back.
+pub(crate) fn retire(agent: &Arc<Agent>, stage: &Arc<Stage>) {
+    let (ids, upstreams) = stage.update(|state| {
+        let ids = state.unneeded();
+        for id in &ids {
+            if let Some(instance) = state.instances.get_mut(id) {
+                instance.life = Life::Stopping;
+            }
+        }
+        let upstreams = state.upstreams(&ids);
+        (ids, upstreams)
+    });
+    let (worker, stage) = (Arc::clone(agent), Arc::clone(stage));
+    agent.background(move || {
+        if !ids.is_empty() {
+            worker.drain(&upstreams, DRAIN);
+            instances::stop(&worker, &stage, &ids);
+        }
+        let freed = stage.update(super::stage::StageState::forget_slots);
+        settle(&worker, &stage, freed);
+    });
+}
+
+/// Writes down and makes true what the state says now.
+fn settle(agent: &Agent, stage: &Stage, freed: Vec<std::net::Ipv4Addr>) {
+    if let Err(report) = agent.translate(stage) {
+        agent.log(&format!("{}: {report}", stage.id));
+    }
+    agent.unmap(stage, &freed);
+    agent.save(stage);
+}

@@ -1,0 +1,226 @@
+//! After a restart of the agent everything that runs is found again; after a reboot the active
+//! releases are built up again from their metafiles.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_run::runtime::{Found, Runtime};
+use kiln_run::net::Host;
+use kiln_store::Store;
+use serde_json::json;
+
+use super::provision::{Patience, missing_services, retire};
+use super::session::Session;
+use super::stage::{Life, Role, RunFile, Stage, StageId};
+use super::{Agent, record, watch};
+use crate::deliver::{Published, Reason, converge};
+use crate::report::{Because, Report};
+
+/// Where the state of a stage's instances is written.
+pub(crate) fn run_path(root: &Path, id: &StageId) -> PathBuf {
+    root.join("run").join(&id.project).join(format!("{}.json", id.stage))
+}
+
+/// Writes it whole or not at all. Not flushed: it is of no use after a power cut.
+pub(crate) fn write_run_file(path: &Path, file: &RunFile) -> std::io::Result<()> {
+    let parent = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(parent)?;
+    let part = tempfile::NamedTempFile::new_in(parent)?;
+    serde_json::to_writer(&part, file)?;
+    part.persist(path)?;
+    Ok(())
+}
+
+fn read_run_file(path: &Path) -> RunFile {
+    std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+/// All run files of `root`.
+fn run_files(root: &Path) -> Vec<(StageId, RunFile)> {
+    let entries = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let mut all = Vec::new();
+    for project in entries(root.join("run")) {
+        for file in entries(project.path()) {
+            let Some(stage) = file.file_name().to_str().and_then(|n| n.strip_suffix(".json")).map(str::to_owned)
+            else {
+                continue;
+            };
+            let project = project.file_name().to_string_lossy().into_owned();
+            all.push((StageId { project, stage }, read_run_file(&file.path())));
+        }
+    }
+    all
+}
+
+/// Addresses that were in use when the agent ended.
+pub(crate) fn addresses(root: &Path) -> BTreeSet<Ipv4Addr> {
+    let mut taken = BTreeSet::new();
+    for (_, file) in run_files(root) {
+        taken.extend(file.instances.iter().map(|instance| instance.address));
+        taken.extend(file.slots.iter().flat_map(|slot| slot.addresses.values().copied()));
+    }
+    taken
+}
+
+/// Finds stages and instances again, clears away what nobody knows, and brings the active release
+/// of each stage back to full strength.
+pub(crate) fn restore(agent: &Arc<Agent>) {
+    let files = run_files(&agent.root);
+    let mut known: BTreeSet<String> = BTreeSet::new();
+    for (id, file) in files {
+        let stage = agent.stage(&id);
+        known.extend(take_over(agent, &stage, file));
+    }
+    for (project, stage) in agent.store.pointers().unwrap_or_default().into_keys() {
+        agent.stage(&StageId { project, stage });
+    }
+    if let Err(error) = agent.runtime.sweep(&known) {
+        agent.log(&format!("clearing away what nobody knows: {error}"));
+    }
+    remap(agent);
+    for stage in agent.stages() {
+        begin_watching(agent, &stage);
+        rebuild(agent, &stage);
+    }
+    if let Err(report) = agent.apply_routes() {
+        agent.log(&format!("restoring routes: {report}"));
+    }
+}
+
+/// Takes over the slots and those instances whose shims still answer. Gives the names of those.
+fn take_over(agent: &Arc<Agent>, stage: &Stage, file: RunFile) -> Vec<String> {
+    let mut living = Vec::new();
+    let pointer = stage.state().pointer.clone();
+    let mut lost = Vec::new();
+    stage.update(|state| {
+        for mut slot in file.slots {
+            let Ok(release) = agent.release(&slot.release) else { continue };
+            slot.role = match Some(slot.release) {
+                digest if digest == pointer.active => Role::Active,
+                digest if digest == pointer.standby => Role::Standby,
+                // A deploy that was under way has never happened.
+                _ => Role::Names,
+            };
+            state.releases.insert(slot.release, release);
+            state.slots.push(slot);
+        }
+        for mut instance in file.instances {
+            let settled = matches!(instance.life, Life::Completed | Life::Failed { .. });
+            match agent.runtime.attach(&agent.instance_dir(&instance.id)) {
+                Ok(Found::Running(running)) => {
+                    instance.running = Some(Arc::new(running));
+                    living.push(instance.id.clone());
+                    state.instances.insert(instance.id.clone(), instance);
+                }
+                _ if settled => {
+                    state.instances.insert(instance.id.clone(), instance);
+                }
+                _ => lost.push(instance),
+            }
+        }
+        let there: BTreeSet<String> = state.instances.keys().cloned().collect();
+        for slot in &mut state.slots {
+            slot.members.retain(|_, id| there.contains(id));
+        }
+    });
+    for instance in lost {
+        agent.addresses.give_back(instance.address);
+        let data = json!({ "instance": instance.id, "what": "gone while no agent looked" });
+        record::note(agent, stage, "instance.lost", data);
+    }
+    living
+}
+
+/// Makes the kernel's translation equal to the states, whatever it was.
+fn remap(agent: &Agent) {
+    let mut all = Vec::new();
+    for stage in agent.stages() {
+        all.extend(stage.state().translation());
+    }
+    let mapped: Vec<(Ipv4Addr, Ipv4Addr)> =
+        all.iter().filter_map(|(address, instance)| Some((*address, (*instance)?))).collect();
+    match agent.host.translate_all(&mapped) {
+        Ok(()) => *super::lock(&agent.mapped) = mapped.into_iter().collect(),
+        Err(error) => agent.log(&format!("restoring stable addresses: {error}")),
+    }
+}
+
+fn begin_watching(agent: &Arc<Agent>, stage: &Arc<Stage>) {
+    let running: Vec<_> = stage
+        .state()
+        .instances
+        .values()
+        .filter_map(|instance| Some((instance.id.clone(), Arc::clone(instance.running.as_ref()?))))
+        .collect();
+    for (id, running) in running {
+        watch::begin(agent, stage, &id, running);
+    }
+    retire(agent, stage);
+}
+
+/// Starts what the active release lacks. After a reboot that is all of it.
+fn rebuild(agent: &Arc<Agent>, stage: &Arc<Stage>) {
+    let Some(active) = stage.state().pointer.active else { return };
+    let release = match agent.release(&active) {
+        Ok(release) => release,
+        Err(report) => return agent.log(&format!("{}: {report}", stage.id)),
+    };
+    let lacking = match missing_services(&stage.state()) {
+        Some((_, missing)) => !missing.is_empty(),
+        None => true,
+    };
+    if !lacking {
+        return;
+    }
+    let (agent, stage) = (Arc::clone(agent), Arc::clone(stage));
+    agent.clone().background(move || {
+        let _turn = stage.turn();
+        let target = Published { digest: active, release, fresh: false };
+        let session = Session::own();
+        let patience = Patience { limit: None };
+        let result = converge(&agent, &session, &stage, &target, Reason::Restore, patience);
+        match result {
+            Ok(_) => agent.log(&format!("{}: {} serves again", stage.id, active.short())),
+            Err(report) => agent.log(&format!("{}: building up again: {report}", stage.id)),
+        }
+    });
+}
+
+/// `kiln shutdown` when no agent runs: clears away what a killed one may have left.
+pub(crate) fn collect_remains(root: &Path) -> Result<bool, Report> {
+    if !root.join("format").exists() {
+        return Ok(false);
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err(Report::failed(format!(
+            "no agent runs for {}, and clearing away what one may have left needs root",
+            root.display()
+        ))
+        .hint("sudo kiln shutdown"));
+    }
+    let doing = || format!("clearing away what runs for {}", root.display());
+    let store = Store::open(root).because(doing)?;
+    let exe = std::env::current_exe().because(doing)?;
+    let mut ids = Vec::new();
+    for (id, file) in run_files(store.root()) {
+        ids.extend(file.instances.into_iter().map(|instance| instance.id));
+        let _ = std::fs::remove_file(run_path(store.root(), &id));
+    }
+    if let Ok(front) = kiln_front::FrontClient::connect(store.root()) {
+        front.stop(Duration::ZERO).because(doing)?;
+    }
+    let host = Host::setup(store.root()).because(doing)?;
+    let runtime = Runtime::new(store.root(), exe, host.range().scope()).because(doing)?;
+    for id in runtime.list().because(doing)? {
+        if let Ok(Found::Running(running)) = runtime.attach(&runtime.dir(&id)) {
+            running.kill().because(doing)?;
+        }
+    }
+    runtime.sweep(&BTreeSet::new()).because(doing)?;
+    runtime.close(Duration::from_secs(5));
+    host.teardown().because(doing)?;
+    Ok(!ids.is_empty())
+}

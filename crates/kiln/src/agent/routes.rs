@@ -1,0 +1,212 @@
+//! What the front answers: the ports of all active slots, as one table.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use kiln_core::compose::{Port, Protocol};
+use kiln_front::{App, Bind, Drain, FrontClient, FrontError, Route, Table};
+
+use super::stage::{Life, Role, Stage, StageState};
+use super::{Agent, lock};
+use crate::deliver::Published;
+use crate::report::{Because, Report};
+
+/// How long a request may wait for an instance that is being replaced, in milliseconds.
+const HOLD_MS: u64 = 30_000;
+
+const FREE_THE_PORT: &str = "end what holds the port, or publish another one";
+
+/// The front of this root, as the agent sees it.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    root: PathBuf,
+    exe: PathBuf,
+    front: Mutex<Option<FrontClient>>,
+}
+
+impl Routes {
+    /// For the front of `root`, which is started when first needed.
+    pub(crate) fn new(root: PathBuf, exe: PathBuf) -> Self {
+        Self { root, exe, front: Mutex::new(None) }
+    }
+
+    /// Does `ask` with the front, which is started or found again if it has to be.
+    fn with<T>(
+        &self,
+        ask: impl Fn(&mut FrontClient) -> Result<T, FrontError>,
+    ) -> Result<T, Report> {
+        let doing = || "asking the front".to_owned();
+        let mut front = lock(&self.front);
+        if let Some(client) = front.as_mut() {
+            match ask(client) {
+                Err(FrontError::Connect { .. } | FrontError::Broken { .. }) => *front = None,
+                result => return result.because(doing),
+            }
+        }
+        let mut client = kiln_front::ensure_running(&self.root, &self.exe)
+            .because(|| "starting the front".into())?;
+        let result = ask(&mut client).because(doing);
+        *front = Some(client);
+        result
+    }
+
+    /// Ends front and minder.
+    pub(crate) fn stop(&self) {
+        let mut front = lock(&self.front);
+        let client = front.take().or_else(|| FrontClient::connect(&self.root).ok());
+        if let Some(client) = client {
+            let _ = client.stop(Duration::ZERO);
+        }
+    }
+}
+
+impl Agent {
+    /// Applies the table that the states of all stages make, as one generation. When a new address
+    /// cannot be bound, nothing of it is in force.
+    pub(crate) fn apply_routes(&self) -> Result<(), Report> {
+        let stages = self.stages();
+        let applied = self.routes.with(|front| {
+            // Read the states with the front in hand, so that a later state is applied later.
+            let routes = stages.iter().flat_map(|stage| table(stage)).collect::<Vec<_>>();
+            let generation = front.ping()?.generation + 1;
+            front.apply(&Table { generation, routes })
+        })?;
+        match applied.errors.first() {
+            None => Ok(()),
+            Some(error) => Err(Report::failed(error.to_string()).hint(FREE_THE_PORT)),
+        }
+    }
+
+    /// As [`Agent::apply_routes`], when nobody waits for the result.
+    pub(crate) fn routes_changed(&self, stage: &Stage) {
+        if let Err(report) = self.apply_routes() {
+            self.log(&format!("{}: {report}", stage.id));
+        }
+    }
+
+    /// Refuses a release whose ports others hold, before anything is started.
+    pub(crate) fn ports_are_free(&self, stage: &Stage, target: &Published) -> Result<(), Report> {
+        let wanted: Vec<Bind> = target
+            .release
+            .services
+            .values()
+            .flat_map(|released| released.settings.ports.get(&stage.id.stage))
+            .flatten()
+            .filter(|port| port.published != 0)
+            .flat_map(|port| {
+                let protocol = protocol(port);
+                listen(port).into_iter().map(move |addr| Bind { addr, protocol })
+            })
+            .collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let taken = self.routes.with(|front| front.check_bind(&wanted))?;
+        if let Some(report) = self.held_by_other_stages(stage, &wanted) {
+            return Err(report);
+        }
+        match taken.first() {
+            None => Ok(()),
+            Some(taken) => {
+                Err(Report::failed(format!("{}: {taken}", stage.id)).hint(FREE_THE_PORT))
+            }
+        }
+    }
+
+    fn held_by_other_stages(
+        &self,
+        stage: &Stage,
+        wanted: &[Bind],
+    ) -> Option<Report> {
+        for other in self.stages().iter().filter(|other| other.id != stage.id) {
+            for route in table(other) {
+                let same = |at: &&SocketAddr| {
+                    wanted.iter().any(|bind| bind.addr == **at && bind.protocol == route.protocol)
+                };
+                let clash = route.listen.iter().find(same);
+                if let Some(at) = clash {
+                    let text =
+                        format!("{}: port {at} is taken by {} of this root", stage.id, route.id);
+                    return Some(Report::failed(text).hint("publish another port"));
+                }
+            }
+        }
+        None
+    }
+
+    /// Waits until nothing is under way on `upstreams`, up to `limit`, then cuts what is.
+    pub(crate) fn drain(&self, upstreams: &[SocketAddr], limit: Duration) {
+        if upstreams.is_empty() {
+            return;
+        }
+        // A connection of its own: draining takes its time, and others go on applying tables.
+        let drained = FrontClient::connect(&self.root)
+            .and_then(|mut front| front.drain(&Drain::of(upstreams.iter().copied(), limit)));
+        if let Err(error) = drained {
+            self.log(&format!("draining: {error}"));
+        }
+    }
+
+    /// Ends the front of this root.
+    pub(crate) fn stop_front(&self) {
+        self.routes.stop();
+    }
+}
+
+/// The routes of one stage.
+fn table(stage: &Stage) -> Vec<Route> {
+    let state = stage.state();
+    let Some(slot) = state.with_role(Role::Active) else { return Vec::new() };
+    let Some(release) = state.releases.get(&slot.release) else { return Vec::new() };
+    let mut routes = Vec::new();
+    for (service, released) in &release.services {
+        for port in released.settings.ports.get(&stage.id.stage).into_iter().flatten() {
+            routes.push(route(stage, &state, &slot.release.short(), service, port));
+        }
+    }
+    routes
+}
+
+fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Port) -> Route {
+    let active = state.with_role(Role::Active);
+    let instance = active
+        .and_then(|slot| slot.members.get(service))
+        .and_then(|id| state.instances.get(id))
+        .filter(|instance| matches!(instance.life, Life::Ready | Life::Unhealthy));
+    let upstream = instance
+        .filter(|_| !state.paused)
+        .map(|instance| SocketAddr::from((instance.address, port.target)));
+    let Port { published, target, .. } = port;
+    let name = protocol(port);
+    let id = format!("{}/{service}:{published}:{target}/{name}", stage.id);
+    Route {
+        id,
+        listen: listen(port),
+        protocol: name,
+        app: match port.app_protocol.as_deref() {
+            Some("http" | "ws") => App::Http,
+            Some(_) => App::Tcp,
+            None => App::Auto,
+        },
+        slot: slot.to_owned(),
+        upstream,
+        hold: upstream.is_none(),
+        hold_ms: HOLD_MS,
+    }
+}
+
+fn listen(port: &Port) -> Vec<SocketAddr> {
+    match port.host_ip {
+        Some(ip) => vec![SocketAddr::new(ip, port.published)],
+        None => Route::everywhere(port.published),
+    }
+}
+
+fn protocol(port: &Port) -> kiln_front::Protocol {
+    match port.protocol {
+        Protocol::Tcp => kiln_front::Protocol::Tcp,
+        Protocol::Udp => kiln_front::Protocol::Udp,
+    }
+}

@@ -1,0 +1,328 @@
+//! Coming up, taking requests, leaving.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use kiln_core::exit::Exit;
+use kiln_run::Runtime;
+use kiln_run::net::Host;
+use kiln_store::Store;
+
+use super::addresses::Addresses;
+use super::routes::Routes;
+use super::session::Session;
+use super::{Agent, build_id, lock, restore, socket_path, verbs};
+use crate::protocol::{Event, Request, VERSION, Verb};
+use crate::report::{Because, Report};
+
+/// When an agent leaves by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// `kiln serve`: when it is told to.
+    Never,
+    /// Started by a verb: when nothing is left to look after.
+    WhenIdle,
+}
+
+/// How long an agent with nothing to look after stays, in case the next verb follows soon.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Set in the environment of the agent that a verb started, once it is in the background.
+const DETACHED: &str = "KILN_AGENT_DETACHED";
+
+/// Runs the agent of `root` until it is told to leave.
+pub(crate) fn serve(root: &Path, leave: Leave) -> Result<Exit, Report> {
+    if leave == Leave::WhenIdle && std::env::var_os(DETACHED).is_none() {
+        return detach(root);
+    }
+    if leave == Leave::WhenIdle {
+        // A session of its own: the terminal's end is not the agent's.
+        let _ = rustix::process::setsid();
+    }
+    let result = run(root, leave);
+    if let Err(report) = &result
+        && leave == Leave::WhenIdle
+        && let Ok(text) = serde_json::to_vec(report)
+    {
+        // The verb that started it is waiting to hear why.
+        let _ = std::fs::write(root.join("agent.failed"), text);
+    }
+    result
+}
+
+/// Starts the agent in the background and comes back at once.
+fn detach(root: &Path) -> Result<Exit, Report> {
+    std::fs::create_dir_all(root).because(|| format!("creating {}", root.display()))?;
+    let path = root.join("agent.log");
+    let log = std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open(&path)
+        .because(|| format!("opening {}", path.display()))?;
+    let exe = std::env::current_exe().because(|| "finding kiln's own binary".into())?;
+    Command::new(exe)
+        .arg("--root")
+        .arg(root)
+        .arg("agent")
+        .env(DETACHED, "1")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .because(|| "starting the agent".into())?;
+    Ok(Exit::Done)
+}
+
+fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Report::failed("the agent mounts, makes networks and runs services: it has to \
+                                   be root")
+            .hint("sudo kiln serve"));
+    }
+    let agent = open(root)?;
+    let Some(listener) = listen(&agent.root)? else {
+        // Somebody else was faster: theirs is the agent.
+        return Ok(Exit::Done);
+    };
+    restore::restore(&agent);
+    agent.log(&format!("{} serves {}", build_id(), agent.root.display()));
+    watch_signals(&agent);
+    if leave == Leave::WhenIdle {
+        watch_idleness(&agent);
+    }
+    for stream in listener.incoming() {
+        if agent.leaving() {
+            break;
+        }
+        match stream {
+            Ok(stream) => {
+                let agent = Arc::clone(&agent);
+                std::thread::spawn(move || answer(&agent, stream));
+            }
+            Err(error) => agent.log(&format!("accepting a request: {error}")),
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn open(root: &Path) -> Result<Arc<Agent>, Report> {
+    let store = Store::open(root).because(|| format!("opening the root folder {}", root.display()))?;
+    let root = store.root().to_owned();
+    let exe = std::env::current_exe().because(|| "finding kiln's own binary".into())?;
+    let host = Host::setup(&root).because(|| "setting up the network".into())?;
+    let runtime = Runtime::new(&root, exe.clone(), host.range().scope())
+        .because(|| "setting up the runtime".into())?;
+    let taken = restore::addresses(&root);
+    let resolv_conf = kiln_run::net::resolv_conf().because(|| "reading resolv.conf".into())?.text;
+    Ok(Arc::new(Agent {
+        routes: Routes::new(root.clone(), exe.clone()),
+        addresses: Addresses::new(host.range(), &taken),
+        root,
+        store,
+        runtime,
+        host,
+        stages: Mutex::default(),
+        releases: Mutex::default(),
+        keep: Mutex::default(),
+        mapped: Mutex::default(),
+        resolv_conf,
+        working: AtomicUsize::new(0),
+        leaving: AtomicBool::new(false),
+        last_use: Mutex::new(Instant::now()),
+    }))
+}
+
+/// Binds the socket; `None` when another agent answers on it. Who may connect may do everything,
+/// so it belongs to root, or to whoever called `sudo`.
+fn listen(root: &Path) -> Result<Option<UnixListener>, Report> {
+    let path = socket_path(root);
+    let doing = || format!("listening on {}", path.display());
+    let lock = std::fs::File::create(root.join("agent.lock")).because(doing)?;
+    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    if rustix::fs::flock(&lock, exclusive).is_err() {
+        return Ok(None);
+    }
+    // Held until the process ends.
+    std::mem::forget(lock);
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).because(doing)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).because(doing)?;
+    let user = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse::<u32>().ok());
+    if let Some(uid) = user {
+        std::os::unix::fs::chown(&path, Some(uid), None).because(doing)?;
+        // The way to the socket may be walked, not read.
+        std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o711)).because(doing)?;
+    }
+    Ok(Some(listener))
+}
+
+/// SIGTERM and SIGINT end the agent and nothing else: what runs goes on, and is found again.
+fn watch_signals(agent: &Arc<Agent>) {
+    let agent = Arc::clone(agent);
+    let wait = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT]);
+    std::thread::spawn(move || match wait {
+        Ok(mut signals) => {
+            if signals.forever().next().is_some() {
+                agent.log("told to leave; what runs goes on");
+                agent.leave();
+            }
+        }
+        Err(error) => agent.log(&format!("watching signals: {error}")),
+    });
+}
+
+fn watch_idleness(agent: &Arc<Agent>) {
+    let agent = Arc::clone(agent);
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            let idle = agent.working.load(Ordering::Acquire) == 0
+                && lock(&agent.last_use).elapsed() > IDLE
+                && agent.stages().iter().all(|stage| {
+                    let state = stage.state();
+                    state.instances.is_empty() && state.pointer.active.is_none()
+                });
+            if idle {
+                agent.log("nothing is left to look after");
+                agent.stop_front();
+                agent.teardown_network();
+                agent.leave();
+            }
+        }
+    });
+}
+
+impl Agent {
+    /// Ends the agent; what runs goes on.
+    pub(crate) fn leave(&self) -> ! {
+        self.leaving.store(true, Ordering::Release);
+        if let Err(error) = self.store.ledger().sync() {
+            self.log(&format!("ledger: {error}"));
+        }
+        let _ = std::fs::remove_file(socket_path(&self.root));
+        std::process::exit(0)
+    }
+
+    /// Ends the agent once the answer of the request at work has gone out.
+    pub(crate) fn leave_soon(self: &Arc<Self>) {
+        self.leaving.store(true, Ordering::Release);
+        let agent = Arc::clone(self);
+        std::thread::spawn(move || {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while agent.working.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            agent.leave()
+        });
+    }
+
+    /// Takes network and control groups of this root away.
+    pub(crate) fn teardown_network(&self) {
+        if !self.runtime.close(Duration::from_secs(5)) {
+            self.log("some control groups of this root are still in use");
+        }
+        if let Err(error) = Host::setup(&self.root).and_then(Host::teardown) {
+            self.log(&format!("taking the network down: {error}"));
+        }
+    }
+
+    /// Becomes the client's binary. Instances and front go on and are found again.
+    fn replace(&self, exe: &Path) -> Report {
+        self.log(&format!("replaced by {}", exe.display()));
+        let deadline = Instant::now() + Duration::from_secs(25);
+        // This request is one of those at work.
+        while self.working.load(Ordering::Acquire) > 1 {
+            if Instant::now() > deadline {
+                return Report::failed("a request is under way");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.store.ledger().sync();
+        let error = Command::new(exe).args(std::env::args_os().skip(1)).exec();
+        Report::failed(format!("becoming {}: {error}", exe.display()))
+    }
+}
+
+/// Counts requests at work, so that the agent does not leave or replace itself under them.
+struct Working<'a>(&'a Agent);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.last_use) = Instant::now();
+        self.0.working.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn answer(agent: &Arc<Agent>, stream: UnixStream) {
+    use std::io::Write;
+    let mut greeting = build_id();
+    greeting.push('\n');
+    if (&stream).write_all(greeting.as_bytes()).is_err() {
+        return;
+    }
+    let Some((request, fds)) = receive(&stream) else { return };
+    agent.working.fetch_add(1, Ordering::AcqRel);
+    let _working = Working(agent);
+    let session = Session::new(&stream, request.env.clone(), request.cwd.clone());
+    let result = if request.version != VERSION {
+        Err(Report::failed(format!("the client speaks protocol {}", request.version)))
+    } else if let Verb::Replace = request.verb {
+        Err(agent.replace(&request.exe))
+    } else {
+        verbs::run(agent, &session, request.verb, fds)
+    };
+    let session = session.unstoppable();
+    session.event(&match result {
+        Ok(verbs::Answer { exit, data }) => Event::Done { exit, data },
+        Err(mut report) => {
+            if report.message.is_empty() {
+                report.message = "given up".into();
+            }
+            Event::Failed(report)
+        }
+    });
+    let _ = stream.shutdown(std::net::Shutdown::Both);
+}
+
+/// Reads the request and, for `exec`, the three file descriptors that follow it.
+fn receive(stream: &UnixStream) -> Option<(Request, Vec<OwnedFd>)> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut bytes = Vec::new();
+    let mut fds = Vec::new();
+    let mut request: Option<Request> = None;
+    loop {
+        let mut chunk = [0_u8; 16 * 1024];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [std::io::IoSliceMut::new(&mut chunk)];
+        let read = recvmsg(stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).ok()?.bytes;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(more) = message {
+                fds.extend(more);
+            }
+        }
+        if read == 0 {
+            return None;
+        }
+        bytes.extend_from_slice(&chunk[..read]);
+        if request.is_none() && bytes.contains(&b'\n') {
+            request = serde_json::from_slice(bytes.split(|byte| *byte == b'\n').next()?).ok();
+            request.as_ref()?;
+        }
+        match request.take() {
+            Some(exec @ Request { verb: Verb::Exec { .. }, .. }) if fds.len() < 3 => {
+                request = Some(exec);
+            }
+            Some(request) => return Some((request, fds)),
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! A stage: a named place of a project, its slots and its instances.
+//!
+//! State is guarded by one short-held lock; deliveries to one stage take turns by another. What is
+//! needed to find everything again is written beside the pointer after each change, without a
+//! flush: it is only of use while the machine stays up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use kiln_core::plan::{self, Observed};
+use kiln_core::{Digest, Release};
+use kiln_store::ledger::Pointer;
+use serde::{Deserialize, Serialize};
+
+/// Project and stage: what identifies a [`Stage`].
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct StageId {
+    /// Name of the project.
+    pub project: String,
+    /// Name of the stage.
+    pub stage: String,
+}
+
+impl fmt::Display for StageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.project, self.stage)
+    }
+}
+
+/// What a slot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Role {
+    /// It serves.
+    Active,
+    /// It is kept warm for rollback.
+    Standby,
+    /// It is being provisioned and tested.
+    Candidate,
+    /// Only its names are still needed, by instances that started in it and are shared.
+    Names,
+}
+
+/// The set of instances of one release, and the stable addresses at which they find each other.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Slot {
+    /// The release.
+    pub release: Digest,
+    /// What it is for.
+    pub role: Role,
+    /// Virtual address of each service.
+    pub addresses: BTreeMap<String, Ipv4Addr>,
+    /// Instance of each service that has one.
+    pub members: BTreeMap<String, String>,
+}
+
+/// How an instance stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "is")]
+pub(crate) enum Life {
+    /// Started, not ready yet.
+    Starting,
+    /// Healthy, or its ports accept.
+    Ready,
+    /// Was ready; its probes fail.
+    Unhealthy,
+    /// Ended with status 0 and was meant to.
+    Completed,
+    /// Ended; a fresh one follows after a pause.
+    BackOff {
+        /// How it ended.
+        how: String,
+    },
+    /// Ended or never got healthy; no further try.
+    Failed {
+        /// How it ended.
+        how: String,
+    },
+    /// Being stopped.
+    Stopping,
+}
+
+impl Life {
+    /// One word for tables.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::Completed => "completed",
+            Self::BackOff { .. } => "backing off",
+            Self::Failed { .. } => "failed",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// One running container of one service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Instance {
+    /// Name; also the name of its folder.
+    pub id: String,
+    /// Its service.
+    pub service: String,
+    /// [`Release::instance_key`].
+    pub key: Digest,
+    /// Release of the slot in which it started and where it looks up names.
+    pub born: Digest,
+    /// Its own address.
+    pub address: Ipv4Addr,
+    /// How it stands.
+    pub life: Life,
+    /// Fresh instances that came before it because one ended.
+    pub restarts: u32,
+    /// Why it is no longer as baked, if it is not.
+    pub tainted: Option<String>,
+    /// Unix milliseconds.
+    pub started: u64,
+    /// The last probes that failed, newest last.
+    #[serde(default)]
+    pub probes: Vec<String>,
+    /// The shim's side of it.
+    #[serde(skip)]
+    pub running: Option<Arc<kiln_run::Running>>,
+}
+
+/// Everything about a stage that changes.
+#[derive(Debug, Default)]
+pub(crate) struct StageState {
+    /// Active and standby release, as recorded in the ledger.
+    pub pointer: Pointer,
+    /// All slots, oldest first.
+    pub slots: Vec<Slot>,
+    /// All instances, by id.
+    pub instances: BTreeMap<String, Instance>,
+    /// The releases that slots name.
+    pub releases: BTreeMap<Digest, Arc<Release>>,
+    /// Routes answer nothing until resumed: a data service is being replaced.
+    pub paused: bool,
+}
+
+/// What is written beside the pointer.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct RunFile {
+    /// All slots.
+    pub slots: Vec<Slot>,
+    /// All instances.
+    pub instances: Vec<Instance>,
+}
+
+/// A stage of this root.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    /// Which.
+    pub id: StageId,
+    turn: Mutex<()>,
+    state: Mutex<StageState>,
+    changed: Condvar,
+}
+
+impl Stage {
+    /// A stage with nothing in it.
+    pub(crate) fn new(id: StageId, pointer: Pointer) -> Self {
+        let state = StageState { pointer, ..StageState::default() };
+        Self { id, turn: Mutex::new(()), state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// Waits for this delivery's turn.
+    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The turn, if nobody has it.
+    pub(crate) fn try_turn(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.turn.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(std::sync::TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+            Err(std::sync::TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// The state. Never held across anything that waits.
+    pub(crate) fn state(&self) -> MutexGuard<'_, StageState> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Changes the state and wakes who waits for it.
+    pub(crate) fn update<T>(&self, change: impl FnOnce(&mut StageState) -> T) -> T {
+        let value = change(&mut self.state());
+        self.changed.notify_all();
+        value
+    }
+
+    /// Waits until something changes or `timeout` has passed.
+    pub(crate) fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, StageState>,
+        timeout: Duration,
+    ) -> MutexGuard<'a, StageState> {
+        match self.changed.wait_timeout(state, timeout) {
+            Ok((state, _)) => state,
+            Err(poisoned) => poisoned.into_inner().0,
+        }
+    }
+}
+
+impl StageState {
+    /// The slot of `release`.
+    pub(crate) fn slot(&self, release: &Digest) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.release == *release)
+    }
+
+    /// The slot of `release`, to change.
+    pub(crate) fn slot_mut(&mut self, release: &Digest) -> Option<&mut Slot> {
+        self.slots.iter_mut().find(|slot| slot.release == *release)
+    }
+
+    /// The slot with `role`.
+    pub(crate) fn with_role(&self, role: Role) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.role == role)
+    }
+
+    /// The instance of `service` in the slot of `release`.
+    pub(crate) fn member(&self, release: &Digest, service: &str) -> Option<&Instance> {
+        self.instances.get(self.slot(release)?.members.get(service)?)
+    }
+
+    /// Whether `release` is what serves, and was meant to.
+    pub(crate) fn serves(&self, release: &Digest) -> bool {
+        self.pointer.active == Some(*release)
+            && self.slot(release).is_some_and(|slot| slot.role == Role::Active)
+    }
+
+    /// What the planner has to know.
+    pub(crate) fn observe(&self) -> Vec<Observed> {
+        let mut all: Vec<Observed> = Vec::new();
+        for instance in self.instances.values() {
+            if instance.life == Life::Stopping {
+                continue;
+            }
+            let release = self.releases.get(&instance.born);
+            let settings = release
+                .and_then(|release| release.services.get(&instance.service))
+                .map(|released| &released.settings);
+            // A taint by `exec` does not count: the only stage so far is `dev`, where people try
+            // things and it is for show.
+            let sound = matches!(instance.life, Life::Ready | Life::Completed);
+            all.push(Observed {
+                id: instance.id.clone(),
+                service: instance.service.clone(),
+                key: instance.key,
+                sound,
+                data: settings.map(|s| plan::writable(&s.mounts)).unwrap_or_default(),
+                reach: release.map(|r| r.reach(&instance.service)).unwrap_or_default(),
+                worker: release.is_some_and(|r| plan::is_worker(r, &instance.service)),
+            });
+        }
+        // Of several with one key the one that serves is shared.
+        let active: BTreeSet<&String> = self
+            .with_role(Role::Active)
+            .map(|slot| slot.members.values().collect())
+            .unwrap_or_default();
+        all.sort_by_key(|observed| !active.contains(&observed.id));
+        all
+    }
+
+    /// Every virtual address and the instance that it leads to now. A service whose instance of
+    /// that slot is gone leads to the one that serves, so that names outlive their slot.
+    pub(crate) fn translation(&self) -> Vec<(Ipv4Addr, Option<Ipv4Addr>)> {
+        let active = self.with_role(Role::Active);
+        let lives = |id: &String| {
+            self.instances.get(id).filter(|instance| {
+                !matches!(instance.life, Life::BackOff { .. } | Life::Failed { .. })
+            })
+        };
+        self.slots
+            .iter()
+            .flat_map(|slot| {
+                slot.addresses.iter().map(move |(service, address)| {
+                    let own = slot.members.get(service).and_then(lives);
+                    let serving = || active?.members.get(service).and_then(lives);
+                    let fallback = if slot.role == Role::Names { serving() } else { None };
+                    (*address, own.or(fallback).map(|instance| instance.address))
+                })
+            })
+            .collect()
+    }
+
+    /// Where the front may have sent requests for these instances.
+    pub(crate) fn upstreams<'a>(&self, ids: impl IntoIterator<Item = &'a String>) -> Vec<SocketAddr> {
+        let mut all = Vec::new();
+        for instance in ids.into_iter().filter_map(|id| self.instances.get(id)) {
+            let released = self
+                .releases
+                .get(&instance.born)
+                .and_then(|release| release.services.get(&instance.service));
+            let ports = released.into_iter().flat_map(|released| &released.settings.expose);
+            all.extend(ports.map(|port| SocketAddr::from((instance.address, port.target))));
+        }
+        all
+    }
+
+    /// Instances that no slot with a role of its own names.
+    pub(crate) fn unneeded(&self) -> Vec<String> {
+        let needed: BTreeSet<&String> = self
+            .slots
+            .iter()
+            .filter(|slot| slot.role != Role::Names)
+            .flat_map(|slot| slot.members.values())
+            .collect();
+        self.instances.keys().filter(|id| !needed.contains(id)).cloned().collect()
+    }
+
+    /// Drops slots that neither serve nor lend their names to a living instance; gives back their
+    /// virtual addresses.
+    pub(crate) fn forget_slots(&mut self) -> Vec<Ipv4Addr> {
+        let born: BTreeSet<Digest> = self.instances.values().map(|instance| instance.born).collect();
+        let (keep, gone): (Vec<Slot>, Vec<Slot>) = std::mem::take(&mut self.slots)
+            .into_iter()
+            .partition(|slot| slot.role != Role::Names || born.contains(&slot.release));
+        self.slots = keep;
+        let named: BTreeSet<Digest> = self.slots.iter().map(|slot| slot.release).collect();
+        self.releases.retain(|digest, _| named.contains(digest));
+        gone.into_iter().flat_map(|slot| slot.addresses.into_values()).collect()
+    }
+
+    /// What is written beside the pointer.
+    pub(crate) fn run_file(&self) -> RunFile {
+        RunFile { slots: self.slots.clone(), instances: self.instances.values().cloned().collect() }
+    }
+}

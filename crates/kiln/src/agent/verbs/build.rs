@@ -1,0 +1,56 @@
+//! `lock` and `bake`.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::{Answer, load_and_tell};
+use crate::agent::Agent;
+use crate::agent::bake;
+use crate::agent::session::Session;
+use crate::protocol::ProjectArgs;
+use crate::report::Report;
+
+/// `kiln lock`.
+pub(super) fn lock(
+    agent: &Arc<Agent>,
+    session: &Session,
+    args: &ProjectArgs,
+    update: bool,
+) -> Result<Answer, Report> {
+    let project = load_and_tell(agent, session, args)?;
+    let _lease = agent.lease()?;
+    let (lock, changed) = bake::lock_file(agent, session, &project, update)?;
+    agent.flush_objects()?;
+    let bases: serde_json::Map<_, _> = lock
+        .bases
+        .iter()
+        .map(|(name, base)| (name.clone(), json!({ "packages": base.unpack.len() })))
+        .collect();
+    let path = project.dir.join(bake::LOCK_FILE);
+    Ok(json!({ "lock": path, "changed": changed, "bases": bases }).into())
+}
+
+/// `kiln bake`.
+pub(super) fn bake(
+    agent: &Arc<Agent>,
+    session: &Session,
+    args: &ProjectArgs,
+    services: &[String],
+) -> Result<Answer, Report> {
+    let project = load_and_tell(agent, session, args)?;
+    for service in services {
+        if !project.services.contains_key(service) {
+            let known: Vec<&str> = project.services.keys().map(String::as_str).collect();
+            return Err(Report::usage(format!("no service `{service}` in `{}`", project.name))
+                .hint(format!("its services are {}", known.join(", "))));
+        }
+    }
+    let _lease = agent.lease()?;
+    let lock = bake::lock(agent, session, &project)?;
+    let images = bake::images(agent, session, &project, &lock, services)?;
+    agent.flush_objects()?;
+    let images: serde_json::Map<_, _> =
+        images.into_iter().map(|(name, image)| (name, json!(image))).collect();
+    Ok(json!({ "images": images }).into())
+}

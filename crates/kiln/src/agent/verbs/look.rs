@@ -1,0 +1,216 @@
+//! `ps`, `status`, `releases`, `history`, `images`, `gc`: what is there and what was.
+
+use std::collections::BTreeSet;
+
+use kiln_core::Digest;
+use kiln_core::exit::Exit;
+use kiln_store::ledger::Filter;
+use serde_json::{Value, json};
+
+use super::serve::ports;
+use super::{Answer, nothing_serves};
+use crate::agent::Agent;
+use crate::agent::session::Session;
+use crate::agent::stage::{Instance, Role, Stage, StageState};
+use crate::report::{Because, Report};
+
+/// `kiln ps`: every instance, with its slots.
+pub(super) fn ps(agent: &Agent, project: Option<&str>) -> Answer {
+    let mut rows = Vec::new();
+    for stage in agent.stages() {
+        if project.is_some_and(|project| project != stage.id.project) {
+            continue;
+        }
+        let state = stage.state();
+        for instance in state.instances.values() {
+            let mut row = describe(&state, instance);
+            row["project"] = json!(stage.id.project);
+            row["stage"] = json!(stage.id.stage);
+            rows.push(row);
+        }
+    }
+    json!({ "instances": rows }).into()
+}
+
+fn describe(state: &StageState, instance: &Instance) -> Value {
+    let slots: Vec<Value> = state
+        .slots
+        .iter()
+        .filter(|slot| slot.members.get(&instance.service) == Some(&instance.id))
+        .filter(|slot| slot.role != Role::Names)
+        .map(|slot| json!({ "role": slot.role, "release": slot.release }))
+        .collect();
+    json!({
+        "id": instance.id,
+        "service": instance.service,
+        "slots": slots,
+        "state": instance.life.word(),
+        "how": match &instance.life {
+            crate::agent::stage::Life::BackOff { how }
+            | crate::agent::stage::Life::Failed { how } => Some(how),
+            _ => None,
+        },
+        "verdict": verdict(instance),
+        "tainted": instance.tainted,
+        "restarts": instance.restarts,
+        "address": instance.address,
+        "pid": instance.running.as_ref().map(|running| running.pid()),
+        "started": instance.started,
+    })
+}
+
+/// Nothing watches files and programs of instances yet, so congruence is never claimed.
+fn verdict(instance: &Instance) -> &'static str {
+    if instance.tainted.is_some() { "drifted" } else { "unknown" }
+}
+
+/// `kiln status`.
+pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
+    let state = stage.state();
+    let Some(active) = state.pointer.active else { return Err(nothing_serves(stage)) };
+    let release = agent.release(&active)?;
+    let services: Vec<Value> = release
+        .services
+        .keys()
+        .map(|name| match state.member(&active, name) {
+            Some(instance) => describe(&state, instance),
+            None => json!({ "service": name, "state": "missing" }),
+        })
+        .collect();
+    Ok(json!({
+        "project": stage.id.project,
+        "stage": stage.id.stage,
+        "active": active,
+        "standby": state.pointer.standby,
+        "source": release.source,
+        "paused": state.paused,
+        "services": services,
+        "ports": ports(&release, &stage.id.stage),
+        "scope": agent.host.range().scope(),
+        "backing": agent.store.backing().to_string(),
+    })
+    .into())
+}
+
+/// `kiln status` outside of any project: the root at a glance.
+pub(super) fn overview(agent: &Agent) -> Result<Answer, Report> {
+    let mut stages = Vec::new();
+    for stage in agent.stages() {
+        let state = stage.state();
+        stages.push(json!({
+            "project": stage.id.project,
+            "stage": stage.id.stage,
+            "active": state.pointer.active,
+            "standby": state.pointer.standby,
+            "instances": state.instances.len(),
+        }));
+    }
+    Ok(json!({
+        "root": agent.root,
+        "scope": agent.host.range().scope(),
+        "network": agent.host.range().cidr(),
+        "backing": agent.store.backing().to_string(),
+        "notices": agent.host.notices(),
+        "stages": stages,
+    })
+    .into())
+}
+
+/// `kiln releases`: the active one and those that can be restored.
+pub(super) fn releases(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
+    let pointer = stage.state().pointer.clone();
+    let mut rows = Vec::new();
+    let mut seen = BTreeSet::new();
+    for digest in pointer.active.iter().chain(&pointer.previous) {
+        if !seen.insert(*digest) {
+            continue;
+        }
+        let release = agent.release(digest)?;
+        let role = if Some(*digest) == pointer.active {
+            "active"
+        } else if Some(*digest) == pointer.standby {
+            "standby"
+        } else {
+            "kept"
+        };
+        rows.push(json!({
+            "release": digest,
+            "role": role,
+            "quarantined": pointer.quarantined.contains(digest),
+            "source": release.source,
+            "services": release.services.len(),
+        }));
+    }
+    Ok(json!({ "releases": rows }).into())
+}
+
+/// `kiln history`: the ledger, oldest first, an entry a line.
+pub(super) fn history(
+    agent: &Agent,
+    session: &Session,
+    project: Option<&str>,
+    stage: Option<&str>,
+    limit: Option<usize>,
+) -> Result<Answer, Report> {
+    let doing = || "reading the ledger".to_owned();
+    let mut entries = Vec::new();
+    let filter = Filter {
+        project: project.map(str::to_owned),
+        stage: stage.map(str::to_owned),
+        ..Filter::default()
+    };
+    for entry in agent.store.ledger().select(filter).because(doing)? {
+        entries.push(entry.because(doing)?);
+    }
+    let skip = limit.map_or(0, |limit| entries.len().saturating_sub(limit));
+    for entry in entries.drain(skip..) {
+        session.item(serde_json::to_value(&entry).because(doing)?);
+    }
+    Ok(Value::Null.into())
+}
+
+/// Everything that a release, slot or pointer of this root names.
+fn named(agent: &Agent) -> Result<(BTreeSet<Digest>, Vec<(Digest, String)>), Report> {
+    let mut releases: BTreeSet<Digest> = BTreeSet::new();
+    for stage in agent.stages() {
+        let state = stage.state();
+        let pointer = &state.pointer;
+        releases.extend(pointer.active.iter().chain(&pointer.standby).chain(&pointer.previous));
+        releases.extend(state.slots.iter().map(|slot| slot.release));
+    }
+    let mut keep = releases.clone();
+    let mut trees = Vec::new();
+    for digest in releases {
+        let release = agent.release(&digest)?;
+        keep.extend(release.pins());
+        for (name, released) in &release.services {
+            trees.push((released.image.tree, format!("{}/{name}", release.project)));
+        }
+    }
+    Ok((keep, trees))
+}
+
+/// `kiln images`: every image in the store, how large it is and who names it.
+pub(super) fn images(agent: &Agent) -> Result<Answer, Report> {
+    let (_, named) = named(agent)?;
+    let mut rows = Vec::new();
+    for image in agent.store.images().because(|| "listing images".into())? {
+        let users: BTreeSet<&String> =
+            named.iter().filter(|(tree, _)| *tree == image.tree).map(|(_, user)| user).collect();
+        rows.push(json!({
+            "tree": image.tree,
+            "files": image.files,
+            "bytes": image.bytes,
+            "used_by": users,
+        }));
+    }
+    Ok(json!({ "images": rows }).into())
+}
+
+/// `kiln gc`.
+pub(super) fn gc(agent: &Agent, dry_run: bool) -> Result<Answer, Report> {
+    let (keep, _) = named(agent)?;
+    let report = agent.store.gc(&keep, dry_run).because(|| "collecting".into())?;
+    let data = serde_json::to_value(&report).because(|| "collecting".into())?;
+    Ok(Answer { exit: Exit::Done, data: json!({ "dry_run": dry_run, "collected": data }) })
+}

@@ -1,0 +1,170 @@
+//! `up`, `plan` and `rollback`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kiln_core::{Digest, Release};
+use serde_json::{Value, json};
+
+use super::{Answer, load_and_tell, nothing_serves};
+use crate::agent::Agent;
+use crate::agent::provision::Patience;
+use crate::agent::session::Session;
+use crate::agent::stage::{Stage, StageId};
+use crate::deliver::{Converged, Published, Reason, assemble, converge, publish};
+use crate::protocol::ProjectArgs;
+use crate::report::Report;
+
+fn patience(timeout: Option<u64>) -> Patience {
+    Patience { limit: timeout.map(Duration::from_secs) }
+}
+
+/// Deliveries to one stage take turns; who has to wait hears of it.
+fn with_turn<T>(session: &Session, stage: &Stage, work: impl FnOnce() -> T) -> T {
+    let _turn = stage.try_turn().unwrap_or_else(|| {
+        session.notice(format!("another delivery to {} is under way: waiting", stage.id));
+        stage.turn()
+    });
+    work()
+}
+
+/// `kiln up`.
+pub(super) fn up(
+    agent: &Arc<Agent>,
+    session: &Session,
+    args: &ProjectArgs,
+    timeout: Option<u64>,
+) -> Result<Answer, Report> {
+    let began = Instant::now();
+    let project = load_and_tell(agent, session, args)?;
+    let id = StageId { project: project.name.clone(), stage: "dev".into() };
+    let stage = agent.stage(&id);
+    with_turn(session, &stage, || {
+        let target = publish(agent, session, &stage, &project)?;
+        let quarantined = stage.state().pointer.quarantined.contains(&target.digest);
+        if quarantined {
+            session.notice(format!(
+                "{} was rolled back from; `up` lifts its quarantine",
+                target.digest.short()
+            ));
+        }
+        let done = converge(agent, session, &stage, &target, Reason::Up, patience(timeout))?;
+        Ok(outcome(&stage, &target, &done, began).into())
+    })
+}
+
+fn outcome(stage: &Stage, target: &Published, done: &Converged, began: Instant) -> Value {
+    let state = stage.state();
+    let services: serde_json::Map<String, Value> = target
+        .release
+        .services
+        .keys()
+        .map(|name| {
+            let did = if done.plan.share.contains_key(name) { "kept" } else { "started" };
+            let health = state.member(&target.digest, name).map(|i| i.life.word());
+            (name.clone(), json!({ "did": did, "health": health }))
+        })
+        .collect();
+    json!({
+        "project": stage.id.project,
+        "stage": stage.id.stage,
+        "release": target.digest,
+        "switched": done.switched,
+        "fresh": target.fresh,
+        "services": services,
+        "ports": ports(&target.release, &stage.id.stage),
+        "paused": done.plan.paused,
+        "ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// Where clients find the release.
+pub(super) fn ports(release: &Release, stage: &str) -> Vec<Value> {
+    let mut all = Vec::new();
+    for (service, released) in &release.services {
+        for port in released.settings.ports.get(stage).into_iter().flatten() {
+            let host = port.host_ip.map_or("localhost".to_owned(), |ip| match ip {
+                std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+                std::net::IpAddr::V4(ip) => ip.to_string(),
+            });
+            all.push(json!({
+                "service": service,
+                "address": format!("{host}:{}", port.published),
+                "target": port.target,
+                "protocol": port.protocol,
+            }));
+        }
+    }
+    all
+}
+
+/// `kiln plan`. Bakes, since a digest is known only then; what runs and the pointer stay.
+pub(super) fn plan(
+    agent: &Arc<Agent>,
+    session: &Session,
+    args: &ProjectArgs,
+    stage: &str,
+) -> Result<Answer, Report> {
+    let project = load_and_tell(agent, session, args)?;
+    if stage != "dev" {
+        return Err(Report::failed(format!("`plan {stage}`: not yet, only `dev` can be planned"))
+            .hint("kiln plan dev"));
+    }
+    let stage = agent.stage(&StageId { project: project.name.clone(), stage: stage.into() });
+    let _lease = agent.lease()?;
+    let target = assemble(agent, session, &stage, &project)?;
+    let plan = kiln_core::plan::plan(&target.release, &stage.state().observe());
+    Ok(json!({
+        "project": stage.id.project,
+        "stage": stage.id.stage,
+        "release": target.digest,
+        "pause": plan.needs_pause(),
+        "plan": plan,
+    })
+    .into())
+}
+
+/// `kiln rollback`.
+pub(super) fn rollback(
+    agent: &Arc<Agent>,
+    session: &Session,
+    stage: &Arc<Stage>,
+    release: Option<&str>,
+    timeout: Option<u64>,
+) -> Result<Answer, Report> {
+    let began = Instant::now();
+    with_turn(session, stage, || {
+        let digest = choose(stage, release)?;
+        let release = agent.release(&digest)?;
+        let target = Published { digest, release, fresh: false };
+        let done = converge(agent, session, stage, &target, Reason::Rollback, patience(timeout))?;
+        Ok(outcome(stage, &target, &done, began).into())
+    })
+}
+
+/// The release that is meant: the newest before that nobody rolled back from, or the one named.
+fn choose(stage: &Stage, named: Option<&str>) -> Result<Digest, Report> {
+    let pointer = stage.state().pointer.clone();
+    if pointer.active.is_none() && named.is_none() {
+        return Err(nothing_serves(stage));
+    }
+    let Some(named) = named else {
+        let good = |digest: &&Digest| !pointer.quarantined.contains(*digest);
+        return pointer.previous.iter().find(good).copied().ok_or_else(|| {
+            Report::failed(format!("{} has no release before this one", stage.id))
+                .hint("kiln releases")
+        });
+    };
+    let wanted = named.trim_start_matches("sha256:");
+    let all = pointer.active.iter().chain(&pointer.previous);
+    let mut found: Vec<Digest> =
+        all.filter(|digest| digest.hex().starts_with(wanted)).copied().collect();
+    found.dedup();
+    match found.as_slice() {
+        [one] => Ok(*one),
+        [] => Err(Report::failed(format!("{} has no release `{named}`", stage.id))
+            .hint("kiln releases")),
+        _ => Err(Report::usage(format!("`{named}` could be several releases of {}", stage.id))
+            .hint("give more digits; see `kiln releases`")),
+    }
+}

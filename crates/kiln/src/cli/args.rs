@@ -1,0 +1,227 @@
+//! The arguments of the command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::protocol::{ProjectArgs, Verb};
+
+/// Immutable delivery: source → image → release → running, tested, switched.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Folder that holds all of Kiln's state
+    #[arg(long, env = "KILN_ROOT", default_value = "/var/lib/kiln", global = true)]
+    pub root: PathBuf,
+    /// One JSON document (or one object a line) on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(flatten)]
+    pub project: ProjectArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write a commented starter compose.yaml for this directory
+    Init,
+    /// Resolve the bases into kiln.lock
+    Lock {
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// Take the newest versions, also of what is locked already
+        #[arg(long)]
+        update: bool,
+    },
+    /// Source → images; prints digests
+    Bake {
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// Only these services
+        services: Vec<String>,
+    },
+    /// Bake, cut a release and deploy it to the stage `dev`; returns when it serves
+    Up {
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// Seconds that a service may take to get healthy
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+        /// Accepted for the habit: Kiln always returns when the release serves
+        #[arg(short, long)]
+        detach: bool,
+    },
+    /// Say what `up` would do, and whether it needs a pause; changes nothing that runs
+    Plan {
+        #[command(flatten)]
+        project: ProjectArgs,
+        #[arg(default_value = "dev")]
+        stage: String,
+    },
+    /// Switch back to the release before
+    Rollback {
+        #[command(flatten)]
+        project: ProjectArgs,
+        #[arg(default_value = "dev")]
+        stage: String,
+        /// Digest or its beginning; without it, the one before
+        release: Option<String>,
+        /// Seconds that a service may take to get healthy
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
+    },
+    /// List the releases that can be restored
+    Releases {
+        #[command(flatten)]
+        project: ProjectArgs,
+        #[arg(default_value = "dev")]
+        stage: String,
+    },
+    /// What runs
+    Ps {
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// All projects and stages of this root
+        #[arg(short, long)]
+        all: bool,
+    },
+    /// The stage at a glance
+    Status {
+        #[command(flatten)]
+        project: ProjectArgs,
+        #[arg(default_value = "dev")]
+        stage: String,
+    },
+    /// What instances write
+    Logs {
+        #[command(flatten)]
+        project: LogsProject,
+        /// Only these services
+        services: Vec<String>,
+        /// Go on as more is written
+        #[arg(short, long)]
+        follow: bool,
+        /// Only the last lines
+        #[arg(short = 'n', long, value_name = "LINES")]
+        tail: Option<usize>,
+        #[arg(long, default_value = "dev")]
+        stage: String,
+    },
+    /// Run a command in an instance, which taints it
+    Exec {
+        #[command(flatten)]
+        project: ProjectArgs,
+        service: String,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        argv: Vec<String>,
+        /// As this user
+        #[arg(short, long)]
+        user: Option<String>,
+        #[arg(long, default_value = "dev")]
+        stage: String,
+    },
+    /// The ledger: every intent, outcome and pointer move
+    History {
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// Only the newest entries
+        #[arg(short = 'n', long, value_name = "ENTRIES")]
+        limit: Option<usize>,
+        /// All projects and stages of this root
+        #[arg(short, long)]
+        all: bool,
+        #[arg(long)]
+        stage: Option<String>,
+    },
+    /// Stop the stage; records, artifacts and volumes stay
+    Down {
+        #[command(flatten)]
+        project: ProjectArgs,
+        #[arg(default_value = "dev")]
+        stage: String,
+        /// Remove the stage's named volumes too
+        #[arg(short, long)]
+        volumes: bool,
+    },
+    /// Images in the store
+    Images,
+    /// Collect what no release, slot or lock names
+    Gc {
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Take every stage of this root down, then end front and agent
+    Shutdown,
+    /// The agent in the foreground, for systemd
+    Serve,
+    /// The agent as a verb starts it: leaves when nothing is left to look after
+    #[command(hide = true)]
+    Agent,
+}
+
+/// [`ProjectArgs`] where `-f` means follow, as it does for Compose.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LogsProject {
+    /// Compose file; several are merged in this order
+    #[arg(long, value_name = "FILE")]
+    file: Vec<PathBuf>,
+    /// Activate a profile
+    #[arg(long, value_name = "NAME")]
+    profile: Vec<String>,
+    /// Project name, instead of the one in the file
+    #[arg(short, long, value_name = "NAME")]
+    project_name: Option<String>,
+}
+
+impl From<LogsProject> for ProjectArgs {
+    fn from(from: LogsProject) -> Self {
+        let LogsProject { file, profile, project_name } = from;
+        Self { file, profile, project_name }
+    }
+}
+
+impl Command {
+    /// The request for the agent. `Init`, `Serve` and `Agent` are no requests and give a ping.
+    pub(crate) fn verb(self, before: ProjectArgs) -> Verb {
+        use std::io::IsTerminal;
+        let project = before;
+        match self {
+            Self::Init | Self::Serve | Self::Agent => Verb::Ping,
+            Self::Lock { project: p, update } => Verb::Lock { project: project.and(p), update },
+            Self::Bake { project: p, services } => Verb::Bake { project: project.and(p), services },
+            Self::Up { project: p, timeout, detach: _ } => Verb::Up { project: project.and(p), timeout },
+            Self::Plan { project: p, stage } => Verb::Plan { project: project.and(p), stage },
+            Self::Rollback { project: p, stage, release, timeout } => {
+                Verb::Rollback { project: project.and(p), stage, release, timeout }
+            }
+            Self::Releases { project: p, stage } => Verb::Releases { project: project.and(p), stage },
+            Self::Ps { project: p, all } => Verb::Ps { project: project.and(p), all },
+            Self::Status { project: p, stage } => Verb::Status { project: project.and(p), stage },
+            Self::Logs { project: p, services, follow, tail, stage } => {
+                Verb::Logs { project: project.and(p.into()), stage, services, follow, tail }
+            }
+            Self::Exec { project: p, service, argv, user, stage } => {
+                let tty = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+                Verb::Exec { project: project.and(p), stage, service, argv, user, tty }
+            }
+            Self::History { project: p, limit, all, stage } => Verb::History { project: project.and(p), stage, limit, all },
+            Self::Down { project: p, stage, volumes } => Verb::Down { project: project.and(p), stage, volumes },
+            Self::Images => Verb::Images,
+            Self::Gc { dry_run } => Verb::Gc { dry_run },
+            Self::Shutdown => Verb::Shutdown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,209 @@
+//! The flow, to be read top to bottom: source → image → release → running → switched → watched.
+//!
+//! [`publish`] turns source into a recorded release; [`converge`] turns a release into what runs.
+//! What a step means in detail is in the module that it calls; what order they come in, and what
+//! is undone when one fails, is here and nowhere else.
+//!
+//! Invariants: a candidate gets no traffic before all of it is ready; all services of a stage move
+//! in one step; the pointer moves last; whatever fails before that leaves the stage as it was.
+
+use std::sync::Arc;
+
+use kiln_core::compose::Project;
+use kiln_core::plan::{Plan, plan};
+use kiln_core::release::Source;
+use kiln_core::{Digest, Release};
+use serde_json::json;
+
+use crate::agent::Agent;
+use crate::agent::bake;
+use crate::agent::provision::{self, Candidate};
+use crate::agent::record;
+use crate::agent::session::Session;
+use crate::agent::stage::Stage;
+use crate::report::Report;
+
+/// A release that is recorded and can be deployed.
+#[derive(Debug, Clone)]
+pub(crate) struct Published {
+    /// Its digest.
+    pub digest: Digest,
+    /// What it pins.
+    pub release: Arc<Release>,
+    /// Whether it was cut now; else it is the one that serves already.
+    pub fresh: bool,
+}
+
+/// Why a release is deployed: what the ledger says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// `kiln up`.
+    Up,
+    /// `kiln rollback`.
+    Rollback,
+    /// The machine or the agent has started again.
+    Restore,
+}
+
+impl Reason {
+    /// One word for the ledger.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Rollback => "rollback",
+            Self::Restore => "restore",
+        }
+    }
+}
+
+/// How a deploy ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Converged {
+    /// What was done.
+    pub plan: Plan,
+    /// Whether traffic moved.
+    pub switched: bool,
+}
+
+/// Source → image → release → recorded.
+pub(crate) fn publish(
+    agent: &Agent,
+    session: &Session,
+    stage: &Stage,
+    project: &Project,
+) -> Result<Published, Report> {
+    let _lease = agent.lease()?;
+    let published = assemble(agent, session, stage, project)?;
+    if published.fresh {
+        agent.put_release(&published.release)?;
+        record::cut(agent, stage, &published.digest, &published.release);
+    }
+    Ok(published)
+}
+
+/// Source → image → release. Nothing is recorded: a release that would run the same as the one
+/// that serves *is* the one that serves.
+pub(crate) fn assemble(
+    agent: &Agent,
+    session: &Session,
+    stage: &Stage,
+    project: &Project,
+) -> Result<Published, Report> {
+    let lock = bake::lock(agent, session, project)?;
+    let images = bake::images(agent, session, project, &lock, &[])?;
+    let services = bake::settings(agent, project, &images)?;
+
+    let parent = stage.state().pointer.active;
+    let mut release = Release {
+        format: kiln_core::release::FORMAT,
+        project: project.name.clone(),
+        parent,
+        source: Source::default(),
+        services,
+    };
+    if let Some(digest) = parent {
+        let serving = agent.release(&digest)?;
+        if serving.runs_as(&release) {
+            return Ok(Published { digest, release: serving, fresh: false });
+        }
+    }
+    release.source = bake::source(project);
+    Ok(Published { digest: release.digest(), release: Arc::new(release), fresh: true })
+}
+
+/// Target and observed → plan → create, start, await healthy, switch, keep, watch.
+pub(crate) fn converge(
+    agent: &Arc<Agent>,
+    session: &Session,
+    stage: &Arc<Stage>,
+    target: &Published,
+    reason: Reason,
+    patience: provision::Patience,
+) -> Result<Converged, Report> {
+    let plan = plan(&target.release, &stage.state().observe());
+    let serving = stage.state().serves(&target.digest);
+    if plan.is_empty() && serving {
+        return Ok(Converged { plan, switched: false });
+    }
+    provision::announce(session, stage, target, &plan);
+    record::intent(agent, stage, target, reason, &plan);
+
+    let candidate = Candidate::open(agent, stage, target, &plan)?;
+    let attempt = Attempt { agent, session, stage, target, reason, plan, candidate, patience };
+    if let Err(report) = attempt.run() {
+        provision::undo(agent, session, stage, &attempt.candidate, patience);
+        return Err(record::failed(agent, stage, target, reason, report));
+    }
+
+    // The old one stays warm as standby; the one before it is drained and stopped, behind us.
+    provision::retire(agent, stage);
+    Ok(Converged { plan: attempt.plan, switched: true })
+}
+
+/// One try to get a stage from what serves to its target. Whatever it leaves when it fails,
+/// [`provision::undo`] clears away.
+struct Attempt<'a> {
+    agent: &'a Arc<Agent>,
+    session: &'a Session,
+    stage: &'a Arc<Stage>,
+    target: &'a Published,
+    reason: Reason,
+    plan: Plan,
+    candidate: Candidate,
+    patience: provision::Patience,
+}
+
+impl Attempt<'_> {
+    fn run(&self) -> Result<(), Report> {
+        self.provision_beside()?;
+        if self.plan.needs_pause() {
+            self.replace_paused()?;
+        }
+        self.switch()
+    }
+
+    /// Addresses, then instances, each after those it waits for; nothing of it serves yet.
+    fn provision_beside(&self) -> Result<(), Report> {
+        self.agent.ports_are_free(self.stage, self.target)?;
+        self.start(&self.plan.beside)?;
+        self.agent.flush_objects()
+    }
+
+    /// Data is never run twice: what cannot stand beside is replaced while clients wait. New
+    /// requests are held, those under way end, then what holds data and all that depends on it
+    /// is replaced.
+    fn replace_paused(&self) -> Result<(), Report> {
+        self.session.check()?;
+        let node = self.session.begin("pause", &self.stage.id.to_string(), "requests wait");
+        let services: Vec<String> =
+            self.plan.paused.iter().map(|paused| paused.service.clone()).collect();
+        let replaced = provision::pause(self.agent, self.stage)
+            .and_then(|()| provision::stop_all(self.agent, self.stage, &self.plan.stop_first))
+            .and_then(|()| self.start(&services));
+        node.end(&replaced, "replaced what holds data");
+        let data = json!({ "services": services, "ok": replaced.is_ok() });
+        record::note(self.agent, self.stage, "pause", data);
+        replaced
+    }
+
+    /// One move for all services; workers follow, and if they cannot, it is taken back. The
+    /// pointer moves last.
+    fn switch(&self) -> Result<(), Report> {
+        self.session.check()?;
+        let (agent, stage) = (self.agent, self.stage);
+        let node = self.session.begin("switch", &stage.id.to_string(), "");
+        let moved = self.candidate.switch(agent, stage).and_then(|before| {
+            provision::stop_all(agent, stage, &self.plan.stop_workers)
+                .and_then(|()| self.start(&self.plan.workers))
+                .and_then(|()| record::commit(agent, stage, self.target, self.reason, &self.plan))
+                .inspect_err(|_| before.take_back(agent, stage))
+        });
+        node.end(&moved, &format!("{} serves", self.target.digest.short()));
+        moved
+    }
+
+    fn start(&self, services: &[String]) -> Result<(), Report> {
+        let Self { agent, session, stage, candidate, patience, .. } = self;
+        provision::start(agent, session, stage, &candidate.release, services, *patience)
+    }
+}

@@ -1,0 +1,28 @@
+//! `kiln`: one binary, four roles.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`deliver`] | **the flow**: source → image → release → running → switched → watched |
+//! | [`cli`] | the verbs: arguments, the client of the agent, what a person sees |
+//! | [`protocol`] | what client and agent say to each other |
+//! | [`agent`] | `kiln serve`: stages, slots, instances, and who looks after them |
+//!
+//! The other roles, the front and the shims, live in `kiln-front` and `kiln-run`; they are
+//! dispatched here, before any thread exists.
+
+mod agent;
+mod cli;
+mod deliver;
+mod protocol;
+mod report;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kiln_run::dispatch(std::env::args_os());
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some(code) = kiln_front::dispatch(&args) {
+        return ExitCode::from(code);
+    }
+    cli::run()
+}

@@ -1,0 +1,161 @@
+//! What client and agent say to each other: one JSON object a line over a Unix socket.
+//!
+//! The client sends one [`Request`]; the agent answers with any number of [`Event`]s, the last of
+//! which is [`Event::Done`] or [`Event::Failed`]. A client that hangs up cancels what has not
+//! passed its point of no return. See `docs/formats.md`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use kiln_core::exit::Exit;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::report::Report;
+
+/// Version of this protocol; other versions are refused.
+pub(crate) const VERSION: u32 = 1;
+
+/// One request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Request {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Identity of the client's binary; an agent of another build replaces itself first.
+    pub build: String,
+    /// The client's binary.
+    pub exe: PathBuf,
+    /// Working directory of the client.
+    pub cwd: PathBuf,
+    /// Environment of the client, for interpolation.
+    pub env: BTreeMap<String, String>,
+    /// What is asked.
+    pub verb: Verb,
+}
+
+/// Where the project is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, clap::Args)]
+pub(crate) struct ProjectArgs {
+    /// Compose file; several are merged in this order
+    #[arg(short, long = "file", value_name = "FILE")]
+    #[serde(default)]
+    pub file: Vec<PathBuf>,
+    /// Activate a profile
+    #[arg(long, value_name = "NAME")]
+    #[serde(default)]
+    pub profile: Vec<String>,
+    /// Project name, instead of the one in the file
+    #[arg(short, long, value_name = "NAME")]
+    #[serde(default)]
+    pub project_name: Option<String>,
+}
+
+impl ProjectArgs {
+    /// What was said before the verb and after it, together.
+    pub(crate) fn and(mut self, later: Self) -> Self {
+        self.file.extend(later.file);
+        self.profile.extend(later.profile);
+        self.project_name = later.project_name.or(self.project_name);
+        self
+    }
+}
+
+/// What is asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case")]
+pub(crate) enum Verb {
+    /// Says that the agent is there.
+    Ping,
+    /// Replace the running agent by the client's binary.
+    Replace,
+    /// `kiln lock`.
+    Lock { project: ProjectArgs, update: bool },
+    /// `kiln bake`.
+    Bake { project: ProjectArgs, services: Vec<String> },
+    /// `kiln up`.
+    Up { project: ProjectArgs, timeout: Option<u64> },
+    /// `kiln plan`.
+    Plan { project: ProjectArgs, stage: String },
+    /// `kiln rollback`.
+    Rollback { project: ProjectArgs, stage: String, release: Option<String>, timeout: Option<u64> },
+    /// `kiln releases`.
+    Releases { project: ProjectArgs, stage: String },
+    /// `kiln ps`.
+    Ps { project: ProjectArgs, all: bool },
+    /// `kiln status`.
+    Status { project: ProjectArgs, stage: String },
+    /// `kiln logs`.
+    Logs {
+        project: ProjectArgs,
+        stage: String,
+        services: Vec<String>,
+        follow: bool,
+        tail: Option<usize>,
+    },
+    /// `kiln exec`. Standard input, output and error follow as file descriptors.
+    Exec {
+        project: ProjectArgs,
+        stage: String,
+        service: String,
+        argv: Vec<String>,
+        user: Option<String>,
+        tty: bool,
+    },
+    /// `kiln history`.
+    History { project: ProjectArgs, stage: Option<String>, limit: Option<usize>, all: bool },
+    /// `kiln down`.
+    Down { project: ProjectArgs, stage: String, volumes: bool },
+    /// `kiln images`.
+    Images,
+    /// `kiln gc`.
+    Gc { dry_run: bool },
+    /// `kiln shutdown`.
+    Shutdown,
+}
+
+/// One line of an answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// Something on the way has begun, gone on or ended.
+    Progress(Progress),
+    /// A sentence for the user: a notice or a warning.
+    Notice { text: String },
+    /// One object of a stream (`logs`, `history`).
+    Item { item: Value },
+    /// The end: done.
+    Done { exit: Exit, data: Value },
+    /// The end: not done.
+    Failed(Report),
+}
+
+/// One node of the tree that a person watches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    /// The phase: `bake`, `start`, `switch` …
+    pub phase: String,
+    /// What it is about: a service, a base.
+    pub name: String,
+    /// How it stands.
+    pub state: State,
+    /// In words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// Milliseconds since it began, once it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ms: Option<u64>,
+}
+
+/// How a [`Progress`] stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    /// Under way.
+    Running,
+    /// Done.
+    Done,
+    /// There was nothing to do.
+    Kept,
+    /// Failed.
+    Failed,
+}

@@ -1,0 +1,109 @@
+//! What a user is told when something could not be done: what was asked, what was found, the last
+//! lines of the log that matter, and what to do.
+
+use kiln_core::exit::Exit;
+use serde::{Deserialize, Serialize};
+
+/// A refusal or failure, ready to be shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// Exit code.
+    pub exit: Exit,
+    /// What was asked and what was found, in one sentence.
+    pub message: String,
+    /// Causes, outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<String>,
+    /// Lines of a log or of a probe that matter.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<String>,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Report {
+    /// A report of `exit` with `message`.
+    pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { exit, message, causes: Vec::new(), log: Vec::new(), hint: None }
+    }
+
+    /// Something failed on the way.
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self::new(Exit::Failed, message)
+    }
+
+    /// The user has to edit or say something else.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(Exit::Usage, message)
+    }
+
+    /// A gate refused.
+    pub(crate) fn refused(message: impl Into<String>) -> Self {
+        Self::new(Exit::Refused, message)
+    }
+
+    /// Adds what to do.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds lines of a log.
+    pub(crate) fn log(mut self, lines: Vec<String>) -> Self {
+        self.log = lines;
+        self
+    }
+
+    /// From an error whose causes have not been printed into its own message.
+    pub(crate) fn from_error(exit: Exit, error: &dyn std::error::Error) -> Self {
+        let mut report = Self::new(exit, error.to_string());
+        let mut said = report.message.clone();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let text = cause.to_string();
+            if !said.contains(&text) {
+                report.causes.push(text.clone());
+                said = text;
+            }
+            source = cause.source();
+        }
+        report
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)?;
+        for cause in &self.causes {
+            write!(f, "\n  cause: {cause}")?;
+        }
+        for line in &self.log {
+            write!(f, "\n  | {line}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\n  hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Report {}
+
+/// Wraps errors of other crates as "could not" with what was being done.
+pub(crate) trait Because<T> {
+    /// Exit 1, with `doing` in front.
+    fn because(self, doing: impl FnOnce() -> String) -> Result<T, Report>;
+}
+
+impl<T, E: std::error::Error> Because<T> for Result<T, E> {
+    fn because(self, doing: impl FnOnce() -> String) -> Result<T, Report> {
+        self.map_err(|error| {
+            let inner = Report::from_error(Exit::Failed, &error);
+            let mut report = Report::failed(format!("{}: {}", doing(), inner.message));
+            report.causes = inner.causes;
+            report
+        })
+    }
+}

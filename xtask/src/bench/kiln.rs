@@ -1,0 +1,86 @@
+//! Kiln as a peer: the release binary on a root of its own, its agent and front running.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use kiln_testkit::{Call, Project};
+
+use super::peer::{PATIENCE, Peer, Ports};
+use crate::shell;
+
+pub(super) struct Kiln {
+    binary: PathBuf,
+    root: tempfile::TempDir,
+    ports: Ports,
+}
+
+impl Kiln {
+    /// Builds the binary, unless one is given.
+    pub(super) fn start(binary: Option<&Path>) -> Result<Self> {
+        let binary = match binary {
+            Some(binary) => std::path::absolute(binary)?,
+            None => {
+                shell::run(shell::cargo().args(["build", "--release", "--package", "kiln"]))?;
+                let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+                target.unwrap_or(shell::repository().join("target")).join("release/kiln")
+            }
+        };
+        let root = tempfile::Builder::new().prefix("kiln-bench-").tempdir()?;
+        Ok(Self { binary, root, ports: Ports::claim() })
+    }
+
+    fn call(&self, project: &Project) -> Call {
+        self.ports.call(&self.binary, project).arg("--root").arg(self.root.path())
+    }
+}
+
+impl Peer for Kiln {
+    fn name(&self) -> &'static str {
+        "Kiln"
+    }
+
+    fn versions(&self) -> Result<Vec<String>> {
+        let version = Call::new(&self.binary).arg("--version").run_ok()?.stdout;
+        let mut git = std::process::Command::new("git");
+        git.current_dir(shell::repository()).args(["describe", "--always", "--dirty"]);
+        let commit = shell::read(&mut git).unwrap_or_else(|_| "no commit".to_owned());
+        Ok(vec![format!("{} ({})", version.trim(), commit.trim())])
+    }
+
+    fn up(&self, project: &Project, _changed: Option<&str>) -> Call {
+        self.call(project).arg("up")
+    }
+
+    fn down(&self, project: &Project) -> Call {
+        self.call(project).arg("down")
+    }
+
+    fn rollback(&self, project: &Project) -> Option<Call> {
+        Some(self.call(project).arg("rollback"))
+    }
+
+    fn start_one(&self, project: &Project) -> Call {
+        self.call(project).arg("up")
+    }
+
+    fn stop_one(&self, project: &Project) -> Call {
+        self.call(project).arg("down")
+    }
+
+    fn inside(&self, work: &mut (dyn FnMut() -> Result<()> + Send)) -> Result<()> {
+        work()
+    }
+
+    fn ports(&self) -> &Ports {
+        &self.ports
+    }
+}
+
+impl Drop for Kiln {
+    fn drop(&mut self) {
+        let call = Call::new(&self.binary).arg("--root").arg(self.root.path()).arg("shutdown");
+        if let Err(error) = call.patience(PATIENCE).run_ok().context("ending the bench's Kiln") {
+            eprintln!("warning: {error:#}");
+        }
+    }
+}

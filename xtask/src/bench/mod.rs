@@ -1,0 +1,110 @@
+//! `cargo xtask bench`: Kiln beside Docker Compose, in one run, on the same files.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `peer` | what is measured |
+//! | `kiln`, `docker` | the two peers |
+//! | `works` | the measurements |
+//! | `stats` | medians and spreads |
+//! | `report` | the table, the JSON, the Markdown |
+//!
+//! How it measures and what that means is in `docs/bench.md`.
+
+mod docker;
+mod kiln;
+mod peer;
+mod report;
+mod stats;
+mod works;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use kiln_testkit::Project;
+
+use crate::{packages, shell};
+use docker::Docker;
+use kiln::Kiln;
+use peer::Peer;
+use report::{Measured, Report};
+use works::{WORKS, Work, Workplace};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Rounds of each measurement
+    #[arg(long, default_value_t = 10)]
+    rounds: usize,
+    /// Two rounds: shows that everything works, measures nothing worth telling
+    #[arg(long)]
+    quick: bool,
+    /// Only Kiln
+    #[arg(long)]
+    no_docker: bool,
+    /// Only Docker
+    #[arg(long, conflicts_with = "no_docker")]
+    no_kiln: bool,
+    /// This binary, instead of a release build
+    #[arg(long, value_name = "FILE")]
+    kiln: Option<PathBuf>,
+    /// Only measurements whose name holds this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+}
+
+pub(crate) fn bench(options: &Options) -> Result<()> {
+    if !shell::is_root() {
+        bail!("the bench starts engines and enters namespaces: run it as root");
+    }
+    let rounds = if options.quick { 2 } else { options.rounds.max(1) };
+    let wanted = |work: &&Work| options.only.as_ref().is_none_or(|text| work.name.contains(text));
+    let works: Vec<&Work> = WORKS.iter().filter(wanted).collect();
+
+    let mut peers: Vec<Box<dyn Peer>> = Vec::new();
+    if !options.no_kiln {
+        peers.push(Box::new(Kiln::start(options.kiln.as_deref())?));
+    }
+    if !options.no_docker {
+        packages::install(packages::FOR_BENCH)?;
+        peers.push(Box::new(Docker::start()?));
+    }
+    let folder = tempfile::Builder::new().prefix("kiln-bench-work-").tempdir()?;
+    let mut places = Vec::new();
+    for (index, peer) in peers.iter().enumerate() {
+        let dir = folder.path().join(index.to_string());
+        let six = Project::copy_of(&shell::repository().join("examples/six"), dir.join("six"));
+        let mut place = Workplace::new(&**peer, six, dir.join("one"))?;
+        println!("{}: first up, which fills the caches", peer.name());
+        place.warm_up().with_context(|| format!("{}: the first up", peer.name()))?;
+        places.push(place);
+    }
+
+    let mut measured = Vec::new();
+    for work in works {
+        println!("measuring: {} ({rounds} rounds)", work.name);
+        measured.push(measure(work, &mut places, rounds)?);
+    }
+    let report = Report::new(peers.iter().map(|peer| &**peer), rounds, measured)?;
+    print!("\n{}", report.markdown());
+    let target = shell::repository().join("target");
+    for (name, text) in [("bench.json", report.json()?), ("bench.md", report.markdown())] {
+        let path = target.join(name);
+        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+        println!("written: {}", path.display());
+    }
+    Ok(())
+}
+
+/// All rounds of one measurement, the peers taking turns, so that what else the machine does hits
+/// both alike.
+fn measure(work: &'static Work, places: &mut [Workplace<'_>], rounds: usize) -> Result<Measured> {
+    let mut values = vec![Vec::new(); places.len()];
+    for round in 0..rounds {
+        for (place, values) in places.iter_mut().zip(&mut values) {
+            let name = place.peer.name();
+            let value = (work.measure)(place)
+                .with_context(|| format!("{name}: {}, round {}", work.name, round + 1))?;
+            values.extend(value);
+        }
+    }
+    Ok(Measured::new(work, values))
+}

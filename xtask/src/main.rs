@@ -1,0 +1,56 @@
+//! The project's own tools.
+//!
+//! | command | does |
+//! |---|---|
+//! | `cargo xtask test` | installs what the tests need, runs them all, adds up |
+//! | `cargo xtask check` | format, lints, dependencies, rules of the repository |
+//! | `cargo xtask bench` | measures Kiln beside Docker Compose |
+//! | `cargo xtask probe` | asks a port at a fixed rate and counts what is lost |
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "printing is what these tools are for")]
+
+mod bench;
+mod check;
+mod packages;
+mod probe;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's own tools")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Installs what the tests need, runs them all, and adds up
+    Test(test::Options),
+    /// Checks format, lints, dependencies and the rules of the repository
+    Check(check::Options),
+    /// Measures Kiln beside Docker Compose
+    Bench(bench::Options),
+    /// Asks a port on 127.0.0.1 at a fixed rate and counts what is lost
+    Probe(probe::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Test(options) => test::test(&options),
+        Command::Check(options) => check::check(&options),
+        Command::Bench(options) => bench::bench(&options),
+        Command::Probe(options) => probe::probe(&options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What tests and bench need from the distribution, in one place, and how it gets there.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::shell;
+
+/// A package of the distribution.
+pub(crate) struct Package {
+    name: &'static str,
+    why: &'static str,
+}
+
+/// What the tests need. Kiln itself needs none of it.
+pub(crate) const FOR_TESTS: &[Package] = &[
+    Package { name: "docker-compose", why: "its `config` is the oracle of the Compose reader" },
+    Package { name: "erofs-utils", why: "its `fsck.erofs` checks the images that Kiln writes" },
+    Package { name: "nftables", why: "shows whether tables were left behind" },
+];
+
+/// What the bench needs beside that.
+pub(crate) const FOR_BENCH: &[Package] = &[
+    Package { name: "docker.io", why: "the engine to measure against" },
+    Package { name: "docker-compose", why: "the Compose to measure against" },
+    Package { name: "iproute2", why: "brings up the loopback of the engine's network namespace" },
+    Package { name: "iptables", why: "the engine cannot do without" },
+];
+
+/// Installs those packages that are missing, and says which and why.
+pub(crate) fn install(packages: &[Package]) -> Result<()> {
+    let missing: Vec<&Package> = packages.iter().filter(|p| !is_installed(p.name)).collect();
+    if missing.is_empty() {
+        let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
+        println!("installed already: {}", names.join(", "));
+        return Ok(());
+    }
+    for Package { name, why } in &missing {
+        println!("to be installed: {name} ({why})");
+    }
+    let _quiet = NoServices::begin()?;
+    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    shell::run(shell::as_root("apt-get").args(["update", "-qq"]))?;
+    let options = ["install", "-y", "-qq", "--no-install-recommends"];
+    shell::run(
+        shell::as_root("env")
+            .args(["DEBIAN_FRONTEND=noninteractive", "apt-get"])
+            .args(options)
+            .args(names),
+    )
+    .context("the packages that the tests need cannot be installed")
+}
+
+fn is_installed(name: &str) -> bool {
+    let query = ["-W", "-f=${db:Status-Status}", name];
+    Command::new("dpkg-query")
+        .args(query)
+        .output()
+        .is_ok_and(|output| output.stdout == b"installed")
+}
+
+/// Keeps packages from starting their services while they are installed: the distribution's own
+/// way, `policy-rc.d`, unless the machine has one.
+struct NoServices {
+    made: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl NoServices {
+    fn begin() -> Result<Self> {
+        if Path::new(POLICY).exists() {
+            return Ok(Self { made: false });
+        }
+        let script = tempfile::NamedTempFile::new()?;
+        fs::write(script.path(), "#!/bin/sh\nexit 101\n")?;
+        let mut install = shell::as_root("install");
+        shell::read(install.args(["-m", "0755"]).arg(script.path()).arg(POLICY))?;
+        Ok(Self { made: true })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.made
+            && let Err(error) = shell::read(shell::as_root("rm").args(["-f", POLICY]))
+        {
+            eprintln!("warning: {POLICY} stays: {error:#}");
+        }
+    }
+}
