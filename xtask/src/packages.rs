@@ -1,8 +1,7 @@
 //! What tests and bench need from the distribution, in one place, and how it gets there.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -11,33 +10,65 @@ use crate::shell;
 /// A package of the distribution.
 pub(crate) struct Package {
     name: &'static str,
+    /// It is there if this program is, wherever that came from.
+    program: &'static str,
     why: &'static str,
 }
 
 /// What the tests need. Kiln itself needs none of it.
 pub(crate) const FOR_TESTS: &[Package] = &[
-    Package { name: "docker-compose", why: "its `config` is the oracle of the Compose reader" },
-    Package { name: "erofs-utils", why: "its `fsck.erofs` checks the images that Kiln writes" },
-    Package { name: "nftables", why: "shows whether tables were left behind" },
+    Package {
+        name: "docker-compose",
+        program: "docker-compose",
+        why: "its `config` is the oracle of the Compose reader",
+    },
+    Package {
+        name: "erofs-utils",
+        program: "fsck.erofs",
+        why: "its `fsck.erofs` checks the images that Kiln writes",
+    },
+    Package {
+        name: "git",
+        program: "git",
+        why: "releases name their commit; the rules of the repository list its files",
+    },
+    Package {
+        name: "iptables",
+        program: "iptables",
+        why: "Docker's forward policy of drop, beside which instances have to reach out",
+    },
+    Package {
+        name: "nftables",
+        program: "nft",
+        why: "shows the tables that Kiln makes, and those that were left behind",
+    },
 ];
 
 /// What the bench needs beside that.
 pub(crate) const FOR_BENCH: &[Package] = &[
-    Package { name: "docker.io", why: "the engine to measure against" },
-    Package { name: "docker-compose", why: "the Compose to measure against" },
-    Package { name: "iproute2", why: "brings up the loopback of the engine's network namespace" },
-    Package { name: "iptables", why: "the engine cannot do without" },
+    Package { name: "docker.io", program: "dockerd", why: "the engine to measure against" },
+    Package {
+        name: "docker-compose",
+        program: "docker-compose",
+        why: "the Compose to measure against",
+    },
+    Package {
+        name: "iproute2",
+        program: "ip",
+        why: "brings up the loopback of the engine's network namespace",
+    },
+    Package { name: "iptables", program: "iptables", why: "the engine cannot do without" },
 ];
 
 /// Installs those packages that are missing, and says which and why.
 pub(crate) fn install(packages: &[Package]) -> Result<()> {
-    let missing: Vec<&Package> = packages.iter().filter(|p| !is_installed(p.name)).collect();
+    let missing: Vec<&Package> = packages.iter().filter(|p| !is_there(p.program)).collect();
     if missing.is_empty() {
         let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
         println!("installed already: {}", names.join(", "));
         return Ok(());
     }
-    for Package { name, why } in &missing {
+    for Package { name, why, .. } in &missing {
         println!("to be installed: {name} ({why})");
     }
     let _quiet = NoServices::begin()?;
@@ -50,15 +81,14 @@ pub(crate) fn install(packages: &[Package]) -> Result<()> {
             .args(options)
             .args(names),
     )
-    .context("the packages that the tests need cannot be installed")
+    .context("packages cannot be installed")
 }
 
-fn is_installed(name: &str) -> bool {
-    let query = ["-W", "-f=${db:Status-Status}", name];
-    Command::new("dpkg-query")
-        .args(query)
-        .output()
-        .is_ok_and(|output| output.stdout == b"installed")
+/// Whether a program is on the path, or where only root's path leads.
+fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    dirs.into_iter().any(|dir| dir.join(program).is_file())
 }
 
 /// Keeps packages from starting their services while they are installed: the distribution's own

@@ -49,14 +49,16 @@ pub(crate) fn test(options: &Options) -> Result<()> {
         packages::install(packages::FOR_TESTS)?;
     }
     let mut command = shell::cargo();
-    command.args(["test", "--workspace", "--no-fail-fast"]).args(&options.arguments);
+    let is_narrowed = |word: &String| word == "-p" || word.starts_with("--package");
+    let scope = (!options.arguments.iter().any(is_narrowed)).then_some("--workspace");
+    command.args(["test", "--no-fail-fast"]).args(scope).args(&options.arguments);
     // A test that misses something on the machine fails instead of passing over it.
     command.env("KILN_TEST_REQUIRE", "1");
     if !shell::is_root() {
         println!("the tests need root: each test program is run by sudo");
         command.env(runner_variable()?, "sudo --preserve-env");
     }
-    println!("$ KILN_TEST_REQUIRE=1 cargo test --workspace --no-fail-fast");
+    println!("$ KILN_TEST_REQUIRE=1 {}", shell::line(&command));
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let stdout = child.stdout.take().context("no standard output")?;
     let mut sum = Sum::default();

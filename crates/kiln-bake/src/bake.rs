@@ -283,11 +283,11 @@ impl BuildRequest<'_> {
             }
         }
         key = match &inputs.context {
-            Some(snapshot) => key.number(1).digest(&snapshot.tree.digest()),
+            Some(snapshot) => key.number(1).entries(snapshot.tree.entries.iter()),
             None => key.number(0),
         };
         for (name, snapshot) in &inputs.contexts {
-            key = key.text(name).digest(&snapshot.tree.digest());
+            key = key.text(name).entries(snapshot.tree.entries.iter());
         }
         for (name, id) in &inputs.bases {
             key = key.text(name).digest(&id.tree).digest(&id.config);

@@ -4,11 +4,11 @@
 //! times, extended attributes and hard links do not count. So the same source gives the same tree
 //! on any machine. Contents stay where they are until a COPY needs them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata};
 use std::io::Read as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -48,10 +48,9 @@ impl Snapshot {
             let what = format!("the build context {} is not a directory", root.display());
             return Err(BakeError::usage(what, "check `build.context` in the Compose file"));
         }
-        let mut walk =
-            Walk { root, ignore, nodes: vec![], files: vec![], special: BTreeSet::new() };
-        walk.nodes.push((Vec::new(), Node::new(Kind::Dir, 0o755)));
-        walk.directory(root, &[], &Matched::new())?;
+        let mut walk = Walk { root, ignore, found: Vec::new(), special: BTreeSet::new() };
+        walk.found.push(Found::new(Vec::new(), Node::new(Kind::Dir, 0o755), None));
+        walk.all()?;
         walk.finish(store)
     }
 
@@ -77,26 +76,98 @@ fn changing(file: &Path) -> BakeError {
     BakeError::Failed(format!("{} changed while it was baked; bake again", file.display()))
 }
 
+/// So many directories of one level are walked on two threads: `stat` is most of the work.
+const WORTH: usize = 4;
+
 struct Walk<'a> {
     root: &'a Path,
     ignore: &'a Ignore,
-    nodes: Vec<(Vec<u8>, Node)>,
-    files: Vec<(Vec<u8>, Stamp)>,
+    found: Vec<Found>,
     special: BTreeSet<Vec<u8>>,
 }
 
+/// An entry.
+struct Found {
+    path: Vec<u8>,
+    node: Node,
+    /// For a file, what `stat` says of it.
+    stamp: Option<Stamp>,
+    /// A directory that is left out itself: it is there only for what is taken back below it.
+    ignored: bool,
+}
+
+impl Found {
+    fn new(path: Vec<u8>, node: Node, stamp: Option<Stamp>) -> Self {
+        Self { path, node, stamp, ignored: false }
+    }
+}
+
+/// A directory to walk: where it is in the context, and which patterns matched it.
+struct Below {
+    path: Vec<u8>,
+    matched: Matched,
+}
+
+/// What one directory has.
+#[derive(Default)]
+struct Level {
+    found: Vec<Found>,
+    special: Vec<Vec<u8>>,
+    below: Vec<Below>,
+}
+
 impl Walk<'_> {
-    /// Walks one directory; says whether anything in it is kept.
-    fn directory(&mut self, dir: &Path, key: &[u8], above: &Matched) -> Result<bool, BakeError> {
-        let failed = |error| BakeError::io("cannot read", dir, error);
-        let mut any = false;
-        for entry in fs::read_dir(dir).map_err(failed)? {
+    /// Walks everything, level by level.
+    fn all(&mut self) -> Result<(), BakeError> {
+        let mut level = vec![Below { path: Vec::new(), matched: Matched::new() }];
+        while !level.is_empty() {
+            let dirs = parallel::map_from(WORTH, &level, |dir| self.directory(dir))?;
+            level.clear();
+            for dir in dirs {
+                self.found.extend(dir.found);
+                self.special.extend(dir.special);
+                level.extend(dir.below);
+            }
+        }
+        self.found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        self.drop_empty();
+        Ok(())
+    }
+
+    /// Drops directories that are left out and have nothing that is taken back.
+    fn drop_empty(&mut self) {
+        if !self.found.iter().any(|found| found.ignored) {
+            return;
+        }
+        let mut kept: Vec<Found> = Vec::with_capacity(self.found.len());
+        // Backwards, so that what lies below a directory was seen before it.
+        for found in std::mem::take(&mut self.found).into_iter().rev() {
+            let inside = |other: &Found| {
+                let rest = other.path.strip_prefix(found.path.as_slice());
+                rest.is_some_and(|rest| rest.first() == Some(&b'/'))
+            };
+            // Between a directory and its entries lie only names that begin with its own.
+            let mut after =
+                kept.iter().rev().take_while(|other| other.path.starts_with(&found.path));
+            if !found.ignored || after.any(inside) {
+                kept.push(found);
+            }
+        }
+        kept.reverse();
+        self.found = kept;
+    }
+
+    fn directory(&self, at: &Below) -> Result<Level, BakeError> {
+        let dir = self.root.join(std::ffi::OsStr::from_bytes(&at.path));
+        let failed = |error| BakeError::io("cannot read", &dir, error);
+        let mut level = Level::default();
+        for entry in fs::read_dir(&dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let path = paths::join(key, entry.file_name().as_bytes());
+            let path = paths::join(&at.path, entry.file_name().as_bytes());
             let (ignored, matched) = if self.ignore.is_empty() {
                 (false, Matched::new())
             } else {
-                self.ignore.matches(&String::from_utf8_lossy(&path), above)
+                self.ignore.matches(&String::from_utf8_lossy(&path), &at.matched)
             };
             let meta = match entry.metadata() {
                 Ok(meta) => meta,
@@ -104,59 +175,52 @@ impl Walk<'_> {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(BakeError::io("cannot read", entry.path(), error)),
             };
-            any |= if meta.is_dir() {
-                self.subdirectory(&entry.path(), path, ignored, &matched)?
-            } else {
-                !ignored && self.entry(&entry.path(), path, &meta)?
-            };
+            if !meta.is_dir() {
+                if !ignored {
+                    level.entry(&entry, path, &meta)?;
+                }
+                continue;
+            }
+            if ignored && !self.ignore.may_take_back_below(&String::from_utf8_lossy(&path)) {
+                continue;
+            }
+            let node = Node::new(Kind::Dir, 0o755);
+            level.found.push(Found { ignored, ..Found::new(path.clone(), node, None) });
+            level.below.push(Below { path, matched });
         }
-        Ok(any)
+        Ok(level)
     }
+}
 
-    fn subdirectory(
+impl Level {
+    fn entry(
         &mut self,
-        dir: &Path,
+        entry: &fs::DirEntry,
         path: Vec<u8>,
-        ignored: bool,
-        matched: &Matched,
-    ) -> Result<bool, BakeError> {
-        if ignored && !self.ignore.may_take_back_below(&String::from_utf8_lossy(&path)) {
-            return Ok(false);
-        }
-        // One that is left out itself is there only for what is taken back below it.
-        let any = self.directory(dir, &path, matched)?;
-        if any || !ignored {
-            self.nodes.push((path, Node::new(Kind::Dir, 0o755)));
-        }
-        Ok(any || !ignored)
-    }
-
-    fn entry(&mut self, file: &Path, path: Vec<u8>, meta: &Metadata) -> Result<bool, BakeError> {
+        meta: &Metadata,
+    ) -> Result<(), BakeError> {
         let kind = meta.file_type();
         if kind.is_file() {
-            let executable = meta.permissions().mode() & 0o100 != 0;
-            let pending = Kind::File { size: meta.len(), digest: Digest::from_bytes([0; 32]) };
-            self.nodes
-                .push((path.clone(), Node::new(pending, if executable { 0o755 } else { 0o644 })));
-            self.files.push((path, Stamp::of(meta)));
+            let mode = if meta.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 };
+            let unread = Kind::File { size: meta.len(), digest: Digest::from_bytes([0; 32]) };
+            let stamp = Some(Stamp::of(meta));
+            self.found.push(Found::new(path, Node::new(unread, mode), stamp));
         } else if kind.is_symlink() {
-            let target = fs::read_link(file).map_err(|e| BakeError::io("cannot read", file, e))?;
+            let file = entry.path();
+            let target = fs::read_link(&file).map_err(|e| BakeError::io("cannot read", file, e))?;
             let target = target.into_os_string().into_vec();
-            self.nodes.push((path, Node::new(Kind::Symlink { target }, 0)));
+            self.found.push(Found::new(path, Node::new(Kind::Symlink { target }, 0), None));
         } else {
-            debug_assert!(
-                kind.is_socket()
-                    || kind.is_fifo()
-                    || kind.is_char_device()
-                    || kind.is_block_device()
-            );
-            self.special.insert(path);
-            return Ok(false);
+            // A socket, a pipe or a device.
+            self.special.push(path);
         }
-        Ok(true)
+        Ok(())
     }
+}
 
-    fn finish(self, store: &Store) -> Result<Snapshot, BakeError> {
+impl Walk<'_> {
+    /// Fills in the digests: those of unchanged files from the cache, the others by reading.
+    fn finish(mut self, store: &Store) -> Result<Snapshot, BakeError> {
         let name = Key::new("context")
             .bytes(self.root.as_os_str().as_bytes())
             .list(&self.ignore.patterns())
@@ -164,41 +228,44 @@ impl Walk<'_> {
             .hex();
         let at = store.root().join("cache/contexts").join(name);
         let known = StatCache::load(&at);
-        let begun = SystemTime::now();
-        let mut fresh = StatCache::default();
-        let mut digests: BTreeMap<Vec<u8>, (u64, Digest)> = BTreeMap::new();
+        let mut cursor = known.cursor();
         let mut unknown = Vec::new();
         let mut kept = 0;
-        for (path, stamp) in self.files {
-            match known.get(&path, &stamp) {
-                Some(digest) => {
+        for (index, found) in self.found.iter_mut().enumerate() {
+            let (Some(stamp), Kind::File { digest, .. }) = (&found.stamp, &mut found.node.kind)
+            else {
+                continue;
+            };
+            match cursor.get(&found.path, stamp) {
+                Some(unchanged) => {
+                    *digest = unchanged;
                     kept += 1;
-                    fresh.insert(path, stamp, digest);
                 }
-                None => unknown.push(path),
+                None => unknown.push(index),
             }
         }
-        let hashed = parallel::map(&unknown, |path| hash(self.root, path))?;
-        for (path, (stamp, size, digest)) in unknown.iter().zip(&hashed) {
-            if stamp.settled(begun) {
-                fresh.insert(path.clone(), *stamp, *digest);
-            }
-            digests.insert(path.clone(), (*size, *digest));
+        let begun = SystemTime::now();
+        let read = parallel::map(&unknown, |index| hash(self.root, &self.found[*index].path))?;
+        let mut fresh = false;
+        for (index, (stamp, size, digest)) in unknown.into_iter().zip(read) {
+            let found = &mut self.found[index];
+            found.node.kind = Kind::File { size, digest };
+            found.stamp = stamp.settled(begun).then_some(stamp);
+            fresh |= found.stamp.is_some();
         }
-        let mut nodes = self.nodes;
-        for (path, node) in &mut nodes {
-            let Kind::File { size, digest } = &mut node.kind else { continue };
-            if let Some((found, of)) = digests.get(path) {
-                (*size, *digest) = (*found, *of);
-            } else if let Some(known) = fresh.digest(path) {
-                *digest = known;
-            }
-        }
-        if fresh.len() != known.len() || kept != known.len() {
+        if fresh || kept != known.len() {
+            let files =
+                self.found.iter().filter_map(|found| match (found.stamp, &found.node.kind) {
+                    (Some(stamp), Kind::File { digest, .. }) => {
+                        Some((found.path.as_slice(), stamp, *digest))
+                    }
+                    _ => None,
+                });
             let scratch = store.scratch_dir().map_err(BakeError::store)?;
-            fresh.save(&at, scratch.path());
+            StatCache::save(&at, scratch.path(), files);
         }
-        let tree = Tree { entries: nodes.into_iter().collect() };
+        let entries = self.found.into_iter().map(|found| (found.path, found.node)).collect();
+        let tree = Tree { entries };
         Ok(Snapshot { root: self.root.to_owned(), tree, special: self.special })
     }
 }

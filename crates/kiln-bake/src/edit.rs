@@ -94,8 +94,8 @@ impl Edit {
                     .option(chmod.as_deref())
                     .number(op.sources.len() as u64);
                 op.sources.iter().fold(key, |key, source| {
-                    let tree = Tree { entries: source.entries.iter().cloned().collect() };
-                    key.bytes(&source.name).digest(&tree.digest())
+                    let entries = source.entries.iter().map(|(path, node)| (path, node));
+                    key.bytes(&source.name).entries(entries)
                 })
             }
         }

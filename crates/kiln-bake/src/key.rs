@@ -3,6 +3,7 @@
 
 use kiln_core::Digest;
 use kiln_core::digest::Hasher;
+use kiln_core::tree::{Kind, Node, Path};
 
 /// Version of everything that decides what a step makes of its inputs. Raise it when the result of
 /// a step for the same inputs changes.
@@ -45,6 +46,33 @@ impl Key {
     pub(crate) fn list<T: AsRef<str>>(self, list: &[T]) -> Self {
         let head = self.number(list.len() as u64);
         list.iter().fold(head, |key, text| key.text(text.as_ref()))
+    }
+
+    /// Everything of a tree's entries. Cheaper than the tree digest, and of no use outside keys.
+    pub(crate) fn entries<'a>(
+        self,
+        entries: impl ExactSizeIterator<Item = (&'a Path, &'a Node)>,
+    ) -> Self {
+        let head = self.number(entries.len() as u64);
+        entries.fold(head, |key, (path, node)| {
+            let key = key.bytes(path).number(u64::from(node.mode));
+            let key = key.number(u64::from(node.uid) << 32 | u64::from(node.gid));
+            let key = match &node.kind {
+                Kind::Dir => key.number(0),
+                Kind::File { size, digest } => key.number(1).number(*size).digest(digest),
+                Kind::Hardlink { to } => key.number(2).bytes(to),
+                Kind::Symlink { target } => key.number(3).bytes(target),
+                Kind::Fifo => key.number(4),
+                Kind::CharDevice { major, minor } => {
+                    key.number(5).number(u64::from(*major) << 32 | u64::from(*minor))
+                }
+                Kind::BlockDevice { major, minor } => {
+                    key.number(6).number(u64::from(*major) << 32 | u64::from(*minor))
+                }
+            };
+            let key = key.number(node.xattrs.len() as u64);
+            node.xattrs.iter().fold(key, |key, (name, value)| key.bytes(name).bytes(value))
+        })
     }
 
     pub(crate) fn finish(self) -> Digest {

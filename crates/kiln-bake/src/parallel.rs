@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Fewer items than this are not worth a thread.
+/// Fewer files than this are not worth a thread.
 const WORTH: usize = 16;
 
 /// Calls `work` for every item and returns the results in order; the first error ends it.
@@ -11,7 +11,16 @@ pub(crate) fn map<T: Sync, R: Send, E: Send>(
     items: &[T],
     work: impl Fn(&T) -> Result<R, E> + Sync,
 ) -> Result<Vec<R>, E> {
-    if items.len() < WORTH {
+    map_from(WORTH, items, work)
+}
+
+/// [`map`], on two threads only from `worth` items on.
+pub(crate) fn map_from<T: Sync, R: Send, E: Send>(
+    worth: usize,
+    items: &[T],
+    work: impl Fn(&T) -> Result<R, E> + Sync,
+) -> Result<Vec<R>, E> {
+    if items.len() < worth {
         return items.iter().map(work).collect();
     }
     let next = AtomicUsize::new(0);

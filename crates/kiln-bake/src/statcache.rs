@@ -7,7 +7,8 @@
 //! the same tick of the clock and look the same. As Git does with such *racily clean* entries, it
 //! is not remembered at all.
 
-use std::collections::HashMap;
+use std::cmp::Ordering;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -60,27 +61,44 @@ impl Stamp {
     }
 }
 
-/// The known files of one context, by path.
+/// The known files of one context, in order of their paths.
 #[derive(Debug, Default)]
 pub struct StatCache {
-    entries: HashMap<Vec<u8>, (Stamp, Digest)>,
+    /// The file as it was read; entries point into it.
+    bytes: Vec<u8>,
+    entries: Vec<(Range<usize>, Stamp, Digest)>,
+}
+
+/// Looks paths up that come in ascending order.
+#[derive(Debug)]
+pub struct Cursor<'a> {
+    cache: &'a StatCache,
+    at: usize,
+}
+
+impl Cursor<'_> {
+    /// The digest of the file at `path`, if it is unchanged. Paths must ascend from call to call.
+    pub fn get(&mut self, path: &[u8], stamp: &Stamp) -> Option<Digest> {
+        while let Some((range, known, digest)) = self.cache.entries.get(self.at) {
+            match self.cache.bytes[range.clone()].cmp(path) {
+                Ordering::Less => self.at += 1,
+                Ordering::Equal => return (known == stamp).then_some(*digest),
+                Ordering::Greater => return None,
+            }
+        }
+        None
+    }
 }
 
 impl StatCache {
     /// Reads the cache at `path`; a missing or broken one is empty.
     pub fn load(path: &Path) -> Self {
-        let bytes = std::fs::read(path).unwrap_or_default();
-        Self::decode(&bytes).unwrap_or_default()
+        Self::decode(std::fs::read(path).unwrap_or_default()).unwrap_or_default()
     }
 
-    /// The digest of the file at `path`, if it is unchanged.
-    pub fn get(&self, path: &[u8], stamp: &Stamp) -> Option<Digest> {
-        self.entries.get(path).filter(|(known, _)| known == stamp).map(|(_, digest)| *digest)
-    }
-
-    /// The digest that is remembered for `path`.
-    pub fn digest(&self, path: &[u8]) -> Option<Digest> {
-        self.entries.get(path).map(|(_, digest)| *digest)
+    /// Begins to look up.
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor { cache: self, at: 0 }
     }
 
     /// Number of files that are known.
@@ -93,46 +111,31 @@ impl StatCache {
         self.entries.is_empty()
     }
 
-    /// Remembers a file.
-    pub fn insert(&mut self, path: Vec<u8>, stamp: Stamp, digest: Digest) {
-        self.entries.insert(path, (stamp, digest));
-    }
-
-    /// Replaces the cache at `path`; `scratch` is a folder on the same file system. Not being able
-    /// to is no error: the files are hashed again then.
-    pub fn save(&self, path: &Path, scratch: &Path) {
+    /// Replaces the cache at `path` by `files`, which ascend; `scratch` is a folder on the same
+    /// file system. Not being able to is no error: the files are hashed again then.
+    pub fn save<'a>(
+        path: &Path,
+        scratch: &Path,
+        files: impl Iterator<Item = (&'a [u8], Stamp, Digest)>,
+    ) {
         let new = scratch.join("stat");
-        let written = path.parent().is_some_and(|parent| std::fs::create_dir_all(parent).is_ok())
-            && std::fs::write(&new, self.encode()).is_ok();
+        let dir = path.parent().map(std::fs::create_dir_all);
+        let written = matches!(dir, Some(Ok(()))) && std::fs::write(&new, encode(files)).is_ok();
         if !written || std::fs::rename(&new, path).is_err() {
             let _ = std::fs::remove_file(&new);
         }
     }
 
-    fn encode(&self) -> Vec<u8> {
-        let mut out = MAGIC.to_vec();
-        for (path, (stamp, digest)) in &self.entries {
-            let Ok(length) = u16::try_from(path.len()) else { continue };
-            out.extend(length.to_le_bytes());
-            stamp.words().iter().for_each(|word| out.extend(word.to_le_bytes()));
-            out.extend(digest.as_bytes());
-            out.extend(path);
-        }
-        let sum = Digest::of(&out);
-        out.extend(sum.as_bytes());
-        out
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    fn decode(bytes: Vec<u8>) -> Option<Self> {
         let (body, sum) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
-        if Digest::of(body).as_bytes() != sum {
+        if Digest::of(body).as_bytes() != sum || !body.starts_with(MAGIC) {
             return None;
         }
-        let mut rest = body.strip_prefix(MAGIC)?;
-        let mut entries = HashMap::with_capacity(rest.len() / (FIXED + 32));
-        while !rest.is_empty() {
-            let (fixed, tail) = rest.split_at_checked(FIXED)?;
-            let length = u16::from_le_bytes(fixed[..2].try_into().ok()?);
+        let mut entries = Vec::with_capacity(body.len() / (FIXED + 32));
+        let mut at = MAGIC.len();
+        while at < body.len() {
+            let fixed = body.get(at..at + FIXED)?;
+            let length = usize::from(u16::from_le_bytes(fixed[..2].try_into().ok()?));
             let word = |at: usize| {
                 let bytes = fixed[2 + 8 * at..10 + 8 * at].try_into().ok()?;
                 Some(u64::from_le_bytes(bytes))
@@ -146,12 +149,27 @@ impl StatCache {
                 mode: word(5)?,
             };
             let digest = Digest::from_bytes(fixed[FIXED - 32..].try_into().ok()?);
-            let (path, tail) = tail.split_at_checked(usize::from(length))?;
-            entries.insert(path.to_vec(), (stamp, digest));
-            rest = tail;
+            let path = at + FIXED..at + FIXED + length;
+            body.get(path.clone())?;
+            at = path.end;
+            entries.push((path, stamp, digest));
         }
-        Some(Self { entries })
+        Some(Self { bytes, entries })
     }
+}
+
+fn encode<'a>(files: impl Iterator<Item = (&'a [u8], Stamp, Digest)>) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    for (path, stamp, digest) in files {
+        let Ok(length) = u16::try_from(path.len()) else { continue };
+        out.extend(length.to_le_bytes());
+        stamp.words().iter().for_each(|word| out.extend(word.to_le_bytes()));
+        out.extend(digest.as_bytes());
+        out.extend(path);
+    }
+    let sum = Digest::of(&out);
+    out.extend(sum.as_bytes());
+    out
 }
 
 #[cfg(test)]
@@ -164,19 +182,24 @@ mod tests {
 
     #[test]
     fn round_trips_and_refuses_torn_files() {
-        let mut cache = StatCache::default();
-        cache.insert(b"a".to_vec(), stamp(1), Digest::of("a"));
-        cache.insert(b"b/c".to_vec(), stamp(-2), Digest::of("b"));
-        let bytes = cache.encode();
-        let read = StatCache::decode(&bytes).unwrap();
-        assert_eq!(read.get(b"b/c", &stamp(-2)), Some(Digest::of("b")));
-        assert_eq!(read.get(b"b/c", &stamp(2)), None);
+        let (a, c) = (Digest::of("a"), Digest::of("c"));
+        let files = [(b"a".as_slice(), stamp(1), a), (b"b/c".as_slice(), stamp(-2), c)];
+        let bytes = encode(files.into_iter());
+        let read = StatCache::decode(bytes.clone()).unwrap();
+        assert_eq!(read.len(), 2);
+        let mut cursor = read.cursor();
+        assert_eq!(cursor.get(b"Z", &stamp(1)), None);
+        assert_eq!(cursor.get(b"a", &stamp(2)), None);
+        assert_eq!(cursor.get(b"a", &stamp(1)), Some(a));
+        assert_eq!(cursor.get(b"b", &stamp(1)), None);
+        assert_eq!(cursor.get(b"b/c", &stamp(-2)), Some(c));
+        assert_eq!(cursor.get(b"z", &stamp(1)), None);
         for cut in [0, 7, 31, bytes.len() - 1] {
-            assert!(StatCache::decode(&bytes[..cut]).is_none());
+            assert!(StatCache::decode(bytes[..cut].to_vec()).is_none());
         }
         let mut flipped = bytes;
         flipped[20] ^= 1;
-        assert!(StatCache::decode(&flipped).is_none());
+        assert!(StatCache::decode(flipped).is_none());
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub struct Command {
     pub argv: Vec<String>,
     /// `NAME=value`, complete but for `unkeyed`.
     pub env: Vec<String>,
-    /// Variables that do not decide the outcome: proxies.
+    /// Variables that are no part of the key: proxies, and what follows from tree and user.
     pub unkeyed: Vec<String>,
     /// Absolute.
     pub cwd: String,
@@ -36,16 +36,27 @@ pub struct Command {
     pub user: String,
     /// May use the network.
     pub network: bool,
-    /// A script that is mounted for it: its file name and content.
-    pub script: Option<(String, Vec<u8>)>,
+    /// A script that is mounted for it.
+    pub script: Option<Script>,
+}
+
+/// A here-document that is a program of its own.
+#[derive(Debug, Clone)]
+pub struct Script {
+    /// File name.
+    pub name: String,
+    /// Content.
+    pub content: Vec<u8>,
+}
+
+impl Script {
+    /// Where it is mounted.
+    pub fn path(&self) -> String {
+        format!("{SCRIPTS}{}", self.name)
+    }
 }
 
 impl Command {
-    /// The path at which the script called `name` is mounted.
-    pub fn script_path(name: &str) -> String {
-        format!("{SCRIPTS}{name}")
-    }
-
     /// Key of the step cache for running on `tree`.
     pub(crate) fn key(&self, tree: &Digest) -> Digest {
         let key = Key::new("run")
@@ -58,7 +69,7 @@ impl Command {
             .number(u64::from(self.network));
         match &self.script {
             None => key.number(0),
-            Some((name, content)) => key.number(1).text(name).bytes(content),
+            Some(script) => key.number(1).text(&script.name).bytes(&script.content),
         }
         .finish()
     }
@@ -78,13 +89,13 @@ impl Command {
         let scratch = store.scratch_dir().map_err(BakeError::store)?;
         let upper_dir = scratch.path().join("layer");
         let mut mounts = Vec::new();
-        if let Some((name, content)) = &self.script {
+        if let Some(script) = &self.script {
             let source = scratch.path().join("script");
             let failed = |error| BakeError::io("cannot write", &source, error);
-            std::fs::write(&source, content).map_err(failed)?;
+            std::fs::write(&source, &script.content).map_err(failed)?;
             let mode = std::fs::Permissions::from_mode(0o755);
             std::fs::set_permissions(&source, mode).map_err(failed)?;
-            mounts.push(StepMount { source, target: Self::script_path(name), read_only: true });
+            mounts.push(StepMount { source, target: script.path(), read_only: true });
         }
         let mounted: BTreeSet<Vec<u8>> =
             mounts.iter().map(|mount| paths::key(&mount.target)).collect();

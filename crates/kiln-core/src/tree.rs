@@ -119,9 +119,8 @@ impl Tree {
                 }
             }
         }
-        if !node.is_dir() {
-            self.remove(path);
-        } else if !self.entries.get(path).is_some_and(Node::is_dir) {
+        let merges = node.is_dir() && self.entries.get(path).is_some_and(Node::is_dir);
+        if !merges {
             self.remove(path);
         }
         self.entries.insert(path.to_vec(), node);
@@ -362,7 +361,7 @@ fn parse_line(line: &str) -> Result<(Path, Node), String> {
 
 fn parse_hex(text: &str) -> Result<Vec<u8>, String> {
     let error = || format!("`{text}` is not hex");
-    if !text.is_ascii() || text.len() % 2 != 0 {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
         return Err(error());
     }
     (0..text.len())

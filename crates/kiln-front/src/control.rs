@@ -123,12 +123,13 @@ impl Control {
         let deadline = start + Duration::from_millis(drain.deadline_ms);
         let (upstreams, live) = self.state().to_drain(&drain);
         let mut drained = Drained { upstreams: upstreams.len(), live, ..Drained::default() };
-        for upstream in &upstreams {
-            let (_, pinned) = upstream.active();
-            if drain.policy == DrainPolicy::CutPinned && pinned > 0 {
-                drained.cut_connections += pinned;
+        if drain.policy == DrainPolicy::CutPinned {
+            for upstream in &upstreams {
+                drained.cut_connections += upstream.active().1;
                 upstream.cut_pinned();
             }
+        }
+        for upstream in &upstreams {
             let idle = timeout_at(deadline, upstream.idle()).await.is_ok();
             let (requests_left, pinned_left) = if idle { (0, 0) } else { upstream.active() };
             match drain.policy {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use hyper::header::HeaderValue;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -30,6 +31,8 @@ pub(crate) struct LiveRoute {
     /// Bound of the wait while held; `None`: not held.
     pub(crate) hold: Option<Duration>,
     pub(crate) counters: Arc<Counters>,
+    /// What answers say of the release that gave them.
+    pub(crate) release: Option<HeaderValue>,
 }
 
 /// There is nowhere to send a request: no route, no upstream, or held beyond the bound.
@@ -121,7 +124,8 @@ impl Front {
                 return Err(Some(bound));
             }
             let upstream = route.upstream.as_ref().ok_or(None)?;
-            let active = Active::new(upstream.clone(), route.counters.clone());
+            let active = Active::new(upstream.clone(), route.counters.clone())
+                .of_release(route.release.clone());
             if self.epoch.load(SeqCst) == epoch {
                 return Ok(active);
             }

@@ -48,6 +48,9 @@ enum End {
 fn run(root: &Path, exe: &Path) -> io::Result<()> {
     // Fails for a process group's leader, which a shell's job is: that is as good.
     let _ = rustix::process::setsid();
+    let (root, exe) = (&std::path::absolute(root)?, &std::path::absolute(exe)?);
+    // Keeps no file system busy on which it happened to be started.
+    rustix::process::chdir("/")?;
     let paths = Paths::new(root);
     paths.create()?;
     let Some(_lock) = paths.try_lock("minder.lock")? else { return Ok(()) };

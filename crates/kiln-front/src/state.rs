@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use hyper::header::HeaderValue;
 use tokio::task::AbortHandle;
 
 use crate::core::Cores;
@@ -162,6 +163,7 @@ impl State {
                 upstream,
                 hold: route.hold.then(|| Duration::from_millis(route.hold_ms)),
                 counters: self.counters.entry(route.id.clone()).or_default().clone(),
+                release: HeaderValue::from_str(&route.slot).ok().filter(|slot| !slot.is_empty()),
             });
             for addr in &route.listen {
                 if let Some(listener) = self.listeners.get(&Key::new(route, *addr)) {

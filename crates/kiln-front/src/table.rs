@@ -32,7 +32,8 @@ pub struct Route {
     /// What is spoken over TCP.
     #[serde(default)]
     pub app: App,
-    /// The slot it leads to: a release's short digest. For people and for [`crate::Drain`].
+    /// The slot it leads to: a release's short digest. For people (answers over HTTP carry it as
+    /// `X-Kiln-Release`, unless it is empty) and for [`crate::Drain`].
     #[serde(default)]
     pub slot: String,
     /// The instance. A listener is opened when its route first has one.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hyper::header::HeaderValue;
 use tokio::sync::{Notify, watch};
 
 use crate::wire;
@@ -168,13 +169,25 @@ pub(crate) struct Active {
     upstream: Arc<Upstream>,
     counters: Arc<Counters>,
     pinned: bool,
+    release: Option<HeaderValue>,
 }
 
 impl Active {
     pub(crate) fn new(upstream: Arc<Upstream>, counters: Arc<Counters>) -> Self {
         upstream.requests.fetch_add(1, SeqCst);
         counters.active.fetch_add(1, Relaxed);
-        Self { upstream, counters, pinned: false }
+        Self { upstream, counters, pinned: false, release: None }
+    }
+
+    /// Remembers what the answer is to say of its release.
+    pub(crate) fn of_release(mut self, release: Option<HeaderValue>) -> Self {
+        self.release = release;
+        self
+    }
+
+    /// What the answer says of its release.
+    pub(crate) fn release(&self) -> Option<&HeaderValue> {
+        self.release.as_ref()
     }
 
     pub(crate) fn upstream(&self) -> &Arc<Upstream> {

@@ -326,12 +326,19 @@ fn setting<T>(
     value.map(make).unwrap_or_default()
 }
 
-/// `mkdir -p` with one call where the parent is there, which is nearly always.
+/// `mkdir -p` with one call where the parent is there, which is nearly always. Another root's
+/// [`Cgroups::prune`] may take an empty parent away in between, so that is tried again.
 fn make(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(path),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        done => done,
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match fs::create_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < 20 => {
+                let _ = path.parent().map(fs::create_dir_all);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            done => return done,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::cgroup::{Cgroups, SHIMS, TOP};
 use crate::error::{Context as _, Fault, RunError};
 use crate::report::{read_all, sum_up};
 use crate::running::{InstanceState, Running, state_of};
+use crate::shim::control::EXIT_FILE;
 use crate::spec::{InstanceSpec, Network, SPEC_FILE, signal_number};
 
 /// What a shim writes to standard error, which is nothing unless it has a bug.
@@ -235,6 +236,11 @@ fn prepare(spec: &InstanceSpec) -> Result<(), RunError> {
     let doing = || format!("write {}", path.display());
     let make = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path);
     make(&spec.dir.join(crate::shim::SCRATCH)).doing(doing)?;
+    // An earlier instance of this name ended; this one has not.
+    match fs::remove_file(spec.dir.join(EXIT_FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).doing(doing),
+        _ => {}
+    }
     let text = serde_json::to_vec(spec).map_err(io::Error::from).doing(doing)?;
     // Only its owner may read it: the environment may hold secrets.
     OpenOptions::new()

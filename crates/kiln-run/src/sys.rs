@@ -178,6 +178,22 @@ pub(crate) fn next_signal() -> i32 {
     }
 }
 
+/// Blocks `signal` and makes it readable instead: a descriptor that `poll` wakes for.
+pub(crate) fn signal_fd(signal: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset; only this thread's mask changes; the new
+    // descriptor has no other owner.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
 /// Ignores `signal`.
 pub(crate) fn ignore_signal(signal: i32) {
     // SAFETY: SIG_IGN installs no code.

@@ -110,16 +110,20 @@ pub enum Error {
 
 /// Adds what was being done, and to what, to an I/O error.
 pub(crate) trait Context<T> {
-    fn doing(self, doing: &'static str, path: impl AsRef<Path>) -> Result<T>;
+    fn doing(self, doing: &'static str, path: impl AsRef<Path>) -> Result<T>
+    where
+        Self: Sized,
+    {
+        self.doing_lazily(doing, || path.as_ref().to_owned())
+    }
+
+    /// The same for a path that takes some finding.
+    fn doing_lazily(self, doing: &'static str, path: impl FnOnce() -> PathBuf) -> Result<T>;
 }
 
 impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
-    fn doing(self, doing: &'static str, path: impl AsRef<Path>) -> Result<T> {
-        self.map_err(|source| Error::Io {
-            doing,
-            path: path.as_ref().to_owned(),
-            source: source.into(),
-        })
+    fn doing_lazily(self, doing: &'static str, path: impl FnOnce() -> PathBuf) -> Result<T> {
+        self.map_err(|source| Error::Io { doing, path: path(), source: source.into() })
     }
 }
 

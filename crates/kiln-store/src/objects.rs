@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -63,12 +63,7 @@ impl Store {
     /// I/O errors.
     pub fn put_file(&self, path: impl AsRef<Path>) -> Result<(Digest, u64)> {
         let path = path.as_ref();
-        self.put_open_file(&File::open(path).doing("opening", path)?).map_err(|error| match error {
-            Error::Io { doing, path: at, source } if at.as_os_str().is_empty() => {
-                Error::Io { doing, path: path.to_owned(), source }
-            }
-            other => other,
-        })
+        self.put_open_file(&File::open(path).doing("opening", path)?)
     }
 
     /// Puts the content of an open regular file, from its start; also returns its length in bytes.
@@ -78,14 +73,15 @@ impl Store {
     /// # Errors
     /// I/O errors.
     pub fn put_open_file(&self, source: &File) -> Result<(Digest, u64)> {
-        let length = source.metadata().doing("looking at", "")?.len();
+        let path = || fs::read_link(proc_path(source)).unwrap_or_default();
+        let length = source.metadata().doing_lazily("looking at", path)?.len();
         if length < SMALL {
             let mut content = Vec::with_capacity(length as usize + 1);
-            At { file: source, at: 0 }.read_to_end(&mut content).doing("reading", "")?;
+            At { file: source, at: 0 }.read_to_end(&mut content).doing_lazily("reading", path)?;
             return Ok((self.put(&content)?, content.len() as u64));
         }
         let (digest, size) =
-            hash_copy(&mut At { file: source, at: 0 }, None).doing("reading", "")?;
+            hash_copy(&mut At { file: source, at: 0 }, None).doing_lazily("reading", path)?;
         if self.present(&digest, size)? {
             return Ok((digest, size));
         }
@@ -224,6 +220,11 @@ fn missing(error: io::Error, digest: &Digest, path: &Path) -> Error {
     }
 }
 
+/// A path that leads to an open file.
+fn proc_path(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
 /// A content that has no name in `objects/` yet.
 struct NewObject {
     file: File,
@@ -236,9 +237,7 @@ impl NewObject {
         if self.named {
             return fs::hard_link(&self.at, to);
         }
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&self.file.as_fd());
-        let from = format!("/proc/self/fd/{fd}");
-        Ok(rustix::fs::linkat(CWD, from, CWD, to, AtFlags::SYMLINK_FOLLOW)?)
+        Ok(rustix::fs::linkat(CWD, proc_path(&self.file), CWD, to, AtFlags::SYMLINK_FOLLOW)?)
     }
 }
 

@@ -20,8 +20,19 @@ fn me() -> String {
 
 /// A name that no other process or thread uses: `WHAT.BOOT.PID.START.N`.
 pub(crate) fn unique(what: &str) -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("{what}.{}.{}", me(), NEXT.fetch_add(1, Ordering::Relaxed))
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{what}.{}.{}", me(), first() + COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Where this program began to count: nanoseconds since boot. An agent that replaces itself by
+/// `exec` keeps its process id and start time, but counts from further on, so that what it made
+/// before has a lower number.
+fn first() -> u64 {
+    static FIRST: OnceLock<u64> = OnceLock::new();
+    *FIRST.get_or_init(|| {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    })
 }
 
 /// Whose a name made by [`unique`] is.
@@ -40,13 +51,15 @@ pub(crate) enum Life {
 /// Looks up the owner of `name`.
 pub(crate) fn life(name: &str) -> Life {
     let parts: Vec<&str> = name.trim_start_matches('.').split('.').collect();
-    let [_, its_boot, pid, start, ..] = parts[..] else { return Life::Foreign };
-    let (Ok(pid), Ok(start)) = (pid.parse::<u32>(), start.parse::<u64>()) else {
+    let [_, its_boot, pid, start, count, ..] = parts[..] else { return Life::Foreign };
+    let (Ok(pid), Ok(start), Ok(count)) = (pid.parse::<u32>(), start.parse(), count.parse::<u64>())
+    else {
         return Life::Foreign;
     };
+    let replaced = pid == std::process::id() && count < first();
     if its_boot != boot() {
         Life::Rebooted
-    } else if started(pid) == Some(start) {
+    } else if started(pid) == Some(start) && !replaced {
         Life::Alive
     } else {
         Life::Dead
@@ -88,5 +101,9 @@ mod tests {
         assert_eq!(life(&parts.join(".")), Life::Rebooted);
         assert_eq!(life("notes.txt"), Life::Foreign);
         assert_ne!(unique("object"), mine);
+        // The same process before it replaced itself.
+        let mut parts: Vec<&str> = mine.split('.').collect();
+        parts[4] = "12";
+        assert_eq!(life(&parts.join(".")), Life::Dead);
     }
 }

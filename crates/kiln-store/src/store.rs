@@ -7,8 +7,9 @@
 //! is checked (objects) or dropped (step results, derived images).
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -80,7 +81,10 @@ impl Store {
         check_format(&root)?;
         for dir in DIRS {
             let dir = root.join(dir);
-            fs::create_dir_all(&dir).doing("creating", &dir)?;
+            // Objects hold secrets, and link trees set-id programs: not for other users. Overlayfs
+            // reads its layers with the rights of whoever mounted.
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+            made.doing("creating", &dir)?;
         }
         let root_fd = File::open(&root).doing("opening", &root)?;
         let unsynced = Unsynced::new(root.join("unsynced"));

@@ -37,6 +37,24 @@ pub struct Process {
     pub command: String,
 }
 
+impl Process {
+    /// Sends a signal, to this one process only.
+    ///
+    /// # Panics
+    /// If it is gone.
+    #[track_caller]
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let sent = rustix::process::Pid::from_raw(self.pid.cast_signed())
+            .map(|pid| rustix::process::kill_process(pid, signal));
+        assert!(matches!(sent, Some(Ok(()))), "cannot signal {self:?}: {sent:?}");
+    }
+
+    /// Whether it still runs; a zombie does not.
+    pub fn runs(&self) -> bool {
+        command(self.pid).as_ref() == Some(&self.command)
+    }
+}
+
 /// Everything that was found; empty after a clean end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Leftovers {

@@ -102,17 +102,33 @@ impl World {
         leftovers::processes(&self.root(), self.scope()).into_iter().collect()
     }
 
-    /// The one process of this root that runs the program in a role: `serve`, `front`.
+    /// The one process of this root in a role: `agent`, `serve`; of the front the one that carries
+    /// the traffic, not its minder.
     ///
     /// # Panics
     /// If there is none or several.
     #[track_caller]
     pub fn role(&self, role: &str) -> Process {
+        match role {
+            "front" => self.only(&["front", "--worker"]),
+            other => self.only(&[other]),
+        }
+    }
+
+    /// The one process of this root whose command line has all these words: `["agent"]` for an
+    /// agent that a verb started, `["serve"]` for one in the foreground, `["front", "--worker"]`.
+    ///
+    /// # Panics
+    /// If there is none or several.
+    #[track_caller]
+    pub fn only(&self, words: &[&str]) -> Process {
         let all = self.processes();
-        let runs = |process: &&Process| process.command.split(' ').any(|word| word == role);
-        match all.iter().filter(runs).collect::<Vec<_>>().as_slice() {
+        let matches = |process: &&Process| {
+            words.iter().all(|word| process.command.split(' ').any(|part| part == *word))
+        };
+        match all.iter().filter(matches).collect::<Vec<_>>().as_slice() {
             [one] => (*one).clone(),
-            other => panic!("not one process in the role {role}: {other:?} of {all:#?}"),
+            other => panic!("not one process with {words:?}: {other:?} of {all:#?}"),
         }
     }
 

@@ -65,14 +65,14 @@ pub(crate) struct Converged {
     pub switched: bool,
 }
 
-/// Source → image → release → recorded.
+/// Source → image → release → recorded. The caller holds a lease until a slot or pointer names the
+/// release, so that nothing of it is collected meanwhile.
 pub(crate) fn publish(
     agent: &Agent,
     session: &Session,
     stage: &Stage,
     project: &Project,
 ) -> Result<Published, Report> {
-    let _lease = agent.lease()?;
     let published = assemble(agent, session, stage, project)?;
     if published.fresh {
         agent.put_release(&published.release)?;

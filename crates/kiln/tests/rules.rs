@@ -58,11 +58,11 @@ fn dependencies_start_in_order_and_a_job_runs_once() {
             "services:
   migrate:
     image: busybox
-    command: [sh, -c, 'sleep 0.3; date +%s%N > /data/done']
+    command: [sh, -c, 'sleep 0.3; sed 's| .*||;s|[.]||' /proc/uptime > /data/done']
     volumes: ['state:/data']
   web:
     image: busybox
-    command: [sh, -c, 'date +%s%N > /tmp/started; busybox httpd -f -p 8080 -h /']
+    command: [sh, -c, 'sed 's| .*||;s|[.]||' /proc/uptime > /tmp/started; busybox httpd -f -p 8080 -h /']
     ports: ['{}:8080']
     volumes: ['state:/data:ro']
     depends_on: {{ migrate: {{ condition: service_completed_successfully }} }}

@@ -158,7 +158,7 @@ services:
     volumes: ['./cgi:/www:ro']
   back:
     image: busybox
-    command: [busybox, nc, -lk, -p, '7777', -e, echo, from the back]
+    command: [busybox, nc, -ll, -p, '7777', -e, echo, from the back]
     expose: ['7777']
     networks: {{ default: {{ aliases: [also] }} }}
 ",

@@ -51,7 +51,9 @@ static int fulfil_one(PGconn *db, const char *packing_seconds)
 static int next_wait(PGconn *db, const char *packing_seconds)
 {
     static const char SQL[] =
-        "SELECT ceil(1000 * greatest(0, $1::float8 - extract(epoch FROM now() - min(placed_at))))"
+        /* greatest() passes NULL over: without the count, no order would be due at once. */
+        "SELECT CASE WHEN count(*) > 0 THEN"
+        " ceil(1000 * greatest(0, $1::float8 - extract(epoch FROM now() - min(placed_at)))) END"
         " FROM orders WHERE state = 'placed'";
     PGresult *result = db_query(db, SQL, 1, &packing_seconds);
     if (!result)

@@ -7,9 +7,21 @@ use kiln_core::Tree;
 use kiln_core::tree::{Kind, Node};
 use kiln_store::Store;
 
-use super::assemble::put_file;
+use super::assemble::{Unpacked, put_file};
 use super::error::BaseError;
 use super::lock::LockedBase;
+
+/// Words in scripts that make users or groups.
+const MAKERS: [&str; 8] = [
+    "adduser",
+    "addgroup",
+    "useradd",
+    "groupadd",
+    "usermod",
+    "gpasswd",
+    "sysusers",
+    "update-passwd",
+];
 
 /// Lines of passwd(5) and group(5) by numeric id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,6 +43,37 @@ impl Accounts {
         let users = text_of(store, tree, b"etc/passwd")?;
         let groups = text_of(store, tree, b"etc/group")?;
         Ok(Self { users: table(&users), groups: table(&groups) })
+    }
+
+    /// What a bake would learn, where no script of `packages` makes users, groups or diversions:
+    /// the master tables of base-passwd. `None` where a bake has to be done.
+    pub(crate) fn foretell(
+        store: &Store,
+        packages: &[Unpacked],
+    ) -> Result<Option<Self>, BaseError> {
+        let mut found = Self::default();
+        for package in packages {
+            let tree = &package.tree;
+            let script = |name: &str| text_of(store, tree, format!("control/{name}").as_bytes());
+            // These three are the tools themselves.
+            let tools = ["adduser", "base-passwd", "passwd"];
+            if !tools.contains(&package.locked.name.as_str()) {
+                let scripts = [script("preinst")?, script("config")?, script("postinst")?].concat();
+                let sysusers = tree.get(b"data/usr/lib/sysusers.d").is_some();
+                if sysusers || MAKERS.iter().any(|word| scripts.contains(word)) {
+                    return Ok(None);
+                }
+            }
+            if script("preinst")?.contains("dpkg-divert") {
+                return Ok(None);
+            }
+            let master = |name: &str| {
+                text_of(store, tree, format!("data/usr/share/base-passwd/{name}.master").as_bytes())
+            };
+            found.users.extend(table(&master("passwd")?));
+            found.groups.extend(table(&master("group")?));
+        }
+        Ok((!found.users.is_empty() && !found.groups.is_empty()).then_some(found))
     }
 
     /// Puts the locked tables in place as base-passwd would: without a password, so that

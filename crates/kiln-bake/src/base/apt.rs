@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use kiln_core::Digest;
 use kiln_core::compose::Base;
 
+use super::answer;
 use super::error::{BaseError, tail};
 use super::lock::LockedPackage;
 use super::process::{self, Output};
@@ -87,7 +88,7 @@ impl AptRoot {
         watch.step(&self.suite, Phase::Update, (0, 0), "")?;
         let output = self.apt_get(&["update", "-q", "-o", "APT::Update::Error-Mode=any"], watch)?;
         if !output.success {
-            let found = tail(&problems(&output.stderr), 6);
+            let found = tail(&answer::problems(&output.stderr), 6);
             return Err(BaseError::Apt {
                 base: base.to_owned(),
                 what: format!("`apt-get update` for the suite `{}`", self.suite),
@@ -143,7 +144,7 @@ impl AptRoot {
         let order = order?;
         let steps = |verb: &str| -> Vec<String> {
             let lines = order.lines().filter_map(|line| line.strip_prefix(verb));
-            lines.filter_map(|rest| rest.split_whitespace().next()).map(plain).collect()
+            lines.filter_map(|rest| rest.split_whitespace().next()).map(answer::plain).collect()
         };
         let (unpack, configure) = (steps("Inst "), steps("Conf "));
         let missing = |package: &str| BaseError::Apt {
@@ -172,7 +173,7 @@ impl AptRoot {
             return Ok(output.stdout);
         }
         let said = format!("{}{}", output.stdout, output.stderr);
-        if let Some(package) = unknown_package(&said) {
+        if let Some(package) = answer::unknown_package(&said) {
             let suite = self.suite.clone();
             return Err(BaseError::NoPackage { base: name.to_owned(), package, suite });
         }
@@ -187,7 +188,7 @@ impl AptRoot {
     fn files(&self, name: &str, text: &str) -> Result<BTreeMap<String, LockedPackage>, BaseError> {
         let mut files = BTreeMap::new();
         for line in text.lines().filter(|line| line.starts_with('\'')) {
-            let package = self.file(line).ok_or_else(|| BaseError::Apt {
+            let package = answer::file(line, &self.sources).ok_or_else(|| BaseError::Apt {
                 base: name.to_owned(),
                 what: "reading apt's answer".into(),
                 output: format!("no file of a package with a sha256: {line}"),
@@ -195,29 +196,6 @@ impl AptRoot {
             files.insert(package.name.clone(), package);
         }
         Ok(files)
-    }
-
-    fn file(&self, line: &str) -> Option<LockedPackage> {
-        let (uri, rest) = line.strip_prefix('\'')?.split_once('\'')?;
-        let mut words = rest.split_whitespace();
-        let (file, size, hash) = (words.next()?, words.next()?, words.next()?);
-        let mut parts = file.strip_suffix(".deb")?.splitn(3, '_');
-        let (name, version, arch) = (parts.next()?, parts.next()?, parts.next()?);
-        Some(LockedPackage {
-            name: name.to_owned(),
-            version: unquote(version),
-            arch: arch.to_owned(),
-            filename: unquote(self.relative(uri)?),
-            size: size.parse().ok()?,
-            sha256: hash.strip_prefix("SHA256:")?.parse().ok()?,
-        })
-    }
-
-    fn relative<'a>(&self, uri: &'a str) -> Option<&'a str> {
-        let below = self.sources.iter().filter_map(|source| uri.strip_prefix(source.uri.as_str()));
-        // The shortest rest is below the longest, so most exact, root.
-        let known = below.min_by_key(|rest| rest.len());
-        known.or_else(|| uri.find("/pool/").map(|at| &uri[at + 1..]))
     }
 
     /// Downloads each address to its file, checking its sha256. Says per address why it failed.
@@ -244,7 +222,7 @@ impl AptRoot {
         }
         for (uri, path, _) in files {
             if !path.is_file() {
-                let all = || tail(&problems(&output.stderr), 3);
+                let all = || tail(&answer::problems(&output.stderr), 3);
                 reasons.entry(uri.clone()).or_insert_with(all);
             }
         }
@@ -262,7 +240,7 @@ impl AptRoot {
             }
         }
         roots.sort_by_key(|(unlikely, _)| *unlikely);
-        roots.into_iter().map(|(_, uri)| format!("{uri}{}", quote(filename))).collect()
+        roots.into_iter().map(|(_, uri)| format!("{uri}{}", answer::quote(filename))).collect()
     }
 
     /// Native Debian architecture.
@@ -351,96 +329,9 @@ fn check_name(base: &str, kind: &'static str, name: &str) -> Result<(), BaseErro
     }
 }
 
-/// The package that apt could not find, if that is what its output says.
-fn unknown_package(output: &str) -> Option<String> {
-    output.lines().find_map(|line| {
-        let line = line.strip_prefix("E: ")?;
-        if let Some(name) = line.strip_prefix("Unable to locate package ") {
-            return Some(name.trim().to_owned());
-        }
-        let quoted = line.strip_suffix("has no installation candidate").or_else(|| {
-            line.strip_suffix("was not found").filter(|line| line.starts_with("Version"))
-        })?;
-        let names: Vec<&str> = quoted.split(['\'', '‘', '’', '"']).collect();
-        match (quoted.starts_with("Version"), names.as_slice()) {
-            (true, [_, version, _, name, ..]) => Some(format!("{name}={version}")),
-            (false, [_, name, ..]) => Some((*name).to_owned()),
-            _ => None,
-        }
-    })
-}
-
-/// Lines of errors and warnings, else everything.
-fn problems(text: &str) -> String {
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|line| line.starts_with("E: ") || line.starts_with("W: ") || line.starts_with(' '))
-        .collect();
-    if lines.is_empty() { text.to_owned() } else { lines.join("\n") }
-}
-
-/// A package's name without an architecture.
-fn plain(name: &str) -> String {
-    name.split(':').next().unwrap_or(name).to_owned()
-}
-
-/// Undoes the percent form.
-fn unquote(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let code = text.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match (bytes[at], code) {
-            (b'%', Some(byte)) => {
-                out.push(byte);
-                at += 3;
-            }
-            (byte, _) => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-/// The percent form of a path.
-fn quote(path: &str) -> String {
-    let mut out = String::with_capacity(path.len() + 8);
-    for byte in path.bytes() {
-        if byte.is_ascii_alphanumeric() || b"/._-".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02x}"));
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percent_form_round_trips() {
-        let path = "pool/main/g/g++/a_1%3a2+b~c_amd64.deb";
-        assert_eq!(unquote(&quote(path)), path);
-        assert_eq!(quote("a+~b"), "a%2b%7eb");
-        assert_eq!(unquote("1%3a4.13%zz%"), "1:4.13%zz%");
-    }
-
-    #[test]
-    fn finds_the_unknown_package_in_apts_words() {
-        for (text, name) in [
-            ("x\nE: Unable to locate package nosuch\n", Some("nosuch")),
-            ("E: Package 'virtual' has no installation candidate\n", Some("virtual")),
-            ("E: Version '9' for 'bash' was not found\n", Some("bash=9")),
-            ("E: Unmet dependencies\n", None),
-        ] {
-            assert_eq!(unknown_package(text).as_deref(), name);
-        }
-    }
 
     #[test]
     fn refuses_names_that_mean_something_else_to_apt() {

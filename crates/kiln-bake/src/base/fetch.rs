@@ -10,7 +10,7 @@ use super::apt::AptRoot;
 use super::error::BaseError;
 use super::lock::{LockedBase, LockedPackage};
 use super::progress::{Phase, Watch};
-use super::sources::HostApt;
+use super::sources::AskHost;
 
 /// Files that one call of apt's downloader gets: enough to keep its connections busy, few enough
 /// that progress is seen and the user can stop.
@@ -21,12 +21,13 @@ const BATCH: usize = 48;
 pub const REF_KIND: &str = "locks";
 
 /// Puts every package file of `base` into the store that is not there yet, and keeps it there. No
-/// mirror is asked when none is missing.
+/// mirror is asked when none is missing. `root` is apt's root, where the caller has entered it.
 pub(crate) fn fetch(
     store: &Store,
     name: &str,
     base: &LockedBase,
     root: Option<&AptRoot>,
+    host: AskHost<'_>,
     watch: Watch<'_>,
 ) -> Result<(), BaseError> {
     let mut missing: BTreeMap<Digest, &LockedPackage> = BTreeMap::new();
@@ -39,7 +40,7 @@ pub(crate) fn fetch(
             Some(root) => root,
             None => {
                 let cache = cache_dir(store);
-                entered = AptRoot::enter(&cache, &HostApt::read()?, name, &base.suite)?;
+                entered = AptRoot::enter(&cache, &host()?, name, &base.suite)?;
                 &entered
             }
         };

@@ -12,6 +12,7 @@ use super::fetch::fetch;
 use super::lock::LockedBase;
 use super::minimal::minimal;
 use super::progress::Watch;
+use super::sources::{AskHost, HostApt};
 use crate::runner::StepRunner;
 
 /// Version of the recipe. It goes into the key under which a base is kept: raise it whenever the
@@ -33,12 +34,24 @@ pub fn bake_base(
     runner: &dyn StepRunner,
     watch: Watch<'_>,
 ) -> Result<ImageId, BaseError> {
+    bake_from(store, name, base, runner, watch, &HostApt::read)
+}
+
+/// [`bake_base`] with the host's apt given.
+pub(crate) fn bake_from(
+    store: &Store,
+    name: &str,
+    base: &LockedBase,
+    runner: &dyn StepRunner,
+    watch: Watch<'_>,
+    host: AskHost<'_>,
+) -> Result<ImageId, BaseError> {
     let key = key(base);
     if let Some(image) = store.step_result(&key) {
         return Ok(image);
     }
     let _lease = store.lease()?;
-    fetch(store, name, base, None, watch)?;
+    fetch(store, name, base, None, host, watch)?;
     let image = bake_unpinned(store, name, base, runner, watch)?;
     store.set_step_result(&key, &image)?;
     Ok(image)
@@ -56,7 +69,7 @@ pub fn rebake_base(
     watch: Watch<'_>,
 ) -> Result<ImageId, BaseError> {
     let _lease = store.lease()?;
-    fetch(store, name, base, None, watch)?;
+    fetch(store, name, base, None, &HostApt::read, watch)?;
     bake_unpinned(store, name, base, runner, watch)
 }
 

@@ -1,7 +1,6 @@
 //! `kiln.lock`: what a bake takes from outside, pinned. The format is `docs/kiln-lock.md`.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::Path;
 
 use kiln_core::Digest;
@@ -9,6 +8,7 @@ use kiln_core::compose::Base;
 use serde::{Deserialize, Serialize};
 
 use super::error::BaseError;
+use super::lock_text::{self, quote};
 
 /// Version of the file's format.
 pub const FORMAT: u32 = 1;
@@ -99,9 +99,7 @@ impl LockedBase {
 
     /// Identity of the locked content: equal for equal content, whatever the base is called.
     pub fn digest(&self) -> Digest {
-        let mut text = String::new();
-        write_base(&mut text, "", self);
-        Digest::of(text)
+        Digest::of(lock_text::base(self))
     }
 
     /// [`LockedBase::epoch`] in seconds since 1970.
@@ -155,16 +153,7 @@ impl Lock {
 
     /// The text form: stable, one package a line.
     pub fn text(&self) -> String {
-        let mut out = String::from(
-            "# Written by `kiln lock`. Keep it in version control beside compose.yaml: it decides\n\
-             # what is baked. `kiln lock --update` takes newer packages.\n",
-        );
-        let _ = writeln!(out, "format = {}\ndate = {}", self.format, quote(&self.date));
-        for (name, base) in &self.bases {
-            let _ = write!(out, "\n[bases.{}]\n", key(name));
-            write_base(&mut out, "", base);
-        }
-        out
+        lock_text::write(self)
     }
 
     /// Writes the file at `path`: whole or not at all.
@@ -236,69 +225,6 @@ impl LockedBase {
         }
         Ok(())
     }
-}
-
-fn write_base(out: &mut String, indent: &str, base: &LockedBase) {
-    let _ = writeln!(out, "{indent}suite = {}", quote(&base.suite));
-    let _ = writeln!(out, "{indent}arch = {}", quote(&base.arch));
-    if base.minimal {
-        let _ = writeln!(out, "{indent}minimal = true");
-    }
-    let names: Vec<String> = base.packages.iter().map(|name| quote(name)).collect();
-    let _ = writeln!(out, "{indent}packages = [{}]", names.join(", "));
-    let _ = writeln!(out, "{indent}epoch = {}", quote(&base.epoch));
-    let _ = writeln!(out, "{indent}unpack = [");
-    for LockedPackage { name, version, arch, filename, size, sha256 } in &base.unpack {
-        let _ = writeln!(
-            out,
-            "{indent}  {{ name = {}, version = {}, arch = {}, size = {size}, sha256 = {}, \
-             filename = {} }},",
-            quote(name),
-            quote(version),
-            quote(arch),
-            quote(&sha256.hex()),
-            quote(filename),
-        );
-    }
-    let _ = writeln!(out, "{indent}]");
-    for (key, lines) in [
-        ("configure", &base.configure),
-        ("users", &base.users),
-        ("groups", &base.groups),
-        ("diversions", &base.diversions),
-    ] {
-        if !lines.is_empty() {
-            let _ = writeln!(out, "{indent}{key} = [");
-            for line in lines {
-                let _ = writeln!(out, "{indent}  {},", quote(line));
-            }
-            let _ = writeln!(out, "{indent}]");
-        }
-    }
-}
-
-/// A TOML key: bare where that is allowed.
-fn key(name: &str) -> String {
-    let bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-    if !name.is_empty() && name.bytes().all(bare) { name.to_owned() } else { quote(name) }
-}
-
-/// A TOML basic string.
-fn quote(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push('"');
-    for letter in text.chars() {
-        match letter {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            letter if letter.is_control() => {
-                let _ = write!(out, "\\u{:04X}", u32::from(letter));
-            }
-            letter => out.push(letter),
-        }
-    }
-    out.push('"');
-    out
 }
 
 mod hex {

@@ -9,17 +9,20 @@
 //!
 //! | module | noun |
 //! |---|---|
-//! | [`lock`] | the file `kiln.lock` |
+//! | [`lock`], `lock_text`, `date` | the file `kiln.lock`, and how it is written |
 //! | `resolve` | compose file → lock |
 //! | `image` | locked base → image |
-//! | `sources`, `apt`, `process` | the host's apt, and apt in a private root |
+//! | `sources`, `control` | what counts of the host's apt; the form of its files |
+//! | `apt`, `answer`, `process` | apt in a private root; what it says; running it |
 //! | `fetch` | package files in the store |
 //! | `ar`, `deb`, `unpack` | package files, decoded |
 //! | `assemble`, `dpkg_db`, `accounts` | the unpacked tree, dpkg's database, users and groups |
 //! | `configure`, `output`, `normalise` | the packages' scripts; what they print; what goes |
 //! | `minimal` | bases without configuration |
+//! | `error`, `progress` | what can go wrong; what is told on the way |
 
 mod accounts;
+mod answer;
 mod apt;
 mod ar;
 mod assemble;
@@ -32,6 +35,7 @@ mod error;
 mod fetch;
 mod image;
 pub mod lock;
+mod lock_text;
 mod minimal;
 mod normalise;
 mod output;

@@ -12,10 +12,11 @@ use super::apt::AptRoot;
 use super::configure::configure;
 use super::date;
 use super::error::BaseError;
-use super::fetch::{cache_dir, fetch};
+use super::fetch::{REF_KIND, cache_dir, fetch};
 use super::lock::{Lock, LockedBase};
 use super::progress::Watch;
-use super::sources::HostApt;
+use super::sources::{AskHost, HostApt};
+use super::unpack::unpack;
 use crate::runner::StepRunner;
 
 /// Resolves `bases` into a lock. A base that `existing` already has, as the compose file has it,
@@ -33,6 +34,19 @@ pub fn resolve(
     runner: &dyn StepRunner,
     watch: Watch<'_>,
 ) -> Result<Lock, BaseError> {
+    resolve_from(store, bases, existing, update, runner, watch, &HostApt::read)
+}
+
+/// [`resolve`] with the host's apt given.
+pub(crate) fn resolve_from(
+    store: &Store,
+    bases: &BTreeMap<String, Base>,
+    existing: Option<&Lock>,
+    update: bool,
+    runner: &dyn StepRunner,
+    watch: Watch<'_>,
+    host: AskHost<'_>,
+) -> Result<Lock, BaseError> {
     let kept = |name: &String, base: &Base| {
         let locked = existing?.bases.get(name)?;
         (!update && locked.satisfies(base)).then(|| locked.clone())
@@ -46,8 +60,8 @@ pub fn resolve(
         .collect();
     if !open.is_empty() {
         let _lease = store.lease()?;
-        let chosen = choose(store, &open, update, watch)?;
-        locked.extend(learn_all(store, chosen, runner, watch)?);
+        let chosen = choose(store, &open, update, watch, host)?;
+        locked.extend(learn_all(store, chosen, runner, watch, host)?);
         store.flush()?;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
@@ -65,8 +79,9 @@ fn choose(
     open: &BTreeMap<&str, &Base>,
     update: bool,
     watch: Watch<'_>,
+    ask: AskHost<'_>,
 ) -> Result<Vec<(String, LockedBase)>, BaseError> {
-    let host = HostApt::read()?;
+    let host = ask()?;
     let mut suites: BTreeMap<&str, Vec<(&str, &Base)>> = BTreeMap::new();
     for (name, base) in open {
         suites.entry(&base.debian).or_default().push((name, base));
@@ -78,12 +93,12 @@ fn choose(
         root.update(first, update, watch)?;
         for (name, base) in bases {
             let mut locked = choose_one(&root, name, base, watch)?;
-            match fetch(store, name, &locked, Some(&root), watch) {
+            match fetch(store, name, &locked, Some(&root), ask, watch) {
                 // The lists were fresh enough for us, but not for the mirror.
-                Err(BaseError::PackageGone { .. }) => {
+                Err(BaseError::PackageGone { .. } | BaseError::WrongHash { .. }) => {
                     root.update(name, true, watch)?;
                     locked = choose_one(&root, name, base, watch)?;
-                    fetch(store, name, &locked, Some(&root), watch)?;
+                    fetch(store, name, &locked, Some(&root), ask, watch)?;
                 }
                 other => other?,
             }
@@ -120,6 +135,7 @@ fn learn_all(
     chosen: Vec<(String, LockedBase)>,
     runner: &dyn StepRunner,
     watch: Watch<'_>,
+    host: AskHost<'_>,
 ) -> Result<Vec<(String, LockedBase)>, BaseError> {
     let left = Mutex::new(chosen.into_iter());
     let done = Mutex::new(Vec::new());
@@ -128,6 +144,9 @@ fn learn_all(
             let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some((name, mut base)) = next else { return Ok(()) };
             learn(store, &name, &mut base, runner, watch)?;
+            // The reference is named by the digest of the lock's content, which has changed.
+            store.remove_ref(REF_KIND, &unlearnt(&base).digest().hex())?;
+            fetch(store, &name, &base, None, host, watch)?;
             done.lock().unwrap_or_else(PoisonError::into_inner).push((name, base));
         }
     };
@@ -150,14 +169,16 @@ fn learn(
     if base.minimal {
         return Ok(());
     }
+    let packages = unpack(store, name, base, watch)?;
+    if let Some(accounts) = Accounts::foretell(store, &packages)? {
+        (base.users, base.groups) = (accounts.users, accounts.groups);
+        return Ok(());
+    }
     let configured = configure(store, name, base, runner, watch)?;
     let accounts = Accounts::learn(store, &configured.tree)?;
-    base.users = accounts.users;
-    base.groups = accounts.groups;
+    (base.users, base.groups) = (accounts.users, accounts.groups);
     base.diversions = configured.diversions;
-    // The reference is named by the digest of the lock's content, which has changed.
-    store.remove_ref(super::fetch::REF_KIND, &unlearnt(base).digest().hex())?;
-    fetch(store, name, base, None, watch)
+    Ok(())
 }
 
 fn unlearnt(base: &LockedBase) -> LockedBase {

@@ -37,6 +37,14 @@ enum SourceText {
 }
 
 impl Source {
+    /// The source that a line of sources.list names.
+    #[cfg(test)]
+    pub(crate) fn of_line(line: &str) -> Option<Self> {
+        let mut sources = Vec::new();
+        parse_list(line, &mut sources);
+        sources.pop()
+    }
+
     /// Whether the source is the suite's own or an addition to it: `bookworm`,
     /// `bookworm-security`, `bookworm/updates`, `cloud-sdk-bookworm`.
     fn belongs_to(&self, suite: &str) -> bool {
@@ -46,6 +54,9 @@ impl Source {
             || own.strip_suffix(suite).is_some_and(|rest| rest.ends_with('-'))
     }
 }
+
+/// How the host's apt is asked, when it has to be; tests give their own.
+pub(crate) type AskHost<'a> = &'a (dyn Fn() -> Result<HostApt, BaseError> + Sync);
 
 impl HostApt {
     /// Asks the host's apt.

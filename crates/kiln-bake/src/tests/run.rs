@@ -134,10 +134,10 @@ fn what_a_step_is_given() {
             "GLOBAL=glob",
             "TARGETOS=linux",
             "OWN=a g!",
-            "HOME=/home/app",
             "SOURCE_DATE_EPOCH=1577836800",
             "TZ=UTC",
             "LC_ALL=C.UTF-8",
+            "HOME=/home/app",
         ]
     );
     assert_eq!((one.cwd.as_str(), one.user.as_str()), ("/work", "app:staff"));

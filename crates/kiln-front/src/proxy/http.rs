@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -28,6 +28,8 @@ const FIELD_LIMIT: usize = 128;
 /// How long a client may take over a head, or stay idle between two requests. Above the 90 s of
 /// the most patient common clients (Go, reqwest), so that they close first and lose nothing.
 const HEAD_PATIENCE: Duration = Duration::from_secs(120);
+/// Says which release answered.
+const RELEASE: HeaderName = HeaderName::from_static("x-kiln-release");
 /// Fresh connections that are tried for a request that was never sent.
 const TRIES: usize = 3;
 
@@ -95,6 +97,9 @@ async fn forward(
     }
     let (mut head, body) = response.into_parts();
     head::backward(&mut head);
+    if let Some(release) = active.release() {
+        head.headers.insert(RELEASE, release.clone());
+    }
     let lease = Lease { sender, active, _conn: conn.clone() };
     Ok(Response::from_parts(head, ResponseBody::Streamed(body, Some(lease))))
 }

@@ -202,9 +202,8 @@ fn answer(
             return big(number, out);
         }
         "/ticks" => {
-            let ended = ticks(name, number, out);
             shared.served.lock().unwrap().push(id);
-            return ended;
+            return ticks(name, number, out);
         }
         "/until-close" => {
             out.write_all(b"HTTP/1.1 200 OK\r\n\r\nall of it").ok()?;

@@ -176,8 +176,12 @@ fn idle_connections_that_died_cost_no_request() {
     for at in 0..50 {
         assert_eq!(client.get("/", &at.to_string()).unwrap().status, 200);
         backend.close_connections();
+        // Not repeatable, but seen to be unsent: the end of an idle connection shows first.
+        let post = "POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 3\r\n\r\nabc";
+        assert_eq!(client.ask(post).text(), "a  3 294");
+        backend.close_connections();
     }
-    assert_eq!(backend.served().len(), 50);
+    assert_eq!(backend.served().len(), 100);
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl Prepared {
             path,
             cwd: if sandbox.cwd.is_empty() { "/".to_owned() } else { sandbox.cwd.clone() },
             capabilities: privileges::capability_set(&sandbox.capabilities)?,
-            seccomp: Seccomp::compile(&sandbox.capabilities)?,
+            seccomp: Seccomp::compile(&sandbox.capabilities),
             ulimits: sandbox.ulimits.clone(),
             init: sandbox.init,
             identity,

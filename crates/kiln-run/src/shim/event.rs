@@ -17,7 +17,7 @@ use super::stream::Stream;
 use crate::cgroup::{Group, timespec};
 use crate::logs::LOG_FILE;
 use crate::running::ExitInfo;
-use crate::spec::InstanceSpec;
+use crate::spec::{InstanceSpec, signal_number};
 use crate::sys;
 
 /// How long killed processes may take to vanish before their group is left to the sweep.
@@ -33,6 +33,8 @@ struct Shim {
     pidfd: OwnedFd,
     group: Group,
     listener: UnixListener,
+    /// Readable after SIGTERM.
+    terminate: OwnedFd,
     streams: Vec<Stream>,
     log: LogFile,
     clients: Vec<Client>,
@@ -48,7 +50,7 @@ struct Client {
 }
 
 /// Returns when the program has ended and is cleaned up after.
-pub(super) fn look_after(launched: Launched) {
+pub(super) fn look_after(launched: Launched, terminate: OwnedFd) {
     let Launched { spec, pid, start_time, pidfd, group, listener, stdout, stderr, _gate } =
         launched;
     let log = LogFile::new(Path::new(LOG_FILE), spec.log);
@@ -62,6 +64,7 @@ pub(super) fn look_after(launched: Launched) {
         pidfd,
         group,
         listener,
+        terminate,
         streams,
         log,
         clients,
@@ -78,7 +81,7 @@ impl Shim {
         loop {
             let ready = self.wait();
             // Output first, so that what it says at its end is not missed.
-            let mut at = 2;
+            let mut at = 3;
             let mut ended = Vec::new();
             for (number, stream) in self.streams.iter_mut().enumerate() {
                 if ready[at] && !stream.read(&mut buffer, &mut self.log) {
@@ -97,6 +100,9 @@ impl Shim {
             if ready[1] {
                 self.accept();
             }
+            if ready[2] && rustix::io::read(&self.terminate, &mut buffer).is_ok() {
+                self.terminate();
+            }
             if ready[0] {
                 break;
             }
@@ -110,11 +116,12 @@ impl Shim {
         }
     }
 
-    /// Which of program, listener, streams, clients has something for us.
+    /// Which of program, listener, SIGTERM, streams, clients has something for us.
     fn wait(&self) -> Vec<bool> {
         let mut fds = vec![
             PollFd::new(&self.pidfd, PollFlags::IN),
             PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(&self.terminate, PollFlags::IN),
         ];
         fds.extend(self.streams.iter().map(|stream| PollFd::new(&stream.fd, PollFlags::IN)));
         fds.extend(self.clients.iter().map(|client| PollFd::new(&client.socket, PollFlags::IN)));
@@ -184,16 +191,27 @@ impl Shim {
                 None
             }
             Request::Stop { signal: number, grace } => {
+                // Looked at before the signal disturbs it.
+                let in_vain = !self.spec.sandbox.init && default_action(self.pid, number);
                 if let Err(error) = signal(number) {
                     return Some(Reply::Refused(format!("signal {number}: {error}")));
                 }
                 *waits = true;
+                // The kernel keeps from a first process what it has no reaction to; anywhere else
+                // the default action would end it, so it does here: nobody waits in vain.
+                let grace = if in_vain { 0 } else { grace };
                 let at = Instant::now() + Duration::from_nanos(grace);
                 // Of several stops, the most impatient one counts.
                 self.kill_at = Some(self.kill_at.map_or(at, |earlier| earlier.min(at)));
                 None
             }
         }
+    }
+
+    /// Stops the program as its specification says.
+    fn terminate(&mut self) {
+        let signal = signal_number(&self.spec.stop_signal).unwrap_or(libc::SIGTERM);
+        let _ = self.answer(&Request::Stop { signal, grace: self.spec.stop_grace }, &mut false);
     }
 
     fn kill(&self) {
@@ -229,6 +247,39 @@ impl Client {
         line.push(b'\n');
         self.socket.write_all(&line).ok()
     }
+}
+
+/// Whether process `pid` neither catches, blocks (for `sigwait`) nor ignores a signal whose default
+/// action is to end it.
+fn default_action(pid: i32, signal: i32) -> bool {
+    const HARMLESS: [i32; 8] = [
+        libc::SIGCHLD,
+        libc::SIGCONT,
+        libc::SIGSTOP,
+        libc::SIGTSTP,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+        libc::SIGURG,
+        libc::SIGWINCH,
+    ];
+    // A thread in `sigwait` does not show as blocked what it waits for.
+    let in_sigwait = || {
+        let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+        call.split(' ').next().and_then(|number| number.parse().ok())
+            == Some(libc::SYS_rt_sigtimedwait)
+    };
+    let waited = in_sigwait();
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    if waited || in_sigwait() {
+        return false;
+    }
+    let set = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    let masks = ["SigBlk:", "SigIgn:", "SigCgt:"].map(set);
+    let bit = 1_u64 << (signal - 1).clamp(0, 63);
+    !HARMLESS.contains(&signal) && masks.iter().all(|mask| mask.is_some_and(|m| m & bit == 0))
 }
 
 fn write_exit(exit: &ExitInfo) -> std::io::Result<()> {

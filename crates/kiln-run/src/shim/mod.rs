@@ -15,6 +15,7 @@ use launch::Launched;
 pub(crate) use launch::SCRATCH;
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use kiln_core::compose::Limits;
@@ -41,11 +42,11 @@ pub(crate) fn main(dir: &OsStr) -> ! {
 fn run(dir: &Path, mut reporter: Reporter) -> Result<(), ()> {
     match bring_up(dir, &mut reporter) {
         Ok(None) => Ok(()),
-        Ok(Some(launched)) => {
+        Ok(Some((launched, terminate))) => {
             let (pid, start_time) = (launched.pid, launched.start_time);
             reporter.send(&Report::Started { pid, start_time });
             drop(reporter);
-            event::look_after(launched);
+            event::look_after(launched, terminate);
             Ok(())
         }
         Err(fault) => {
@@ -55,13 +56,16 @@ fn run(dir: &Path, mut reporter: Reporter) -> Result<(), ()> {
     }
 }
 
-/// `None` in the process that was started: its child is the shim.
-fn bring_up(dir: &Path, reporter: &mut Reporter) -> Result<Option<Launched>, Fault> {
+/// `None` in the process that was started: its child is the shim. The descriptor is readable when
+/// the shim was sent SIGTERM, which is how a machine that shuts down asks for an orderly end.
+fn bring_up(dir: &Path, reporter: &mut Reporter) -> Result<Option<(Launched, OwnedFd)>, Fault> {
     let (spec, cgroups) = prepare(dir)?;
-    match detach(&spec, &cgroups)? {
-        Cloned::Parent { .. } => Ok(None),
-        Cloned::Child => launch::launch(spec, &cgroups, reporter).map(Some),
+    if matches!(detach(&spec, &cgroups)?, Cloned::Parent { .. }) {
+        return Ok(None);
     }
+    let terminate = sys::signal_fd(libc::SIGTERM).step(|| "listen for SIGTERM".to_owned())?;
+    let launched = launch::launch(spec, &cgroups, reporter)?;
+    Ok(Some((launched, terminate)))
 }
 
 fn prepare(dir: &Path) -> Result<(InstanceSpec, Cgroups), Fault> {

@@ -18,7 +18,10 @@ fn a_start_is_quick() {
         })
         .collect();
     times.sort();
-    eprintln!("request to exec: median {:?}, least {:?}, most {:?}", times[15], times[0], times[29]);
+    eprintln!(
+        "request to exec: median {:?}, least {:?}, most {:?}",
+        times[15], times[0], times[29]
+    );
     assert!(times[15] < Duration::from_millis(500), "{times:?}");
     kit.assert_clean();
 }

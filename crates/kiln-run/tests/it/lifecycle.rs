@@ -48,6 +48,39 @@ fn stop_is_heard() {
 }
 
 #[test]
+fn a_signal_that_cannot_be_heard_is_not_waited_for() {
+    let kit = Kit::new();
+    // The first process of a namespace gets no signal that it has no reaction to.
+    let running = kit.start_ready(&kit.spec("echo ready; exec sleep 1000"));
+    let begun = Instant::now();
+    assert_eq!(exit(running.stop(15, Duration::from_secs(60)).unwrap()).signal, Some(9));
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    kit.assert_clean();
+}
+
+/// Pid of the shim of a running instance.
+fn shim_of(pid: i32) -> rustix::process::Pid {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let parent = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
+    rustix::process::Pid::from_raw(parent).unwrap()
+}
+
+#[test]
+fn a_shim_that_is_asked_to_end_stops_its_program_in_order() {
+    let kit = Kit::new();
+    let mut spec =
+        kit.spec("trap 'echo bye; exit 3' USR1; echo ready; while :; do sleep 0.05; done");
+    spec.stop_signal = "SIGUSR1".into();
+    spec.stop_grace = 20_000_000_000;
+    let running = kit.start_ready(&spec);
+    let shim = shim_of(running.pid());
+    rustix::process::kill_process(shim, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(exit(running.wait().unwrap()).code, 3);
+    assert_eq!(kit.lines(&spec), ["ready", "bye"]);
+    kit.assert_clean();
+}
+
+#[test]
 fn stop_kills_after_the_grace() {
     let kit = Kit::new();
     let spec = kit.spec("trap '' TERM; echo ready; while :; do sleep 60; done");
@@ -96,9 +129,7 @@ fn the_program_dies_with_its_shim() {
         let mut spec = kit.spec("trap '' TERM HUP; echo ready; sleep 1000");
         spec.sandbox.init = init;
         let running = kit.start_ready(&spec);
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", running.pid())).unwrap();
-        let shim = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap();
-        let shim = rustix::process::Pid::from_raw(shim.parse().unwrap()).unwrap();
+        let shim = shim_of(running.pid());
         let process = format!("/proc/{}", running.pid());
         rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
         until("the program has gone", || !std::path::Path::new(&process).exists());

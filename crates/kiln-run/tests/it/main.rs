@@ -7,6 +7,7 @@ mod kit;
 mod lifecycle;
 mod limits;
 mod logs;
+mod network;
 mod sandbox;
 mod step;
 mod sweep;

@@ -70,8 +70,10 @@ pub struct Ledger {
 /// The log, locked for appending and followed to its end.
 pub(crate) struct Appending<'a> {
     ledger: &'a Ledger,
-    pub(crate) known: MutexGuard<'a, Known>,
+    // Dropped in this order: threads of this process share the file's lock, so it must be given
+    // back before the next one of them can come in and take it for held.
     _lock: Lock<'a>,
+    pub(crate) known: MutexGuard<'a, Known>,
 }
 
 /// The lock of the log's file.
@@ -138,27 +140,37 @@ impl Ledger {
         Ok(self.followed()?.seq)
     }
 
-    /// What is known of the log after reading what others added.
+    /// What is known of the log after reading what others added. Takes the lock for reading, so
+    /// lines that somebody takes back because they could not be synced are never seen.
     pub(crate) fn followed(&self) -> Result<MutexGuard<'_, Known>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = self.lock(FlockOperation::LockShared)?;
         known.follow(&self.file, &self.path)?;
         Ok(known)
+    }
+
+    /// Locks the log's file. All threads share that lock, so only whoever has `known` may call it,
+    /// and must give it back first.
+    fn lock(&self, operation: FlockOperation) -> Result<Lock<'_>> {
+        loop {
+            match rustix::fs::flock(&self.file, operation) {
+                Err(rustix::io::Errno::INTR) => {}
+                result => {
+                    result.doing("locking", &self.path)?;
+                    return Ok(Lock(&self.file));
+                }
+            }
+        }
     }
 
     /// Locks the log for appending.
     pub(crate) fn appending(&self) -> Result<Appending<'_>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match rustix::fs::flock(&self.file, FlockOperation::LockExclusive) {
-                Err(rustix::io::Errno::INTR) => {}
-                result => break result.doing("locking", &self.path)?,
-            }
-        }
-        let lock = Lock(&self.file);
+        let lock = self.lock(FlockOperation::LockExclusive)?;
         known.follow(&self.file, &self.path)?;
         let length = self.file.metadata().doing("looking at", &self.path)?.len();
-        let torn = length - known.end;
-        let mut appending = Appending { ledger: self, known, _lock: lock };
+        let torn = length.saturating_sub(known.end);
+        let mut appending = Appending { ledger: self, _lock: lock, known };
         if torn > 0 {
             appending.move_tail_aside(torn)?;
         }

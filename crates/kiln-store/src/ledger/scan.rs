@@ -102,7 +102,11 @@ impl Known {
     /// tail, and `end` stays before them.
     pub(super) fn follow(&mut self, log: &File, path: &Path) -> Result<()> {
         let length = log.metadata().doing("looking at", path)?.len();
-        if length <= self.end {
+        if length < self.end {
+            // Somebody cut the log, which nobody may: what is there now is what counts.
+            *self = Self::nothing();
+        }
+        if length == self.end {
             return Ok(());
         }
         let mut at = self.end;

@@ -148,7 +148,7 @@ fn several_ledgers_and_threads_append_to_one_log() {
         for thread in 0..4_u64 {
             let ledger = &ledgers[(thread % 2) as usize];
             scope.spawn(move || {
-                for nth in 0..50 {
+                for nth in 0..150 {
                     ledger
                         .append(&[record("intent", nth), record("outcome", nth)], Durability::Later)
                         .unwrap();
@@ -156,9 +156,22 @@ fn several_ledgers_and_threads_append_to_one_log() {
             });
         }
     });
-    assert_eq!(ledgers[0].verify().unwrap(), 400);
-    assert_eq!(ledgers[0].last_seq().unwrap(), 400);
-    assert_eq!(ledgers[1].last_seq().unwrap(), 400);
+    assert_eq!(ledgers[0].verify().unwrap(), 1200);
+    assert_eq!(ledgers[0].last_seq().unwrap(), 1200);
+    assert_eq!(ledgers[1].last_seq().unwrap(), 1200);
+}
+
+#[test]
+fn a_log_that_somebody_cut_is_followed_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path());
+    ledger.append(&[record("intent", 1), record("intent", 2)], Durability::Later).unwrap();
+    let text = fs::read(ledger.path()).unwrap();
+    let first = text.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    File::options().write(true).open(ledger.path()).unwrap().set_len(first as u64).unwrap();
+    assert_eq!(ledger.last_seq().unwrap(), 1);
+    assert_eq!(ledger.append(&[record("outcome", 3)], Durability::Later).unwrap(), 2);
+    assert_eq!(ledger.verify().unwrap(), 2);
 }
 
 #[test]

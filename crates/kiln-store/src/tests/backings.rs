@@ -4,7 +4,9 @@ use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
@@ -228,6 +230,26 @@ fn layers_between_image_and_upper() {
                 assert_eq!(fs::read(root.join("etc/motd")).unwrap(), b"below");
             });
         }
+    }
+}
+
+/// The store's folders are closed to other users; what is mounted from them is not.
+#[test]
+fn programs_without_rights_read_through_the_mount() {
+    for backing in BOTH {
+        let (dir, store) = store(backing);
+        rustix::fs::chmod(dir.path(), Mode::from_raw_mode(0o755)).unwrap();
+        let lower = store.lower(&store.put_tree(&small(&store, "for all")).unwrap()).unwrap();
+        let cat =
+            |path: &Path| Command::new("cat").arg(path).uid(65_534).gid(65_534).output().unwrap();
+        let point = dir.path().join("mnt");
+        fs::create_dir(&point).unwrap();
+        attach(mount_image(&lower, None).unwrap(), &point).unwrap();
+        let output = cat(&point.join("etc/motd"));
+        remove_tree(&point).unwrap();
+        assert_eq!(output.stdout, b"for all", "{backing:?} {output:?}");
+        let object = store.object_path(&kiln_core::Digest::of("for all"));
+        assert!(!cat(&object).status.success(), "{backing:?}");
     }
 }
 

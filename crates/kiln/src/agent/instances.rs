@@ -11,7 +11,7 @@ use kiln_core::exit::Exit;
 use kiln_core::release::{ReleasedService, Settings};
 use kiln_core::{Digest, Release};
 use kiln_run::logs::LogQuery;
-use kiln_run::net::NetSpec;
+use kiln_run::net::{GATEWAY, NetSpec};
 use kiln_run::spec::signal_number;
 use kiln_run::{BindMount, FileMount, InstanceSpec, LogLimits, Network, Running, Sandbox};
 use serde_json::json;
@@ -204,6 +204,9 @@ fn hosts(
         text.push('\n');
     }
     for (name, at) in &settings.extra_hosts {
+        // Docker's word for the host as instances see it.
+        let gateway = GATEWAY.to_string();
+        let at = if at == "host-gateway" { &gateway } else { at };
         let _ = writeln!(text, "{at}\t{name}");
     }
     text

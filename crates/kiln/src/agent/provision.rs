@@ -176,9 +176,7 @@ impl Before {
             state.paused = self.paused;
         });
         agent.save(stage);
-        if let Err(report) = agent.apply_routes() {
-            agent.log(&format!("{}: moving clients back: {report}", stage.id));
-        }
+        agent.routes_changed();
     }
 }
 
@@ -397,9 +395,7 @@ pub(crate) fn undo(
         state.forget_slots()
     });
     settle(agent, stage, freed);
-    if let Err(report) = agent.apply_routes() {
-        agent.log(&format!("{}: after undoing: {report}", stage.id));
-    }
+    agent.routes_changed();
 }
 
 /// Services of the active slot that have no instance.

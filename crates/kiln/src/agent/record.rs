@@ -31,6 +31,12 @@ pub(crate) fn note(agent: &Agent, stage: &Stage, kind: &str, data: Value) {
     append(agent, &[entry(stage, kind, data)]);
 }
 
+/// As [`note`], of something that is not about one stage.
+pub(crate) fn root_note(agent: &Agent, kind: &str, data: Value) {
+    let (time, kind) = (now_ms(), kind.to_owned());
+    append(agent, &[Record { time, kind, project: None, stage: None, data }]);
+}
+
 fn append(agent: &Agent, records: &[Record]) {
     if let Err(error) = agent.store.ledger().append(records, Durability::Later) {
         agent.log(&format!("ledger: {error}"));

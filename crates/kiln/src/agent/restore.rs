@@ -85,9 +85,7 @@ pub(crate) fn restore(agent: &Arc<Agent>) {
         begin_watching(agent, &stage);
         rebuild(agent, &stage);
     }
-    if let Err(report) = agent.apply_routes() {
-        agent.log(&format!("restoring routes: {report}"));
-    }
+    agent.routes_changed();
 }
 
 /// Takes over the slots and those instances whose shims still answer. Gives the names of those.

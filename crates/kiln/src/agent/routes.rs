@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use kiln_core::compose::{Port, Protocol};
-use kiln_front::{App, Bind, Drain, FrontClient, FrontError, Route, Table};
+use kiln_front::{App, Applied, Bind, Drain, FrontClient, FrontError, Route, Table};
 
 use super::stage::{Life, Role, Stage, StageState};
 use super::{Agent, lock};
@@ -66,12 +66,19 @@ impl Agent {
     /// Applies the table that the states of all stages make, as one generation. When a new address
     /// cannot be bound, nothing of it is in force.
     pub(crate) fn apply_routes(&self) -> Result<(), Report> {
+        self.apply(FrontClient::apply)
+    }
+
+    fn apply(
+        &self,
+        by: impl Fn(&mut FrontClient, &Table) -> Result<Applied, FrontError>,
+    ) -> Result<(), Report> {
         let stages = self.stages();
         let applied = self.routes.with(|front| {
             // Read the states with the front in hand, so that a later state is applied later.
             let routes = stages.iter().flat_map(|stage| table(stage)).collect::<Vec<_>>();
             let generation = front.ping()?.generation + 1;
-            front.apply(&Table { generation, routes })
+            by(front, &Table { generation, routes })
         })?;
         match applied.errors.first() {
             None => Ok(()),
@@ -79,10 +86,11 @@ impl Agent {
         }
     }
 
-    /// As [`Agent::apply_routes`], when nobody waits for the result.
-    pub(crate) fn routes_changed(&self, stage: &Stage) {
-        if let Err(report) = self.apply_routes() {
-            self.log(&format!("{}: {report}", stage.id));
+    /// As [`Agent::apply_routes`], when nobody waits for the result: an address that cannot be
+    /// bound is logged, and the rest is in force all the same.
+    pub(crate) fn routes_changed(&self) {
+        if let Err(report) = self.apply(FrontClient::apply_partial) {
+            self.log(&format!("routes: {report}"));
         }
     }
 

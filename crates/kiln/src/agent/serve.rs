@@ -93,8 +93,12 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
         return Ok(Exit::Done);
     };
     restore::restore(&agent);
+    for notice in agent.host.notices() {
+        agent.log(notice);
+    }
     agent.log(&format!("{} serves {}", build_id(), agent.root.display()));
     watch_signals(&agent);
+    watch_rules(&agent);
     if leave == Leave::WhenIdle {
         watch_idleness(&agent);
     }
@@ -121,7 +125,7 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
     let runtime = Runtime::new(&root, exe.clone(), host.range().scope())
         .because(|| "setting up the runtime".into())?;
     let taken = restore::addresses(&root);
-    let resolv_conf = kiln_run::net::resolv_conf().because(|| "reading resolv.conf".into())?.text;
+    let resolv_conf = kiln_run::net::resolv_conf().because(|| "reading resolv.conf".into())?;
     Ok(Arc::new(Agent {
         routes: Routes::new(root.clone(), exe.clone()),
         addresses: Addresses::new(host.range(), &taken),
@@ -133,7 +137,7 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
         releases: Mutex::default(),
         keep: Mutex::default(),
         mapped: Mutex::default(),
-        resolv_conf,
+        resolv_conf: resolv_conf.text,
         working: AtomicUsize::new(0),
         leaving: AtomicBool::new(false),
         last_use: Mutex::new(Instant::now()),
@@ -176,6 +180,20 @@ fn watch_signals(agent: &Arc<Agent>) {
             }
         }
         Err(error) => agent.log(&format!("watching signals: {error}")),
+    });
+}
+
+/// Other programs' firewalls come and go: what instances need is put back when it is gone.
+fn watch_rules(agent: &Arc<Agent>) {
+    let agent = Arc::clone(agent);
+    std::thread::spawn(move || {
+        let Err(error) = kiln_run::net::RuleWatch::new().and_then(|mut rules| {
+            loop {
+                rules.wait(None)?;
+                agent.ensure_network();
+            }
+        }) as Result<std::convert::Infallible, _>;
+        agent.log(&format!("watching the firewall: {error}"));
     });
 }
 
@@ -224,8 +242,19 @@ impl Agent {
         });
     }
 
+    /// Puts back what others took from the kernel's rules, and says so.
+    pub(crate) fn ensure_network(&self) {
+        match self.host.ensure() {
+            Ok(did) => did.iter().for_each(|line| self.log(line)),
+            Err(error) => self.log(&format!("keeping the network in order: {error}")),
+        }
+    }
+
     /// Takes network and control groups of this root away.
     pub(crate) fn teardown_network(&self) {
+        if let Err(error) = self.runtime.sweep(&Default::default()) {
+            self.log(&format!("clearing away what killed shims left: {error}"));
+        }
         if !self.runtime.close(Duration::from_secs(5)) {
             self.log("some control groups of this root are still in use");
         }

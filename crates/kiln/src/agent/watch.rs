@@ -129,7 +129,7 @@ impl Watch {
             }
         });
         if serves {
-            self.agent.routes_changed(&self.stage);
+            self.agent.routes_changed();
         }
     }
 

@@ -10,13 +10,13 @@ use std::time::Duration;
 use kiln_testkit::{Port, Project, World, wait_until};
 
 /// The binary under test.
-pub const KILN: &str = env!("CARGO_BIN_EXE_kiln");
+pub(crate) const KILN: &str = env!("CARGO_BIN_EXE_kiln");
 
 /// Long enough for a loaded machine; no test waits so long when all is well.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The bases of [`world`]s, to be put at the end of a Compose file.
-pub const BUSYBOX: &str = "
+pub(crate) const BUSYBOX: &str = "
 x-kiln:
   bases:
     busybox: { debian: bookworm, packages: [busybox-static], minimal: true }
@@ -51,7 +51,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A world whose store has the busybox base.
-pub fn world() -> World {
+pub(crate) fn world() -> World {
     let template = template();
     let world = World::new(KILN);
     copy(&template.join("root"), world.home());
@@ -59,14 +59,14 @@ pub fn world() -> World {
 }
 
 /// A project of that world; `compose` without its bases, which are added with their lock.
-pub fn project(world: &World, name: &str, compose: &str) -> Project {
+pub(crate) fn project(world: &World, name: &str, compose: &str) -> Project {
     let project = world.project(name, &format!("{compose}{BUSYBOX}"));
     copy(&template().join("kiln.lock"), project.dir());
     project
 }
 
 /// A service that answers `text` on port 8080 and is published at `port`.
-pub fn page(project: &Project, service: &str, text: &str) {
+pub(crate) fn page(project: &Project, service: &str, text: &str) {
     project.write(&format!("{service}/index.html"), text);
     project.write(
         &format!("{service}/Dockerfile"),
@@ -76,7 +76,7 @@ pub fn page(project: &Project, service: &str, text: &str) {
 }
 
 /// A world with one service `web` that answers `one`.
-pub fn web() -> (World, Project, Port) {
+pub(crate) fn web() -> (World, Project, Port) {
     let world = world();
     let port = Port::claim();
     let compose = format!(
@@ -89,7 +89,7 @@ pub fn web() -> (World, Project, Port) {
 }
 
 /// What the page at `port` says.
-pub fn answer(port: &Port) -> String {
+pub(crate) fn answer(port: &Port) -> String {
     match kiln_testkit::http::get(port.number(), "/") {
         Ok(response) => response.text(),
         Err(error) => format!("no answer: {error:#}"),
@@ -97,20 +97,20 @@ pub fn answer(port: &Port) -> String {
 }
 
 /// Waits until the page at `port` says `text`.
-pub fn wait_for_answer(port: &Port, text: &str) {
+pub(crate) fn wait_for_answer(port: &Port, text: &str) {
     wait_until(PATIENCE, &format!("`{text}` at port {}", port.number()), || {
         (answer(port) == text).then_some(())
     });
 }
 
 /// Instances as `kiln ps --json` lists them.
-pub fn instances(world: &World, project: &Project) -> Vec<serde_json::Value> {
+pub(crate) fn instances(world: &World, project: &Project) -> Vec<serde_json::Value> {
     let output = world.kiln_in(project, ["ps", "--json"]).expect_done();
     output.json()["instances"].as_array().cloned().unwrap_or_default()
 }
 
 /// The instance of `service` in the slot with `role`.
-pub fn instance(
+pub(crate) fn instance(
     world: &World,
     project: &Project,
     service: &str,
@@ -123,7 +123,7 @@ pub fn instance(
 }
 
 /// Sends SIGKILL.
-pub fn kill(pid: impl TryInto<i32>) {
+pub(crate) fn kill(pid: impl TryInto<i32>) {
     let pid = pid.try_into().ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it was there");
 }

@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 
 use kiln_core::Digest;
-use kiln_core::exit::Exit;
 use kiln_store::ledger::Filter;
 use serde_json::{Value, json};
 
 use super::serve::ports;
 use super::{Answer, nothing_serves};
-use crate::agent::Agent;
+use crate::agent::{Agent, record};
 use crate::agent::session::Session;
 use crate::agent::stage::{Instance, Role, Stage, StageState};
 use crate::report::{Because, Report};
@@ -212,5 +211,8 @@ pub(super) fn gc(agent: &Agent, dry_run: bool) -> Result<Answer, Report> {
     let (keep, _) = named(agent)?;
     let report = agent.store.gc(&keep, dry_run).because(|| "collecting".into())?;
     let data = serde_json::to_value(&report).because(|| "collecting".into())?;
-    Ok(Answer { exit: Exit::Done, data: json!({ "dry_run": dry_run, "collected": data }) })
+    if !dry_run {
+        record::root_note(agent, "gc", data.clone());
+    }
+    Ok(json!({ "dry_run": dry_run, "collected": data }).into())
 }

@@ -40,6 +40,7 @@ pub(super) fn up(
     let id = StageId { project: project.name.clone(), stage: "dev".into() };
     let stage = agent.stage(&id);
     with_turn(session, &stage, || {
+        let _lease = agent.lease()?;
         let target = publish(agent, session, &stage, &project)?;
         let quarantined = stage.state().pointer.quarantined.contains(&target.digest);
         if quarantined {

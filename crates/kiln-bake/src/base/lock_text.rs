@@ -1,0 +1,90 @@
+//! The text form of a lock, written by hand so that it diffs well: fixed order of keys, one package
+//! a line. The `toml` crate reads it.
+
+use std::fmt::Write as _;
+
+use super::lock::{Lock, LockedBase, LockedPackage};
+
+/// A whole `kiln.lock`.
+pub(super) fn write(lock: &Lock) -> String {
+    let mut out = String::from(
+        "# Written by `kiln lock`. Keep it in version control beside compose.yaml: it decides\n\
+         # what is baked. `kiln lock --update` takes newer packages.\n",
+    );
+    let _ = writeln!(out, "format = {}\ndate = {}", lock.format, quote(&lock.date));
+    for (name, base) in &lock.bases {
+        let _ = write!(out, "\n[bases.{}]\n", key(name));
+        write_base(&mut out, base);
+    }
+    out
+}
+
+/// The keys of one base, without the head of its table.
+pub(super) fn base(base: &LockedBase) -> String {
+    let mut out = String::new();
+    write_base(&mut out, base);
+    out
+}
+
+fn write_base(out: &mut String, base: &LockedBase) {
+    let _ = writeln!(out, "suite = {}", quote(&base.suite));
+    let _ = writeln!(out, "arch = {}", quote(&base.arch));
+    if base.minimal {
+        let _ = writeln!(out, "minimal = true");
+    }
+    let names: Vec<String> = base.packages.iter().map(|name| quote(name)).collect();
+    let _ = writeln!(out, "packages = [{}]", names.join(", "));
+    let _ = writeln!(out, "epoch = {}", quote(&base.epoch));
+    let _ = writeln!(out, "unpack = [");
+    for LockedPackage { name, version, arch, filename, size, sha256 } in &base.unpack {
+        let _ = writeln!(
+            out,
+            "  {{ name = {}, version = {}, arch = {}, size = {size}, sha256 = {}, \
+             filename = {} }},",
+            quote(name),
+            quote(version),
+            quote(arch),
+            quote(&sha256.hex()),
+            quote(filename),
+        );
+    }
+    let _ = writeln!(out, "]");
+    for (key, lines) in [
+        ("configure", &base.configure),
+        ("users", &base.users),
+        ("groups", &base.groups),
+        ("diversions", &base.diversions),
+    ] {
+        if !lines.is_empty() {
+            let _ = writeln!(out, "{key} = [");
+            for line in lines {
+                let _ = writeln!(out, "  {},", quote(line));
+            }
+            let _ = writeln!(out, "]");
+        }
+    }
+}
+
+/// A TOML key: bare where that is allowed.
+fn key(name: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if !name.is_empty() && name.bytes().all(bare) { name.to_owned() } else { quote(name) }
+}
+
+/// A TOML basic string.
+pub(super) fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for letter in text.chars() {
+        match letter {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            letter if letter.is_control() => {
+                let _ = write!(out, "\\u{:04X}", u32::from(letter));
+            }
+            letter => out.push(letter),
+        }
+    }
+    out.push('"');
+    out
+}
