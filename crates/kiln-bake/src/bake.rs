@@ -276,11 +276,13 @@ impl BuildRequest<'_> {
 
     /// Key of the whole build: what went in decides what comes out.
     fn key(&self, text: &str, inputs: &Inputs) -> kiln_core::Digest {
-        let mut key = Key::new("build").text(text).option(self.target.as_deref());
+        let mut key = Key::new("build")
+            .text(text)
+            .option(self.target.as_deref())
+            .number(self.args.len() as u64)
+            .number(inputs.contexts.len() as u64);
         for (name, value) in &self.args {
-            if let Some(value) = value {
-                key = key.text(name).text(value);
-            }
+            key = key.text(name).option(value.as_deref());
         }
         key = match &inputs.context {
             Some(snapshot) => key.number(1).entries(snapshot.tree.entries.iter()),

@@ -27,23 +27,8 @@ pub enum BakeError {
         hint: Option<String>,
     },
     /// A command of the Dockerfile failed.
-    #[error("bake step {number}/{total} `{text}` at {file}:{line} {how}{}", last_lines(.output))]
-    Step {
-        /// One-based number of the step.
-        number: usize,
-        /// Number of steps.
-        total: usize,
-        /// First line of the instruction.
-        text: String,
-        /// The file, as users know it.
-        file: String,
-        /// One-based line.
-        line: usize,
-        /// `failed with exit status 2`, `was killed by signal 9`, …
-        how: String,
-        /// The last lines that it wrote.
-        output: Vec<String>,
-    },
+    #[error("{0}")]
+    Step(Box<FailedStep>),
     /// A file of the host could not be used.
     #[error("{what} {}: {source}", .path.display())]
     Io {
@@ -63,6 +48,32 @@ pub enum BakeError {
     /// Interrupted.
     #[error("interrupted; nothing was recorded")]
     Cancelled,
+}
+
+/// A step whose command failed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "bake step {number}/{total} `{text}` at {file}:{line} {how}{}{}",
+    last_lines(.output),
+    hinted(.hint)
+)]
+pub struct FailedStep {
+    /// One-based number of the step.
+    pub number: usize,
+    /// Number of steps.
+    pub total: usize,
+    /// The instruction.
+    pub text: String,
+    /// The file, as users know it.
+    pub file: String,
+    /// One-based line.
+    pub line: usize,
+    /// `failed with exit status 2`, `was killed by signal 9`, …
+    pub how: String,
+    /// The last lines that it wrote.
+    pub output: Vec<String>,
+    /// What to do, where it can be told.
+    pub hint: Option<String>,
 }
 
 impl BakeError {

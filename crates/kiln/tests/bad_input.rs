@@ -188,9 +188,7 @@ fn ctrl_c_leaves_what_serves_alone() {
         "HEALTHCHECK --interval=60s CMD [\"/bin/false\"]\nEXPOSE 8080",
     );
     let up = world.call(["up"]).dir(project.dir()).spawn().unwrap();
-    wait_until(PATIENCE, "a candidate", || {
-        (instances(&world, &project).len() == 2).then_some(())
-    });
+    wait_until(PATIENCE, "a candidate", || (instances(&world, &project).len() == 2).then_some(()));
     up.signal(Signal::INT).unwrap();
     up.wait().unwrap();
     wait_until(PATIENCE, "the candidate to be gone", || {
@@ -212,9 +210,7 @@ fn an_agent_killed_half_way_through_a_deploy_leaves_no_half_deploy() {
         "HEALTHCHECK --interval=60s CMD [\"/bin/false\"]\nEXPOSE 8080",
     );
     let up = world.call(["up"]).dir(project.dir()).spawn().unwrap();
-    wait_until(PATIENCE, "a candidate", || {
-        (instances(&world, &project).len() == 2).then_some(())
-    });
+    wait_until(PATIENCE, "a candidate", || (instances(&world, &project).len() == 2).then_some(()));
     common::kill(world.role("agent").pid);
     let ended = up.wait().unwrap();
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);

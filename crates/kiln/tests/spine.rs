@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{PATIENCE, answer, instance, instances, kill, page, project, wait_for_answer, web, world};
+use common::{
+    PATIENCE, answer, instance, instances, kill, page, project, wait_for_answer, web, world,
+};
 use kiln_testkit::{Port, Probe, wait_until};
 
 #[test]
@@ -54,9 +56,8 @@ fn a_switch_loses_no_request_and_mixes_no_releases() {
         b"one" | b"two" => Ok(String::from_utf8_lossy(body).into_owned()),
         other => Err(format!("{other:?}")),
     };
-    let probing = Probe::local(port.number(), 500)
-        .judge(move |response| judge(&response.body))
-        .start();
+    let probing =
+        Probe::local(port.number(), 500).judge(move |response| judge(&response.body)).start();
     page(&project, "web", "two");
     world.kiln_in(&project, ["up"]).expect_done();
     world.kiln_in(&project, ["rollback"]).expect_done();

@@ -4,7 +4,7 @@ use super::configure::with_shell;
 use super::{Build, Stage, shown};
 use crate::bake::Progress;
 use crate::dockerfile::{self, CommandLine, Run};
-use crate::error::BakeError;
+use crate::error::{BakeError, FailedStep};
 use crate::plan::lookup;
 use crate::runner::StepExit;
 use crate::step::{Command, Script, Tail};
@@ -46,15 +46,19 @@ impl Build<'_> {
                 state.tree = tree;
                 self.remember(&key, tree)
             }
-            Err(exit) => Err(BakeError::Step {
-                number: self.number,
-                total: self.plan.steps,
-                text: shown(text),
-                file: self.label.clone(),
-                line: state.line,
-                how: how(exit),
-                output: tail.finish(),
-            }),
+            Err(exit) => {
+                let output = tail.finish();
+                Err(BakeError::Step(Box::new(FailedStep {
+                    number: self.number,
+                    total: self.plan.steps,
+                    text: shown(text),
+                    file: self.label.clone(),
+                    line: state.line,
+                    how: how(exit),
+                    hint: if run.network { None } else { network_hint(&output) },
+                    output,
+                })))
+            }
         }
     }
 
@@ -112,6 +116,21 @@ impl Build<'_> {
         }
         Ok((by_shell(content), None))
     }
+}
+
+/// A step without network that complains of it.
+fn network_hint(output: &[String]) -> Option<String> {
+    const SIGNS: [&str; 6] = [
+        "could not resolve",
+        "temporary failure",
+        "name resolution",
+        "network is unreachable",
+        "name or service not known",
+        "no such host",
+    ];
+    let text = output.join("\n").to_lowercase();
+    let hint = "a step has no network unless it says `RUN --network=default …`";
+    SIGNS.iter().any(|sign| text.contains(sign)).then(|| hint.to_owned())
 }
 
 fn is_proxy(name: &str) -> bool {

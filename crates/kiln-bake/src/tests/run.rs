@@ -165,6 +165,15 @@ fn a_failing_step_says_all() {
     assert!(text.starts_with(head), "{text}");
     assert!(text.contains("| line 29") && text.contains("| line 10") && !text.contains("line 9\n"));
     assert_eq!(kitchen.ran(), 1);
+    assert!(!text.contains("hint"), "{text}");
+    // A step without network that asks for one is told how.
+    let asks = |flag: &str| {
+        let script = "echo Temporary failure resolving 'x'\nexit 1";
+        kitchen.error(&format!("FROM os\nRUN {flag}<<EOF\n{script}\nEOF")).to_string()
+    };
+    assert!(asks("").ends_with("unless it says `RUN --network=default …`"), "{}", asks(""));
+    assert!(!asks("--network=default ").contains("hint"));
+    kitchen.fake.ran.store(1, std::sync::atomic::Ordering::Relaxed);
     // A failure is not remembered.
     kitchen.error(&dockerfile);
     assert_eq!(kitchen.ran(), 2);

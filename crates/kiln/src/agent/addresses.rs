@@ -25,6 +25,7 @@ impl Addresses {
             (1..=INSTANCES).filter_map(|n| range.instance(n)),
             (0..VIRTUALS).filter_map(|n| range.virtual_address(n)),
             taken,
+            usize::try_from(super::now_ms() % 1_000_000).unwrap_or(0),
         )
     }
 
@@ -32,11 +33,15 @@ impl Addresses {
         instances: impl Iterator<Item = Ipv4Addr>,
         virtuals: impl Iterator<Item = Ipv4Addr>,
         taken: &BTreeSet<Ipv4Addr>,
+        turn: usize,
     ) -> Self {
         let all_virtuals: BTreeSet<Ipv4Addr> = virtuals.collect();
         let free = |address: &Ipv4Addr| !taken.contains(address);
+        let mut instances: VecDeque<Ipv4Addr> = instances.filter(free).collect();
+        // An agent that was restarted knows not which were used last: begin somewhere else.
+        instances.rotate_left(turn % instances.len().max(1));
         Self {
-            instances: Mutex::new(instances.filter(free).collect()),
+            instances: Mutex::new(instances),
             virtuals: Mutex::new(all_virtuals.iter().copied().filter(free).collect()),
             all_virtuals,
         }
@@ -73,7 +78,7 @@ mod tests {
     fn given_back_comes_last() {
         let at = |last| Ipv4Addr::new(198, 18, 0, last);
         let taken = BTreeSet::from([at(1)]);
-        let all = Addresses::of((1..4).map(at), (10..11).map(at), &taken);
+        let all = Addresses::of((1..4).map(at), (10..11).map(at), &taken, 0);
         assert_eq!(all.take_instance().unwrap(), at(2));
         all.give_back(at(2));
         assert_eq!(all.take_instance().unwrap(), at(3));

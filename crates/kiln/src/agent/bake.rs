@@ -13,9 +13,9 @@ use kiln_core::exit::Exit;
 use kiln_core::release::{PinnedFile, ReleasedService, Source};
 use kiln_core::settings;
 
-use super::session::{Node, Session};
 use super::Agent;
 use super::lock as locked;
+use super::session::{Node, Session};
 use crate::report::{Because, Report};
 
 /// Name of the lock file, beside the Compose file.
@@ -65,15 +65,9 @@ pub(crate) fn lock_file(
     let progress = |progress: &base::Progress| node.update(&base_words(progress));
     let watch = base::Watch { progress: &progress, cancel: session.cancelled() };
     let bases = &project.kiln.bases;
-    let resolved = base::resolve(
-        &agent.store,
-        bases,
-        existing.as_ref(),
-        update,
-        &Steps(agent),
-        watch,
-    )
-    .map_err(|error| base_report(&error));
+    let resolved =
+        base::resolve(&agent.store, bases, existing.as_ref(), update, &Steps(agent), watch)
+            .map_err(|error| base_report(&error));
     let changed = resolved.as_ref().is_ok_and(|lock| Some(lock) != existing.as_ref());
     let saved = resolved.and_then(|lock| {
         if changed {
@@ -170,9 +164,11 @@ impl<'a> Bases<'a> {
                 text
             })
         });
-        Some(result.clone().map_err(|text| {
-            locked(&self.failure).clone().unwrap_or_else(|| Report::failed(text))
-        }))
+        Some(
+            result.clone().map_err(|text| {
+                locked(&self.failure).clone().unwrap_or_else(|| Report::failed(text))
+            }),
+        )
     }
 
     fn bake(&self, name: &str) -> Result<ImageId, Report> {
@@ -203,8 +199,11 @@ pub(crate) fn images(
     only: &[String],
 ) -> Result<BTreeMap<String, ImageId>, Report> {
     let bases = Bases::new(agent, session, project, lock);
-    let wanted: Vec<(&String, &Service)> =
-        project.services.iter().filter(|(name, _)| only.is_empty() || only.contains(name)).collect();
+    let wanted: Vec<(&String, &Service)> = project
+        .services
+        .iter()
+        .filter(|(name, _)| only.is_empty() || only.contains(name))
+        .collect();
     let bake = |name: &String, service: &Service| -> Result<ImageId, Report> {
         session.check()?;
         match (&service.build, &service.image) {
@@ -259,13 +258,16 @@ fn build(
             }
         }
     }
-    let base = |wanted: &str| -> Option<Result<ImageId, BakeError>> {
-        if let Some(image) = images.get(wanted) {
-            return Some(Ok(*image));
-        }
-        let image = bases.get(wanted)?;
-        Some(image.map_err(|report| BakeError::Failed(format!("base `{wanted}`: {}", report.message))))
-    };
+    let base =
+        |wanted: &str| -> Option<Result<ImageId, BakeError>> {
+            if let Some(image) = images.get(wanted) {
+                return Some(Ok(*image));
+            }
+            let image = bases.get(wanted)?;
+            Some(image.map_err(|report| {
+                BakeError::Failed(format!("base `{wanted}`: {}", report.message))
+            }))
+        };
     let request = BuildRequest {
         name: name.to_owned(),
         context: build.context.clone(),

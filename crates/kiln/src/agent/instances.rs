@@ -188,7 +188,8 @@ fn hosts(
     address: Ipv4Addr,
 ) -> String {
     use std::fmt::Write as _;
-    let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let mut text =
+        String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     let state = stage.state();
     let addresses = state.slot(digest).map(|slot| slot.addresses.clone()).unwrap_or_default();
     for (name, other) in &release.services {

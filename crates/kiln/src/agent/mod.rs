@@ -73,6 +73,8 @@ pub(crate) struct Agent {
     resolv_conf: String,
     working: AtomicUsize,
     leaving: AtomicBool,
+    /// Held while rules are put back or taken away, so that neither undoes the other.
+    network: Mutex<()>,
     last_use: Mutex<Instant>,
 }
 

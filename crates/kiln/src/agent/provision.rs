@@ -407,8 +407,7 @@ pub(crate) fn missing_services(
     let there = |service: &String| {
         slot.members.get(service).is_some_and(|id| state.instances.contains_key(id))
     };
-    let missing =
-        release.start_order().into_iter().filter(|service| !there(service)).collect();
+    let missing = release.start_order().into_iter().filter(|service| !there(service)).collect();
     let release = Arc::clone(release);
     Some((Published { digest: slot.release, release, fresh: false }, missing))
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_run::runtime::{Found, Runtime};
 use kiln_run::net::Host;
+use kiln_run::runtime::{Found, Runtime};
 use kiln_store::Store;
 use serde_json::json;
 
@@ -44,7 +44,8 @@ fn run_files(root: &Path) -> Vec<(StageId, RunFile)> {
     let mut all = Vec::new();
     for project in entries(root.join("run")) {
         for file in entries(project.path()) {
-            let Some(stage) = file.file_name().to_str().and_then(|n| n.strip_suffix(".json")).map(str::to_owned)
+            let Some(stage) =
+                file.file_name().to_str().and_then(|n| n.strip_suffix(".json")).map(str::to_owned)
             else {
                 continue;
             };
@@ -77,8 +78,8 @@ pub(crate) fn restore(agent: &Arc<Agent>) {
     for (project, stage) in agent.store.pointers().unwrap_or_default().into_keys() {
         agent.stage(&StageId { project, stage });
     }
-    if let Err(error) = agent.runtime.sweep(&known) {
-        agent.log(&format!("clearing away what nobody knows: {error}"));
+    if let Err(report) = clear_unknown(agent, &known) {
+        agent.log(&report.to_string());
     }
     remap(agent);
     for stage in agent.stages() {
@@ -86,6 +87,32 @@ pub(crate) fn restore(agent: &Arc<Agent>) {
         rebuild(agent, &stage);
     }
     agent.routes_changed();
+}
+
+/// Ends what a deploy that was under way had started, and removes what killed shims left.
+fn clear_unknown(agent: &Agent, known: &BTreeSet<String>) -> Result<(), Report> {
+    let doing = || "clearing away what nobody knows".to_owned();
+    kill_all_but(&agent.runtime, known)?;
+    agent.runtime.sweep(known).because(doing)?;
+    let alive: Vec<_> = agent
+        .stages()
+        .iter()
+        .flat_map(|stage| stage.state().instances.values().map(|i| i.address).collect::<Vec<_>>())
+        .filter_map(|at| agent.host.net_spec(agent.host.range().number_of(at)?))
+        .collect();
+    agent.host.sweep(&alive).because(doing)?;
+    Ok(())
+}
+
+/// Kills every instance of the root that is not in `known`.
+fn kill_all_but(runtime: &Runtime, known: &BTreeSet<String>) -> Result<(), Report> {
+    let doing = || "ending an instance that nobody knows".to_owned();
+    for id in runtime.list().because(doing)?.difference(known) {
+        if let Ok(Found::Running(running)) = runtime.attach(&runtime.dir(id)) {
+            running.kill().because(doing)?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes over the slots and those instances whose shims still answer. Gives the names of those.
@@ -212,11 +239,7 @@ pub(crate) fn collect_remains(root: &Path) -> Result<bool, Report> {
     }
     let host = Host::setup(store.root()).because(doing)?;
     let runtime = Runtime::new(store.root(), exe, host.range().scope()).because(doing)?;
-    for id in runtime.list().because(doing)? {
-        if let Ok(Found::Running(running)) = runtime.attach(&runtime.dir(&id)) {
-            running.kill().because(doing)?;
-        }
-    }
+    kill_all_but(&runtime, &BTreeSet::new())?;
     runtime.sweep(&BTreeSet::new()).because(doing)?;
     runtime.close(Duration::from_secs(5));
     host.teardown().because(doing)?;

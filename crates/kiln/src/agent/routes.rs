@@ -123,11 +123,7 @@ impl Agent {
         }
     }
 
-    fn held_by_other_stages(
-        &self,
-        stage: &Stage,
-        wanted: &[Bind],
-    ) -> Option<Report> {
+    fn held_by_other_stages(&self, stage: &Stage, wanted: &[Bind]) -> Option<Report> {
         for other in self.stages().iter().filter(|other| other.id != stage.id) {
             for route in table(other) {
                 let same = |at: &&SocketAddr| {

@@ -83,9 +83,11 @@ fn detach(root: &Path) -> Result<Exit, Report> {
 
 fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
     if !rustix::process::geteuid().is_root() {
-        return Err(Report::failed("the agent mounts, makes networks and runs services: it has to \
-                                   be root")
-            .hint("sudo kiln serve"));
+        return Err(Report::failed(
+            "the agent mounts, makes networks and runs services: it has to \
+                                   be root",
+        )
+        .hint("sudo kiln serve"));
     }
     let agent = open(root)?;
     let Some(listener) = listen(&agent.root)? else {
@@ -118,7 +120,8 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
 }
 
 fn open(root: &Path) -> Result<Arc<Agent>, Report> {
-    let store = Store::open(root).because(|| format!("opening the root folder {}", root.display()))?;
+    let store =
+        Store::open(root).because(|| format!("opening the root folder {}", root.display()))?;
     let root = store.root().to_owned();
     let exe = std::env::current_exe().because(|| "finding kiln's own binary".into())?;
     let host = Host::setup(&root).because(|| "setting up the network".into())?;
@@ -140,6 +143,7 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
         resolv_conf: resolv_conf.text,
         working: AtomicUsize::new(0),
         leaving: AtomicBool::new(false),
+        network: Mutex::default(),
         last_use: Mutex::new(Instant::now()),
     }))
 }
@@ -244,6 +248,10 @@ impl Agent {
 
     /// Puts back what others took from the kernel's rules, and says so.
     pub(crate) fn ensure_network(&self) {
+        let _alone = lock(&self.network);
+        if self.leaving() {
+            return;
+        }
         match self.host.ensure() {
             Ok(did) => did.iter().for_each(|line| self.log(line)),
             Err(error) => self.log(&format!("keeping the network in order: {error}")),
@@ -252,6 +260,8 @@ impl Agent {
 
     /// Takes network and control groups of this root away.
     pub(crate) fn teardown_network(&self) {
+        self.leaving.store(true, Ordering::Release);
+        let _alone = lock(&self.network);
         if let Err(error) = self.runtime.sweep(&Default::default()) {
             self.log(&format!("clearing away what killed shims left: {error}"));
         }

@@ -39,13 +39,7 @@ impl Session {
                 cancelled.store(true, Ordering::Release);
             });
         }
-        Self {
-            out: stream.try_clone().ok().map(Mutex::new),
-            cancelled,
-            stoppable: true,
-            env,
-            cwd,
-        }
+        Self { out: stream.try_clone().ok().map(Mutex::new), cancelled, stoppable: true, env, cwd }
     }
 
     /// For what the agent does by itself: nobody listens, nobody cancels.

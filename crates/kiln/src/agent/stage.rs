@@ -290,7 +290,10 @@ impl StageState {
     }
 
     /// Where the front may have sent requests for these instances.
-    pub(crate) fn upstreams<'a>(&self, ids: impl IntoIterator<Item = &'a String>) -> Vec<SocketAddr> {
+    pub(crate) fn upstreams<'a>(
+        &self,
+        ids: impl IntoIterator<Item = &'a String>,
+    ) -> Vec<SocketAddr> {
         let mut all = Vec::new();
         for instance in ids.into_iter().filter_map(|id| self.instances.get(id)) {
             let released = self
@@ -317,7 +320,8 @@ impl StageState {
     /// Drops slots that neither serve nor lend their names to a living instance; gives back their
     /// virtual addresses.
     pub(crate) fn forget_slots(&mut self) -> Vec<Ipv4Addr> {
-        let born: BTreeSet<Digest> = self.instances.values().map(|instance| instance.born).collect();
+        let born: BTreeSet<Digest> =
+            self.instances.values().map(|instance| instance.born).collect();
         let (keep, gone): (Vec<Slot>, Vec<Slot>) = std::mem::take(&mut self.slots)
             .into_iter()
             .partition(|slot| slot.role != Role::Names || born.contains(&slot.release));

@@ -102,7 +102,10 @@ fn copy_children(
                 }
             }
             Kind::Symlink { target } => {
-                symlink(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target), &to)?;
+                symlink(
+                    <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target),
+                    &to,
+                )?;
             }
             // Devices and pipes have no place in data.
             Kind::Fifo | Kind::CharDevice { .. } | Kind::BlockDevice { .. } => continue,

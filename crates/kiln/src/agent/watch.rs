@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_core::Digest;
-use kiln_core::exit::Exit;
 use kiln_core::compose::{Protocol, Restart};
+use kiln_core::exit::Exit;
 use kiln_core::image::Healthcheck;
 use kiln_core::plan;
 use kiln_core::release::Settings;
@@ -284,9 +284,7 @@ impl Watch {
         let again = match self.settings.restart {
             _ if self.job && success(ended) => false,
             Restart::No => false,
-            Restart::OnFailure { max } => {
-                !success(ended) && max.is_none_or(|max| restarts < max)
-            }
+            Restart::OnFailure { max } => !success(ended) && max.is_none_or(|max| restarts < max),
             Restart::Always => true,
         };
         if !again {

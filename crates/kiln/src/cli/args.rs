@@ -191,12 +191,16 @@ impl Command {
             Self::Init | Self::Serve | Self::Agent => Verb::Ping,
             Self::Lock { project: p, update } => Verb::Lock { project: project.and(p), update },
             Self::Bake { project: p, services } => Verb::Bake { project: project.and(p), services },
-            Self::Up { project: p, timeout, detach: _ } => Verb::Up { project: project.and(p), timeout },
+            Self::Up { project: p, timeout, detach: _ } => {
+                Verb::Up { project: project.and(p), timeout }
+            }
             Self::Plan { project: p, stage } => Verb::Plan { project: project.and(p), stage },
             Self::Rollback { project: p, stage, release, timeout } => {
                 Verb::Rollback { project: project.and(p), stage, release, timeout }
             }
-            Self::Releases { project: p, stage } => Verb::Releases { project: project.and(p), stage },
+            Self::Releases { project: p, stage } => {
+                Verb::Releases { project: project.and(p), stage }
+            }
             Self::Ps { project: p, all } => Verb::Ps { project: project.and(p), all },
             Self::Status { project: p, stage } => Verb::Status { project: project.and(p), stage },
             Self::Logs { project: p, services, follow, tail, stage } => {
@@ -206,8 +210,12 @@ impl Command {
                 let tty = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
                 Verb::Exec { project: project.and(p), stage, service, argv, user, tty }
             }
-            Self::History { project: p, limit, all, stage } => Verb::History { project: project.and(p), stage, limit, all },
-            Self::Down { project: p, stage, volumes } => Verb::Down { project: project.and(p), stage, volumes },
+            Self::History { project: p, limit, all, stage } => {
+                Verb::History { project: project.and(p), stage, limit, all }
+            }
+            Self::Down { project: p, stage, volumes } => {
+                Verb::Down { project: project.and(p), stage, volumes }
+            }
             Self::Images => Verb::Images,
             Self::Gc { dry_run } => Verb::Gc { dry_run },
             Self::Shutdown => Verb::Shutdown,

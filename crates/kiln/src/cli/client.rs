@@ -183,8 +183,9 @@ fn start_agent(root: &Path, exe: &Path) -> Result<(), Report> {
         return match status {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(Report::failed(format!("`sudo` did not start the agent: {status}"))),
-            Err(error) => Err(Report::failed(format!("cannot run `sudo`: {error}"))
-                .hint("run this as root")),
+            Err(error) => {
+                Err(Report::failed(format!("cannot run `sudo`: {error}")).hint("run this as root"))
+            }
         };
     }
     let status = command

@@ -29,8 +29,8 @@ pub(super) fn logs(
     let mut entries: Vec<(String, LogEntry)> = Vec::new();
     if !follow || tail.is_some() {
         for (service, dir) in ended(agent, stage, services) {
-            let old = read(&dir, LogQuery::default())
-                .because(|| format!("reading {}", dir.display()))?;
+            let old =
+                read(&dir, LogQuery::default()).because(|| format!("reading {}", dir.display()))?;
             entries.extend(old.into_iter().map(|entry| (service.clone(), entry)));
         }
     }

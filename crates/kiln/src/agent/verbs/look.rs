@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::serve::ports;
 use super::{Answer, nothing_serves};
-use crate::agent::{Agent, record};
 use crate::agent::session::Session;
 use crate::agent::stage::{Instance, Role, Stage, StageState};
+use crate::agent::{Agent, record};
 use crate::report::{Because, Report};
 
 /// `kiln ps`: every instance, with its slots.

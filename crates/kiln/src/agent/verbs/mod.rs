@@ -8,6 +8,7 @@ mod look;
 mod serve;
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use kiln_core::compose::{self, LoadRequest, Project};
@@ -19,6 +20,10 @@ use super::session::Session;
 use super::stage::{Stage, StageId};
 use crate::protocol::{ProjectArgs, Verb};
 use crate::report::Report;
+
+/// Names under which a Compose file is found.
+const COMPOSE_FILES: [&str; 4] =
+    ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
 
 /// How a request ended well.
 #[derive(Debug)]
@@ -114,11 +119,7 @@ fn load(session: &Session, args: &ProjectArgs) -> Result<Project, Report> {
 }
 
 /// As [`load`], and says which keys mean nothing here.
-fn load_and_tell(
-    agent: &Agent,
-    session: &Session,
-    args: &ProjectArgs,
-) -> Result<Project, Report> {
+fn load_and_tell(agent: &Agent, session: &Session, args: &ProjectArgs) -> Result<Project, Report> {
     let project = load(session, args)?;
     if !project.ignored.is_empty() {
         session.notice(format!("these mean nothing to Kiln: {}", project.ignored.join(", ")));
@@ -129,19 +130,47 @@ fn load_and_tell(
 
 /// Whether the client names no project and stands in none: verbs that only look then show all.
 fn anywhere(session: &Session, args: &ProjectArgs) -> bool {
-    const NAMES: [&str; 4] =
-        ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
     args.file.is_empty()
         && args.project_name.is_none()
         && !session.env.contains_key("COMPOSE_FILE")
-        && !NAMES.iter().any(|name| session.cwd.join(name).exists())
+        && !COMPOSE_FILES.iter().any(|name| session.cwd.join(name).exists())
 }
 
 fn project_name(session: &Session, args: &ProjectArgs) -> Result<String, Report> {
-    match &args.project_name {
-        Some(name) => Ok(name.clone()),
-        None => Ok(load(session, args)?.name),
+    if let Some(name) = &args.project_name {
+        return Ok(name.clone());
     }
+    let file = args.file.first().map(|file| session.cwd.join(file));
+    match load(session, args) {
+        Ok(project) => Ok(project.name),
+        // A file that is broken by now must not keep anybody from taking its project down.
+        Err(report) => match name_of_broken(session, file.as_deref()) {
+            Some(name) => {
+                session.notice(format!("{}; going on for project `{name}`", report.message));
+                Ok(name)
+            }
+            None => Err(report),
+        },
+    }
+}
+
+/// The project's name as far as a file that cannot be read as a whole tells it: its `name:` line,
+/// else its folder's name.
+fn name_of_broken(session: &Session, file: Option<&Path>) -> Option<String> {
+    if let Some(name) = session.env.get("COMPOSE_PROJECT_NAME") {
+        return Some(name.clone());
+    }
+    let found = || COMPOSE_FILES.iter().map(|name| session.cwd.join(name)).find(|f| f.exists());
+    let file = file.map(Path::to_owned).or_else(found)?;
+    let text = std::fs::read_to_string(&file).ok()?;
+    let written = text.lines().find_map(|line| line.strip_prefix("name:"));
+    let name = match written {
+        Some(name) => name.trim().trim_matches(['"', '\'']).to_owned(),
+        None => file.parent()?.file_name()?.to_string_lossy().to_lowercase(),
+    };
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
+    let name: String = name.chars().filter(|c| plain(*c)).collect();
+    (!name.is_empty()).then_some(name)
 }
 
 /// The stage that the client means; it need not have anything in it.

@@ -163,8 +163,10 @@ fn choose(stage: &Stage, named: Option<&str>) -> Result<Digest, Report> {
     found.dedup();
     match found.as_slice() {
         [one] => Ok(*one),
-        [] => Err(Report::failed(format!("{} has no release `{named}`", stage.id))
-            .hint("kiln releases")),
+        [] => {
+            Err(Report::failed(format!("{} has no release `{named}`", stage.id))
+                .hint("kiln releases"))
+        }
         _ => Err(Report::usage(format!("`{named}` could be several releases of {}", stage.id))
             .hint("give more digits; see `kiln releases`")),
     }
