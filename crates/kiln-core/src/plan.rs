@@ -73,16 +73,24 @@ pub fn plan(release: &Release, observed: &[Observed]) -> Plan {
     let mut plan = Plan::default();
     let mut paused: BTreeMap<String, String> = BTreeMap::new();
     let mut conflicts: BTreeSet<String> = BTreeSet::new();
+    for service in release.services.keys() {
+        let key = release.instance_key(service);
+        if let Some(found) = observed.iter().find(|old| old.sound && Some(old.key) == key) {
+            plan.share.insert(service.clone(), found.id.clone());
+        }
+    }
+    let shared: BTreeSet<String> = plan.share.values().cloned().collect();
     for service in release.start_order() {
         let Some(released) = release.services.get(&service) else { continue };
-        let Some(key) = release.instance_key(&service) else { continue };
-        if let Some(found) = observed.iter().find(|old| old.sound && old.key == key) {
-            plan.share.insert(service, found.id.clone());
+        if plan.share.contains_key(&service) {
             continue;
         }
         let data = writable(&released.settings.mounts);
-        let holders: Vec<&Observed> =
-            observed.iter().filter(|old| !old.data.is_disjoint(&data)).collect();
+        // What is shared goes on: it uses the data together with this service in any release.
+        let holders: Vec<&Observed> = observed
+            .iter()
+            .filter(|old| !shared.contains(&old.id) && !old.data.is_disjoint(&data))
+            .collect();
         let below = release.reach(&service).into_iter().find(|dep| paused.contains_key(dep));
         if is_worker(release, &service) {
             plan.workers.push(service);
@@ -98,7 +106,6 @@ pub fn plan(release: &Release, observed: &[Observed]) -> Plan {
             plan.beside.push(service);
         }
     }
-    let shared: BTreeSet<&String> = plan.share.values().collect();
     let old = observed.iter().filter(|old| !shared.contains(&old.id));
     // Whatever uses the data through the old holder goes first, so nothing sees it half gone.
     let (mut first, holders): (Vec<String>, Vec<String>) = (
@@ -252,6 +259,20 @@ mod tests {
         ] {
             assert_eq!(shown(old, new), expected, "{old} -> {new}");
         }
+    }
+
+    #[test]
+    fn a_shared_service_keeps_the_data_that_it_has_in_common_with_a_changed_one() {
+        let both = |text: &str| {
+            let mut release = release(text);
+            for released in release.services.values_mut() {
+                released.settings.mounts[0].source = MountSource::Volume("common".into());
+            }
+            release
+        };
+        let plan = plan(&both("a!@2 b!"), &observe(&both("a! b!")));
+        assert_eq!(plan.share.into_keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(plan.stop_first, ["a-old"]);
     }
 
     #[test]

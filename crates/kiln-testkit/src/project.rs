@@ -66,14 +66,17 @@ impl Project {
         fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
-    /// Replaces a text, which has to be there, in a file.
+    /// Replaces a text, which has to be there, in a file, which keeps its mode.
     ///
     /// # Panics
     /// If it is not there, or the disk fails.
     pub fn edit(&self, name: &str, from: &str, to: &str) -> &Self {
         let content = self.read(name);
         assert!(content.contains(from), "{name} does not contain {from:?}:\n{content}");
-        self.write(name, content.replace(from, to))
+        let path = self.path(name);
+        fs::write(&path, content.replace(from, to))
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        self
     }
 
     fn write_mode(&self, name: &str, content: impl AsRef<[u8]>, mode: u32) -> &Self {
@@ -113,6 +116,7 @@ mod tests {
         let project = Project::new(dir.path().join("a"), "services: {}\n");
         project.write("web/index.html", "one").edit("web/index.html", "one", "two");
         project.write_program("web/run", "#!/bin/sh\n").write("kiln.lock", "old");
+        project.edit("web/run", "/bin/sh", "/bin/ash");
         let copy = Project::copy_of(project.dir(), dir.path().join("b"));
         assert_eq!(copy.read("web/index.html"), "two");
         assert!(!copy.path("kiln.lock").exists());

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use kiln_core::compose::Project;
+use kiln_core::exit::Exit;
 use kiln_core::plan::{Plan, plan};
 use kiln_core::release::Source;
 use kiln_core::{Digest, Release};
@@ -82,7 +83,7 @@ pub(crate) fn publish(
 }
 
 /// Source → image → release. Nothing is recorded: a release that would run the same as the one
-/// that serves *is* the one that serves.
+/// that serves, or did before `down`, *is* that one.
 pub(crate) fn assemble(
     agent: &Agent,
     session: &Session,
@@ -93,7 +94,8 @@ pub(crate) fn assemble(
     let images = bake::images(agent, session, project, &lock, &[])?;
     let services = bake::settings(agent, project, &images)?;
 
-    let parent = stage.state().pointer.active;
+    let pointer = stage.state().pointer.clone();
+    let parent = pointer.active.or(pointer.previous.first().copied());
     let mut release = Release {
         format: kiln_core::release::FORMAT,
         project: project.name.clone(),
@@ -120,6 +122,7 @@ pub(crate) fn converge(
     reason: Reason,
     patience: provision::Patience,
 ) -> Result<Converged, Report> {
+    let _delivery = stage.deliver();
     let plan = plan(&target.release, &stage.state().observe());
     let serving = stage.state().serves(&target.digest);
     if plan.is_empty() && serving {
@@ -128,7 +131,8 @@ pub(crate) fn converge(
     provision::announce(session, stage, target, &plan);
     record::intent(agent, stage, target, reason, &plan);
 
-    let candidate = Candidate::open(agent, stage, target, &plan)?;
+    let candidate = Candidate::open(agent, stage, target, &plan)
+        .map_err(|report| record::failed(agent, stage, target, reason, report))?;
     let attempt = Attempt { agent, session, stage, target, reason, plan, candidate, patience };
     if let Err(report) = attempt.run() {
         provision::undo(agent, session, stage, &attempt.candidate, patience);
@@ -162,11 +166,18 @@ impl Attempt<'_> {
         self.switch()
     }
 
-    /// Addresses, then instances, each after those it waits for; nothing of it serves yet.
+    /// Instances, each after those it waits for; nothing of it serves yet. What the release names
+    /// reaches the disk meanwhile: no pointer moves to it before.
     fn provision_beside(&self) -> Result<(), Report> {
         self.agent.ports_are_free(self.stage, self.target)?;
-        self.start(&self.plan.beside)?;
-        self.agent.flush_objects()
+        self.agent.translate(self.stage)?;
+        let (flushed, started) = std::thread::scope(|scope| {
+            let flushing = scope.spawn(|| self.agent.flush_objects());
+            let started = self.start(&self.plan.beside);
+            let bug = |_| Err(Report::new(Exit::Bug, "the flush panicked"));
+            (flushing.join().unwrap_or_else(bug), started)
+        });
+        started.and(flushed)
     }
 
     /// Data is never run twice: what cannot stand beside is replaced while clients wait. New
@@ -177,7 +188,7 @@ impl Attempt<'_> {
         let node = self.session.begin("pause", &self.stage.id.to_string(), "requests wait");
         let services: Vec<String> =
             self.plan.paused.iter().map(|paused| paused.service.clone()).collect();
-        let replaced = provision::pause(self.agent, self.stage)
+        let replaced = provision::pause(self.agent, self.stage, &self.plan.stop_first)
             .and_then(|()| provision::stop_all(self.agent, self.stage, &self.plan.stop_first))
             .and_then(|()| self.start(&services));
         node.end(&replaced, "replaced what holds data");

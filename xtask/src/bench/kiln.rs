@@ -67,6 +67,18 @@ impl Peer for Kiln {
         self.call(project).arg("down")
     }
 
+    fn tells_exec_time(&self) -> bool {
+        true
+    }
+
+    fn exec_time(&self, project: &Project) -> Result<f64> {
+        let history = self.call(project).args(["history", "--json", "-n", "20"]).run_ok()?;
+        let lines = history.json_lines();
+        let starts = lines.iter().filter(|entry| entry["kind"] == "instance.start");
+        let micros = starts.filter_map(|entry| entry["data"]["exec_us"].as_f64()).next_back();
+        Ok(micros.context("the ledger has no start")? / 1000.0)
+    }
+
     fn inside(&self, work: &mut (dyn FnMut() -> Result<()> + Send)) -> Result<()> {
         work()
     }

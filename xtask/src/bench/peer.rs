@@ -38,6 +38,16 @@ pub(super) trait Peer {
     /// The command that ends it.
     fn stop_one(&self, project: &Project) -> Call;
 
+    /// Whether the peer keeps the time from request to exec.
+    fn tells_exec_time(&self) -> bool {
+        false
+    }
+
+    /// Milliseconds from request to exec of the project's newest instance, by the peer's own clock.
+    fn exec_time(&self, _project: &Project) -> Result<f64> {
+        anyhow::bail!("{} does not tell", self.name())
+    }
+
     /// Runs something where the published ports can be reached.
     fn inside(&self, work: &mut (dyn FnMut() -> Result<()> + Send)) -> Result<()>;
 

@@ -15,7 +15,7 @@ use super::works::{Unit, Work};
 pub(super) struct Measured {
     work: &'static str,
     unit: Unit,
-    aim: f64,
+    aim: Option<f64>,
     /// By peer, in the order of [`Report::peers`]; empty where there is no such thing.
     columns: Vec<Stats>,
 }
@@ -70,7 +70,9 @@ impl Report {
                 _ = write!(text, " {} |", cell(stats, row.unit));
             }
             let mark = if row.unit == Unit::Requests { "" } else { "≤ " };
-            _ = writeln!(text, " {mark}{} |", number(row.aim, row.unit));
+            let aim =
+                row.aim.map_or("–".to_owned(), |aim| format!("{mark}{}", number(aim, row.unit)));
+            _ = writeln!(text, " {aim} |");
         }
         let Self { rounds, machine, versions, .. } = self;
         _ = writeln!(

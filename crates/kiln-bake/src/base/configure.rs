@@ -12,6 +12,7 @@ use super::dpkg_db;
 use super::error::{BaseError, tail};
 use super::lock::LockedBase;
 use super::normalise::normalise;
+use super::order::{self, Action};
 use super::output::Output;
 use super::progress::{Phase, Watch};
 use super::unpack::unpack;
@@ -26,32 +27,45 @@ const ROUNDS: usize = 4;
 /// Lines of the scripts' output that a message quotes.
 const QUOTED: usize = 25;
 
-/// Runs the preinst scripts in unpack order, then dpkg. `$@` holds the packages with a preinst
-/// script, `--`, and all packages in configure order. debconf looks into `tmp.ci` for whose script
-/// it serves. Lines that begin with `@kiln` are for [`Output`].
+/// Does what `$@` says: `--preinst NAME` and `--configure NAME…`, in turn. debconf looks into
+/// `tmp.ci` for whose script it serves. Nothing is configured in a tree that does not follow the
+/// diversions. Lines that begin with `@kiln` are for [`Output`].
 const DRIVER: &str = r#"
-while [ "$1" != -- ]; do
+arch=$KILN_ARCH
+unset KILN_ARCH
+changed=
+preinst() (
   ln -sfn "kiln/$1" /var/lib/dpkg/tmp.ci
-  DPKG_MAINTSCRIPT_PACKAGE=${1%%:*}
-  DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT=1
-  DPKG_MAINTSCRIPT_NAME=preinst
-  export DPKG_MAINTSCRIPT_PACKAGE DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT DPKG_MAINTSCRIPT_NAME
-  echo "@kiln preinst $DPKG_MAINTSCRIPT_PACKAGE"
-  /var/lib/dpkg/tmp.ci/preinst install </dev/null || {
-    echo "@kiln failed preinst script of $DPKG_MAINTSCRIPT_PACKAGE: exit status $?"
-    exit 90
-  }
-  shift
+  export DPKG_MAINTSCRIPT_PACKAGE="${1%%:*}" DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT=1
+  export DPKG_MAINTSCRIPT_NAME=preinst DPKG_MAINTSCRIPT_ARCH="$arch" DPKG_MAINTSCRIPT_DEBUG=0
+  export DPKG_ADMINDIR=/var/lib/dpkg DPKG_ROOT=
+  echo "@kiln preinst ${1%%:*}"
+  /var/lib/dpkg/tmp.ci/preinst install </dev/null
+)
+while [ $# -gt 0 ]; do
+  case $1 in
+  --preinst)
+    before=$(cat /var/lib/dpkg/diversions)
+    preinst "$2" || {
+      echo "@kiln failed preinst script of ${2%%:*}: exit status $?"
+      exit 90
+    }
+    rm -f /var/lib/dpkg/tmp.ci
+    [ "$(cat /var/lib/dpkg/diversions)" = "$before" ] || changed=yes
+    shift 2
+    ;;
+  --configure)
+    [ -z "$changed" ] || exit 91
+    shift
+    names=
+    while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do
+      names="$names $1"
+      shift
+    done
+    dpkg --force-unsafe-io --force-confdef --force-confold --configure $names </dev/null || exit
+    ;;
+  esac
 done
-shift
-rm -f /var/lib/dpkg/tmp.ci
-unset DPKG_MAINTSCRIPT_PACKAGE DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT DPKG_MAINTSCRIPT_NAME
-unset DPKG_MAINTSCRIPT_ARCH DPKG_MAINTSCRIPT_DEBUG DPKG_ROOT DPKG_ADMINDIR
-if [ "$(cat /var/lib/dpkg/diversions)" != "$KILN_DIVERSIONS" ]; then
-  exit 91
-fi
-unset KILN_DIVERSIONS
-exec dpkg --force-unsafe-io --force-confdef --force-confold --configure "$@" </dev/null
 "#;
 
 /// A configured tree, and the diversions that it follows.
@@ -140,7 +154,9 @@ fn run(
     if exit.signal.is_none() && exit.code == DIVERTED {
         let after = captured(store, name, tree, &spec.lower, scratch.path())?;
         let text = text_of(store, &after, b"var/lib/dpkg/diversions")?;
-        return Ok(Round::Diverted(dpkg_db::read_diversions(&text)));
+        let mut found = dpkg_db::read_diversions(&text);
+        found.retain(|line| !is_late(packages, line));
+        return Ok(Round::Diverted(found));
     }
     let log = output.finish();
     let what = match exit.signal {
@@ -156,6 +172,15 @@ fn run(
     }
     watch.step(name, Phase::Capture, (0, 0), "")?;
     captured(store, name, tree, &spec.lower, scratch.path()).map(Round::Done)
+}
+
+/// Whether a diversion is of a package without a preinst script, so made by its postinst: dash
+/// makes some, on behalf of packages that come later, and here none does.
+fn is_late(packages: &[Unpacked], diversion: &str) -> bool {
+    let by = diversion.rsplit(' ').next().unwrap_or_default();
+    packages
+        .iter()
+        .any(|package| package.locked.name == by && package.tree.get(b"control/preinst").is_none())
 }
 
 fn captured(
@@ -174,11 +199,15 @@ fn captured(
 
 fn command_line(base: &LockedBase, packages: &[Unpacked]) -> Vec<String> {
     let mut argv = ["/bin/sh", "-c", DRIVER, "kiln"].map(str::to_owned).to_vec();
-    let with_preinst =
-        packages.iter().filter(|package| package.tree.get(b"control/preinst").is_some());
-    argv.extend(with_preinst.map(Unpacked::info_name));
-    argv.push("--".into());
-    argv.extend(base.configure.iter().cloned());
+    for action in order::plan(base, packages) {
+        match action {
+            Action::Preinst(name) => argv.extend(["--preinst".to_owned(), name]),
+            Action::Configure(names) => {
+                argv.push("--configure".to_owned());
+                argv.extend(names);
+            }
+        }
+    }
     argv
 }
 
@@ -203,16 +232,11 @@ fn environment(base: &LockedBase) -> Vec<String> {
         // Iteration over hashes would differ from run to run.
         "PERL_HASH_SEED=0",
         "PYTHONHASHSEED=0",
-        "DPKG_ROOT=",
-        "DPKG_ADMINDIR=/var/lib/dpkg",
-        "DPKG_MAINTSCRIPT_DEBUG=0",
     ]
     .map(str::to_owned)
     .to_vec();
     env.push(format!("SOURCE_DATE_EPOCH={}", base.epoch_seconds()));
-    env.push(format!("DPKG_MAINTSCRIPT_ARCH={}", base.arch));
-    // The shell drops the newlines at the end of what it compares with.
-    env.push(format!("KILN_DIVERSIONS={}", dpkg_db::diversions(base).trim_end_matches('\n')));
+    env.push(format!("KILN_ARCH={}", base.arch));
     env
 }
 

@@ -162,7 +162,9 @@ impl BaseError {
             Self::MirrorDown { .. } => {
                 Some("check the network and the host's apt sources, then try again")
             }
-            Self::Lock { .. } => Some("`kiln lock` writes the file anew"),
+            Self::Lock { .. } => {
+                Some("restore the file from version control, or remove it and run `kiln lock`")
+            }
             _ => None,
         }
     }

@@ -1,6 +1,7 @@
 //! `kiln.lock`: what a bake takes from outside, pinned. The format is `docs/kiln-lock.md`.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use kiln_core::Digest;
@@ -156,24 +157,20 @@ impl Lock {
         lock_text::write(self)
     }
 
-    /// Writes the file at `path`: whole or not at all.
+    /// Writes the file at `path`, whole or not at all. It belongs to whom its directory belongs to:
+    /// the agent is root, the project is a user's.
     ///
     /// # Errors
     /// [`BaseError::Io`] when the directory cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), BaseError> {
-        use std::io::Write as _;
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        let dir = dir.unwrap_or(Path::new("."));
         let failed = |error| BaseError::io(path)(error);
-        let mut file = tempfile::Builder::new()
-            .prefix(".kiln.lock.")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-            .tempfile_in(dir)
-            .map_err(failed)?;
-        file.write_all(self.text().as_bytes()).map_err(failed)?;
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(path).map_err(|error| failed(error.error))?;
-        std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+        kiln_store::write_durable(path, self.text().as_bytes()).map_err(failed)?;
+        if rustix::process::geteuid().is_root() {
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+            let owner = std::fs::metadata(dir.unwrap_or(Path::new("."))).map_err(failed)?;
+            std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid())).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Whether the lock holds exactly the bases of the compose file, as they stand there.
@@ -283,7 +280,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kiln.lock");
         assert!(Lock::load(&path).unwrap().is_none());
+        std::os::unix::fs::chown(dir.path(), Some(4321), Some(4322)).unwrap();
         sample().save(&path).unwrap();
+        let data = std::fs::metadata(&path).unwrap();
+        assert_eq!((data.uid(), data.gid()), (4321, 4322));
         assert_eq!(Lock::load(&path).unwrap(), Some(sample()));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }

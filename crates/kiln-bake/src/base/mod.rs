@@ -17,7 +17,8 @@
 //! | `fetch` | package files in the store |
 //! | `ar`, `deb`, `unpack` | package files, decoded |
 //! | `assemble`, `dpkg_db`, `accounts` | the unpacked tree, dpkg's database, users and groups |
-//! | `configure`, `output`, `normalise` | the packages' scripts; what they print; what goes |
+//! | `order`, `configure` | the order of the packages' scripts; running them |
+//! | `output`, `normalise` | what scripts print; what is taken out |
 //! | `minimal` | bases without configuration |
 //! | `error`, `progress` | what can go wrong; what is told on the way |
 
@@ -38,6 +39,7 @@ pub mod lock;
 mod lock_text;
 mod minimal;
 mod normalise;
+mod order;
 mod output;
 mod process;
 mod progress;

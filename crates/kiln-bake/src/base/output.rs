@@ -103,8 +103,13 @@ impl Log {
     /// Why the driver ended with `code`.
     pub(crate) fn failure(&self, code: i32) -> String {
         let found = self.failed.clone().or_else(|| {
-            let line = self.text.lines().find(|line| line.starts_with("dpkg: error processing"))?;
-            Some(line.trim_end_matches(':').to_owned())
+            let mut lines = self.text.lines();
+            let line = lines.find(|line| {
+                line.starts_with("dpkg: error processing")
+                    || line.starts_with("dpkg: dependency problems prevent")
+            })?;
+            let why = lines.next().unwrap_or_default().trim();
+            Some(format!("{line} {why}"))
         });
         found.unwrap_or_else(|| format!("dpkg --configure ended with exit status {code}"))
     }
@@ -154,7 +159,10 @@ mod tests {
         assert_eq!(output.finish().failure(90), "preinst script of a: exit status 3");
         let mut output = Output::default();
         output.take(b"dpkg: error processing package a (--configure):\n boo\n");
-        assert_eq!(output.finish().failure(1), "dpkg: error processing package a (--configure)");
+        assert_eq!(
+            output.finish().failure(1),
+            "dpkg: error processing package a (--configure): boo"
+        );
         assert!(Output::default().finish().failure(7).contains("status 7"));
     }
 

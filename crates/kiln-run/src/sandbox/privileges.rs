@@ -12,6 +12,11 @@ use rustix::thread::{
 use super::user::Identity;
 use crate::error::{Context as _, Fault};
 
+/// What a program gets that asks for nothing else: systemd's defaults, as newer Dockers have them.
+/// Otherwise an image or an instance would depend on the shell that the agent was started from.
+const DEFAULT_LIMITS: [(&str, (i64, i64)); 3] =
+    [("nofile", (1024, 524_288)), ("stack", (8 << 20, -1)), ("core", (0, -1))];
+
 /// The set of `names`, without `CAP_`.
 pub(super) fn capability_set(names: &BTreeSet<String>) -> Result<CapabilitySet, Fault> {
     names.iter().try_fold(CapabilitySet::empty(), |set, name| {
@@ -53,6 +58,15 @@ pub(super) fn become_user(
         CapabilitySets { effective: now, permitted: now, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets).step(|| "set the capabilities".to_owned())?;
     Ok((wanted - held).iter_names().map(|(name, _)| name.to_owned()).collect())
+}
+
+/// Sets what a program gets besides the limits that it asks for: those are left as they are, for
+/// what is lowered may not be raised again. A host that allows less gives what it can, which is not
+/// worth a word.
+pub(super) fn limit_by_default(asked: &BTreeMap<String, (i64, i64)>) -> Result<(), Fault> {
+    let limits = DEFAULT_LIMITS.map(|(name, bounds)| (name.to_owned(), bounds));
+    let others = limits.into_iter().filter(|(name, _)| !asked.contains_key(name));
+    limit(&others.collect()).map(drop)
 }
 
 /// Sets `limits`. Raising one needs CAP_SYS_RESOURCE, which a host may not have: such a limit is

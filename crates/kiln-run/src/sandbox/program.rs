@@ -95,6 +95,7 @@ impl Prepared {
         gate: &OwnedFd,
     ) -> Result<std::convert::Infallible, Fault> {
         self.take_stdio(stdio)?;
+        privileges::limit_by_default(&self.ulimits)?;
         let mut warnings = privileges::limit(&self.ulimits)?;
         wait_for(gate)?;
         rustix::process::chdir(self.cwd.as_str())

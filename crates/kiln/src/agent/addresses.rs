@@ -52,9 +52,13 @@ impl Addresses {
         lock(&self.instances).pop_front().ok_or_else(|| used_up("instances"))
     }
 
-    /// A stable address for a service of a slot.
-    pub(crate) fn take_virtual(&self) -> Result<Ipv4Addr, Report> {
-        lock(&self.virtuals).pop_front().ok_or_else(|| used_up("services"))
+    /// Stable addresses for the services of a slot: as many as asked for, or none.
+    pub(crate) fn take_virtuals(&self, count: usize) -> Result<Vec<Ipv4Addr>, Report> {
+        let mut free = lock(&self.virtuals);
+        if free.len() < count {
+            return Err(used_up("services"));
+        }
+        Ok(free.drain(..count).collect())
     }
 
     /// Gives an address of either kind back.
@@ -84,7 +88,8 @@ mod tests {
         assert_eq!(all.take_instance().unwrap(), at(3));
         assert_eq!(all.take_instance().unwrap(), at(2));
         assert!(all.take_instance().is_err());
-        assert_eq!(all.take_virtual().unwrap(), at(10));
-        assert!(all.take_virtual().is_err());
+        assert!(all.take_virtuals(2).is_err(), "and nothing is taken by that");
+        assert_eq!(all.take_virtuals(1).unwrap(), [at(10)]);
+        assert!(all.take_virtuals(1).is_err());
     }
 }

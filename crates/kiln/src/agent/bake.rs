@@ -363,11 +363,14 @@ fn pin(agent: &Agent, service: &str, file: &FileMount) -> Result<PinnedFile, Rep
 
 /// Where the source is in Git, if it is and Git is there to ask.
 pub(crate) fn source(project: &Project) -> Source {
-    let git = |args: &[&str]| -> Option<String> {
+    if !in_git(&project.dir) {
+        return Source::default();
+    }
+    let status = || -> Option<String> {
         let output = Command::new("git")
             .arg("-C")
             .arg(&project.dir)
-            .args(args)
+            .args(["status", "--porcelain=v2", "--branch", "--", "."])
             // The project belongs to the user, the agent is root: Git asks to be told.
             .env("GIT_CONFIG_COUNT", "1")
             .env("GIT_CONFIG_KEY_0", "safe.directory")
@@ -377,15 +380,15 @@ pub(crate) fn source(project: &Project) -> Source {
             .stderr(Stdio::null())
             .output()
             .ok()?;
-        let text = String::from_utf8(output.stdout).ok()?;
-        output.status.success().then(|| text.trim().to_owned())
+        String::from_utf8(output.stdout).ok().filter(|_| output.status.success())
     };
-    if !in_git(&project.dir) {
-        return Source::default();
-    }
-    let Some(commit) = git(&["rev-parse", "HEAD"]) else { return Source::default() };
-    let status = git(&["status", "--porcelain", "--", "."]);
-    Source { commit: Some(commit), dirty: status.is_none_or(|status| !status.is_empty()) }
+    let Some(status) = status() else { return Source::default() };
+    let commit = status
+        .lines()
+        .find_map(|line| line.strip_prefix("# branch.oid "))
+        .filter(|commit| *commit != "(initial)");
+    let dirty = status.lines().any(|line| !line.starts_with('#'));
+    Source { commit: commit.map(str::to_owned), dirty }
 }
 
 /// Asked by looking, so that projects outside of Git pay for no process.

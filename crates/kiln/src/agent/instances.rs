@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_core::compose::MountSource;
 use kiln_core::exit::Exit;
@@ -27,8 +27,29 @@ pub(crate) fn start(
     stage: &Arc<Stage>,
     release: Digest,
     service: &str,
-    restarts: u32,
 ) -> Result<String, Report> {
+    let instance = launch(agent, stage, release, service, 0)?;
+    let id = instance.id.clone();
+    stage.update(|state| {
+        if let Some(slot) = state.slot_mut(&release) {
+            slot.members.insert(service.to_owned(), id.clone());
+        }
+        state.instances.insert(id.clone(), instance);
+    });
+    agent.translate(stage)?;
+    watch::begin(agent, stage, &id);
+    Ok(id)
+}
+
+/// Runs a fresh instance that is in no state or slot yet.
+pub(crate) fn launch(
+    agent: &Agent,
+    stage: &Stage,
+    release: Digest,
+    service: &str,
+    restarts: u32,
+) -> Result<Instance, Report> {
+    let began = Instant::now();
     let pinned = agent.release(&release)?;
     let missing = || Report::failed(format!("release {} has no `{service}`", release.short()));
     let released = pinned.services.get(service).ok_or_else(missing)?;
@@ -37,6 +58,7 @@ pub(crate) fn start(
     let address = agent.addresses.take_instance()?;
     let result = spec(agent, stage, &pinned, &release, service, released, &id, address)
         .and_then(|spec| agent.runtime.start(&spec).map_err(|error| cannot_run(service, &error)));
+    let exec_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     let running = match result {
         Ok(running) => Arc::new(running),
         Err(report) => {
@@ -45,8 +67,11 @@ pub(crate) fn start(
             return Err(report);
         }
     };
-    let instance = Instance {
-        id: id.clone(),
+    // From the request to the program's exec, which `cargo xtask bench` reads.
+    let data = json!({ "instance": id, "release": release, "exec_us": exec_us });
+    record::note(agent, stage, "instance.start", data);
+    Ok(Instance {
+        id,
         service: service.to_owned(),
         key,
         born: release,
@@ -56,18 +81,9 @@ pub(crate) fn start(
         tainted: None,
         started: now_ms(),
         probes: Vec::new(),
-        running: Some(Arc::clone(&running)),
-    };
-    stage.update(|state| {
-        state.instances.insert(id.clone(), instance);
-        if let Some(slot) = state.slot_mut(&release) {
-            slot.members.insert(service.to_owned(), id.clone());
-        }
-    });
-    agent.translate(stage)?;
-    record::note(agent, stage, "instance.start", json!({ "instance": id, "release": release }));
-    watch::begin(agent, stage, &id, running);
-    Ok(id)
+        replacing: false,
+        running: Some(running),
+    })
 }
 
 /// A program that cannot even be executed is the user's to mend: a gate refuses.
@@ -222,11 +238,13 @@ struct Stopping {
 }
 
 /// Stops instances in parallel: stop signal, grace, kill. They are gone from the state afterwards,
-/// their logs stay for a while, their addresses are free.
+/// their logs stay for a while, their addresses are free. So are fresh ones that took the place of
+/// one of them since the delivery under way was planned.
 pub(crate) fn stop(agent: &Arc<Agent>, stage: &Stage, ids: &[String]) {
     let stopping = stage.update(|state| {
         let mut all: Vec<Stopping> = Vec::new();
-        for id in ids {
+        for id in ids.iter().map(|id| state.current(id)).collect::<Vec<_>>() {
+            let id = &id;
             let Some(instance) = state.instances.get_mut(id) else { continue };
             instance.life = Life::Stopping;
             let (born, service) = (instance.born, instance.service.clone());
@@ -245,6 +263,12 @@ pub(crate) fn stop(agent: &Arc<Agent>, stage: &Stage, ids: &[String]) {
         }
         all
     });
+    // A fresh one that is being launched in the place of one of them is gone before this returns.
+    let mut state = stage.state();
+    while stopping.iter().any(|one| state.instances.get(&one.id).is_some_and(|i| i.replacing)) {
+        state = stage.wait(state, Duration::from_secs(1));
+    }
+    drop(state);
     std::thread::scope(|scope| {
         for Stopping { id, running, signal, grace } in &stopping {
             scope.spawn(move || {

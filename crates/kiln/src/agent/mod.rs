@@ -235,6 +235,7 @@ impl Agent {
     /// Writes what is needed to find a stage's instances again.
     pub(crate) fn save(&self, stage: &Stage) {
         let path = restore::run_path(&self.root, &stage.id);
+        let _saving = stage.saving();
         let file = stage.state().run_file();
         if let Err(error) = restore::write_run_file(&path, &file) {
             self.log(&format!("writing {}: {error}", path.display()));

@@ -113,29 +113,31 @@ impl Candidate {
         target: &Published,
         plan: &Plan,
     ) -> Result<Self, Report> {
-        let mut addresses = BTreeMap::new();
-        let known = stage.state().slot(&target.digest).cloned();
-        if known.is_none() {
-            for service in target.release.services.keys() {
-                addresses.insert(service.clone(), agent.addresses.take_virtual()?);
-            }
-        }
-        let before = stage.update(|state| {
-            let before = state.instances.keys().cloned().collect();
-            state.releases.insert(target.digest, Arc::clone(&target.release));
-            match state.slot_mut(&target.digest) {
-                Some(slot) => slot.members.extend(plan.share.clone()),
-                None => state.slots.push(Slot {
+        stage.update(|state| {
+            let reused = state.slot(&target.digest).cloned();
+            if reused.is_none() {
+                let services = target.release.services.keys().cloned();
+                let addresses = agent.addresses.take_virtuals(services.len())?;
+                state.slots.push(Slot {
                     release: target.digest,
                     role: Role::Candidate,
-                    addresses,
-                    members: plan.share.clone(),
-                }),
+                    addresses: services.zip(addresses).collect(),
+                    members: BTreeMap::new(),
+                });
             }
-            before
-        });
-        agent.translate(stage)?;
-        Ok(Self { release: target.clone(), before, reused: known })
+            state.releases.insert(target.digest, Arc::clone(&target.release));
+            let share: Vec<(String, String)> =
+                plan.share.iter().map(|(name, id)| (name.clone(), state.current(id))).collect();
+            if let Some(slot) = state.slot_mut(&target.digest) {
+                slot.members.extend(share);
+                // One that only lent its names is more than that from now on.
+                if slot.role == Role::Names {
+                    slot.role = Role::Candidate;
+                }
+            }
+            let before = state.instances.keys().cloned().collect();
+            Ok(Self { release: target.clone(), before, reused })
+        })
     }
 
     /// The atomic move: from here on this slot answers every client of the stage.
@@ -198,7 +200,7 @@ pub(crate) fn start(
         let waiting = Waiting { session, stage, target, given_up: &given_up };
         let result = waiting.dependencies(service, patience).and_then(|()| {
             let node = session.begin("start", service, "starting");
-            let result = instances::start(agent, stage, target.digest, service, 0)
+            let result = instances::start(agent, stage, target.digest, service)
                 .and_then(|_| waiting.ready(service, patience.of(&target.release, service)));
             node.end(&result, &words(stage, target, service));
             result
@@ -325,11 +327,13 @@ fn not_healthy(instance: &Instance, service: &str, how: &str) -> Report {
         .hint("what served before goes on serving; mend the service and run the same command again")
 }
 
-/// Holds new requests of the stage and lets those under way end.
-pub(crate) fn pause(agent: &Agent, stage: &Stage) -> Result<(), Report> {
+/// Holds new requests of the stage and lets those under way at the instances `ids`, which are to
+/// be stopped, end.
+pub(crate) fn pause(agent: &Agent, stage: &Stage, ids: &[String]) -> Result<(), Report> {
     let upstreams = stage.update(|state| {
         state.paused = true;
-        state.upstreams(state.instances.keys())
+        let ids: Vec<String> = ids.iter().map(|id| state.current(id)).collect();
+        state.upstreams(&ids)
     });
     agent.apply_routes()?;
     agent.drain(&upstreams, DRAIN);
@@ -359,16 +363,20 @@ pub(crate) fn undo(
     let session = session.unstoppable();
     let started: Vec<String> = {
         let state = stage.state();
-        state.instances.keys().filter(|id| !candidate.before.contains(*id)).cloned().collect()
+        // What ended meanwhile and was there before has a fresh one in its place, which stays.
+        let kept: BTreeSet<String> = candidate.before.iter().map(|id| state.current(id)).collect();
+        state.instances.keys().filter(|id| !kept.contains(*id)).cloned().collect()
     };
     instances::stop(agent, stage, &started);
     let missing = stage.update(|state| {
         let digest = candidate.release.digest;
         match &candidate.reused {
             Some(old) => {
-                let living = |id: &String| state.instances.contains_key(id);
-                let members: BTreeMap<String, String> =
-                    old.members.clone().into_iter().filter(|(_, id)| living(id)).collect();
+                let members = old.members.iter();
+                let members: BTreeMap<String, String> = members
+                    .map(|(service, id)| (service.clone(), state.current(id)))
+                    .filter(|(_, id)| state.instances.contains_key(id))
+                    .collect();
                 if let Some(slot) = state.slot_mut(&digest) {
                     slot.members = members;
                     slot.role = old.role;

@@ -96,8 +96,9 @@ pub(crate) fn commit(
     let mut pointer = stage.state().pointer.clone();
     let before = pointer.active;
     if before != Some(target.digest) {
+        // After `down` the release that served is in the list, and may serve again.
+        pointer.previous.retain(|digest| Some(*digest) != before && *digest != target.digest);
         if let Some(left) = before {
-            pointer.previous.retain(|digest| *digest != left && *digest != target.digest);
             pointer.previous.insert(0, left);
             pointer.previous.truncate(agent.keep(&stage.id));
         }

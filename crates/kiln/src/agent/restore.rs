@@ -115,7 +115,8 @@ fn kill_all_but(runtime: &Runtime, known: &BTreeSet<String>) -> Result<(), Repor
     Ok(())
 }
 
-/// Takes over the slots and those instances whose shims still answer. Gives the names of those.
+/// Takes over the slots, those instances whose shims still answer, and those that have ended for
+/// good. Gives the names of those.
 fn take_over(agent: &Arc<Agent>, stage: &Stage, file: RunFile) -> Vec<String> {
     let mut living = Vec::new();
     let pointer = stage.state().pointer.clone();
@@ -135,12 +136,14 @@ fn take_over(agent: &Arc<Agent>, stage: &Stage, file: RunFile) -> Vec<String> {
         for mut instance in file.instances {
             let settled = matches!(instance.life, Life::Completed | Life::Failed { .. });
             match agent.runtime.attach(&agent.instance_dir(&instance.id)) {
-                Ok(Found::Running(running)) => {
+                // One that was being stopped is ended with what nobody knows.
+                Ok(Found::Running(running)) if instance.life != Life::Stopping => {
                     instance.running = Some(Arc::new(running));
                     living.push(instance.id.clone());
                     state.instances.insert(instance.id.clone(), instance);
                 }
                 _ if settled => {
+                    living.push(instance.id.clone());
                     state.instances.insert(instance.id.clone(), instance);
                 }
                 _ => lost.push(instance),
@@ -174,14 +177,9 @@ fn remap(agent: &Agent) {
 }
 
 fn begin_watching(agent: &Arc<Agent>, stage: &Arc<Stage>) {
-    let running: Vec<_> = stage
-        .state()
-        .instances
-        .values()
-        .filter_map(|instance| Some((instance.id.clone(), Arc::clone(instance.running.as_ref()?))))
-        .collect();
-    for (id, running) in running {
-        watch::begin(agent, stage, &id, running);
+    let all: Vec<String> = stage.state().instances.keys().cloned().collect();
+    for id in all {
+        watch::begin(agent, stage, &id);
     }
     retire(agent, stage);
 }

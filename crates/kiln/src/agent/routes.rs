@@ -175,11 +175,13 @@ fn table(stage: &Stage) -> Vec<Route> {
 
 fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Port) -> Route {
     let active = state.with_role(Role::Active);
-    let instance = active
-        .and_then(|slot| slot.members.get(service))
-        .and_then(|id| state.instances.get(id))
-        .filter(|instance| matches!(instance.life, Life::Ready | Life::Unhealthy));
+    let instance =
+        active.and_then(|slot| slot.members.get(service)).and_then(|id| state.instances.get(id));
+    // Nobody waits for what will not come by itself.
+    let given_up =
+        instance.is_some_and(|found| matches!(found.life, Life::Completed | Life::Failed { .. }));
     let upstream = instance
+        .filter(|instance| matches!(instance.life, Life::Ready | Life::Unhealthy))
         .filter(|_| !state.paused)
         .map(|instance| SocketAddr::from((instance.address, port.target)));
     let Port { published, target, .. } = port;
@@ -196,7 +198,7 @@ fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Po
         },
         slot: slot.to_owned(),
         upstream,
-        hold: upstream.is_none(),
+        hold: upstream.is_none() && (state.paused || !given_up),
         hold_ms: HOLD_MS,
     }
 }

@@ -34,6 +34,9 @@ pub(crate) enum Leave {
 /// How long an agent with nothing to look after stays, in case the next verb follows soon.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How long an agent that is to come up waits for the one before to be gone.
+const LEAVING: Duration = Duration::from_secs(20);
+
 /// Set in the environment of the agent that a verb started, once it is in the background.
 const DETACHED: &str = "KILN_AGENT_DETACHED";
 
@@ -89,11 +92,19 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
         )
         .hint("sudo kiln serve"));
     }
+    if !claim(root)? {
+        return match leave {
+            // Somebody else was faster: theirs is the agent.
+            Leave::WhenIdle => Ok(Exit::Done),
+            Leave::Never => {
+                Err(Report::failed(format!("an agent of {} runs already", root.display())).hint(
+                    "to put it under systemd, end it first: SIGTERM ends the agent and nothing that runs",
+                ))
+            }
+        };
+    }
     let agent = open(root)?;
-    let Some(listener) = listen(&agent.root)? else {
-        // Somebody else was faster: theirs is the agent.
-        return Ok(Exit::Done);
-    };
+    let listener = listen(&agent.root)?;
     restore::restore(&agent);
     for notice in agent.host.notices() {
         agent.log(notice);
@@ -105,9 +116,6 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
         watch_idleness(&agent);
     }
     for stream in listener.incoming() {
-        if agent.leaving() {
-            break;
-        }
         match stream {
             Ok(stream) => {
                 let agent = Arc::clone(&agent);
@@ -148,18 +156,39 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
     }))
 }
 
-/// Binds the socket; `None` when another agent answers on it. Who may connect may do everything,
-/// so it belongs to root, or to whoever called `sudo`.
-fn listen(root: &Path) -> Result<Option<UnixListener>, Report> {
-    let path = socket_path(root);
-    let doing = || format!("listening on {}", path.display());
-    let lock = std::fs::File::create(root.join("agent.lock")).because(doing)?;
+/// Makes this process the agent of `root`, before it touches anything that is the agent's; false
+/// when another one is. One that is on its way out is waited for.
+fn claim(root: &Path) -> Result<bool, Report> {
+    let path = root.join("agent.lock");
+    let doing = || format!("locking {}", path.display());
+    std::fs::create_dir_all(root).because(doing)?;
+    let lock = std::fs::File::create(&path).because(doing)?;
     let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    if rustix::fs::flock(&lock, exclusive).is_err() {
-        return Ok(None);
+    let deadline = Instant::now() + LEAVING;
+    while rustix::fs::flock(&lock, exclusive).is_err() {
+        if greets(root) || Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
     // Held until the process ends.
     std::mem::forget(lock);
+    Ok(true)
+}
+
+/// Whether an agent answers that means to stay.
+fn greets(root: &Path) -> bool {
+    use std::io::Read;
+    let Ok(mut stream) = UnixStream::connect(socket_path(root)) else { return false };
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+    matches!(stream.read(&mut [0]), Ok(1))
+}
+
+/// Binds the socket. Who may connect may do everything, so it belongs to root, or to whoever
+/// called `sudo`.
+fn listen(root: &Path) -> Result<UnixListener, Report> {
+    let path = socket_path(root);
+    let doing = || format!("listening on {}", path.display());
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).because(doing)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).because(doing)?;
@@ -169,7 +198,7 @@ fn listen(root: &Path) -> Result<Option<UnixListener>, Report> {
         // The way to the socket may be walked, not read.
         std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o711)).because(doing)?;
     }
-    Ok(Some(listener))
+    Ok(listener)
 }
 
 /// SIGTERM and SIGINT end the agent and nothing else: what runs goes on, and is found again.
@@ -212,7 +241,7 @@ fn watch_idleness(agent: &Arc<Agent>) {
                     let state = stage.state();
                     state.instances.is_empty() && state.pointer.active.is_none()
                 });
-            if idle {
+            if idle && agent.closes() {
                 agent.log("nothing is left to look after");
                 agent.stop_front();
                 agent.teardown_network();
@@ -223,6 +252,14 @@ fn watch_idleness(agent: &Arc<Agent>) {
 }
 
 impl Agent {
+    /// Takes no more requests, unless one has come meanwhile.
+    fn closes(&self) -> bool {
+        self.leaving.store(true, Ordering::SeqCst);
+        let nobody = self.working.load(Ordering::SeqCst) == 0;
+        self.leaving.store(nobody, Ordering::SeqCst);
+        nobody
+    }
+
     /// Ends the agent; what runs goes on.
     pub(crate) fn leave(&self) -> ! {
         self.leaving.store(true, Ordering::Release);
@@ -293,6 +330,13 @@ impl Agent {
 /// Counts requests at work, so that the agent does not leave or replace itself under them.
 struct Working<'a>(&'a Agent);
 
+impl<'a> Working<'a> {
+    fn begin(agent: &'a Agent) -> Self {
+        agent.working.fetch_add(1, Ordering::SeqCst);
+        Self(agent)
+    }
+}
+
 impl Drop for Working<'_> {
     fn drop(&mut self) {
         *lock(&self.0.last_use) = Instant::now();
@@ -302,19 +346,25 @@ impl Drop for Working<'_> {
 
 fn answer(agent: &Arc<Agent>, stream: UnixStream) {
     use std::io::Write;
+    let working = Working::begin(agent);
+    if agent.leaving() {
+        // Without a greeting: the client waits for the next agent.
+        return;
+    }
     let mut greeting = build_id();
     greeting.push('\n');
     if (&stream).write_all(greeting.as_bytes()).is_err() {
         return;
     }
     let Some((request, fds)) = receive(&stream) else { return };
-    agent.working.fetch_add(1, Ordering::AcqRel);
-    let _working = Working(agent);
+    // Who only follows logs keeps the agent neither from leaving nor from being replaced.
+    let _working = (!matches!(request.verb, Verb::Logs { .. })).then_some(working);
     let session = Session::new(&stream, request.env.clone(), request.cwd.clone());
-    let result = if request.version != VERSION {
-        Err(Report::failed(format!("the client speaks protocol {}", request.version)))
-    } else if let Verb::Replace = request.verb {
+    // A newer client that speaks another protocol still knows how to say this.
+    let result = if let Verb::Replace = request.verb {
         Err(agent.replace(&request.exe))
+    } else if request.version != VERSION {
+        Err(Report::failed(format!("the client speaks protocol {}", request.version)))
     } else {
         verbs::run(agent, &session, request.verb, fds)
     };

@@ -122,6 +122,9 @@ pub(crate) struct Instance {
     /// The last probes that failed, newest last.
     #[serde(default)]
     pub probes: Vec<String>,
+    /// A fresh one is being launched to take its place.
+    #[serde(skip)]
+    pub replacing: bool,
     /// The shim's side of it.
     #[serde(skip)]
     pub running: Option<Arc<kiln_run::Running>>,
@@ -140,6 +143,9 @@ pub(crate) struct StageState {
     pub releases: BTreeMap<Digest, Arc<Release>>,
     /// Routes answer nothing until resumed: a data service is being replaced.
     pub paused: bool,
+    /// Who took whose place since the delivery under way was planned; none is under way when
+    /// `None`.
+    heirs: Option<BTreeMap<String, String>>,
 }
 
 /// What is written beside the pointer.
@@ -157,6 +163,7 @@ pub(crate) struct Stage {
     /// Which.
     pub id: StageId,
     turn: Mutex<()>,
+    saving: Mutex<()>,
     state: Mutex<StageState>,
     changed: Condvar,
 }
@@ -165,7 +172,8 @@ impl Stage {
     /// A stage with nothing in it.
     pub(crate) fn new(id: StageId, pointer: Pointer) -> Self {
         let state = StageState { pointer, ..StageState::default() };
-        Self { id, turn: Mutex::new(()), state: Mutex::new(state), changed: Condvar::new() }
+        let (turn, saving) = (Mutex::new(()), Mutex::new(()));
+        Self { id, turn, saving, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// Waits for this delivery's turn.
@@ -182,6 +190,11 @@ impl Stage {
         }
     }
 
+    /// Held from reading the state to having written it, so that a later state is written later.
+    pub(crate) fn saving(&self) -> MutexGuard<'_, ()> {
+        self.saving.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     /// The state. Never held across anything that waits.
     pub(crate) fn state(&self) -> MutexGuard<'_, StageState> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -192,6 +205,12 @@ impl Stage {
         let value = change(&mut self.state());
         self.changed.notify_all();
         value
+    }
+
+    /// Begins a delivery: its plan may go on naming instances that are replaced under it.
+    pub(crate) fn deliver(&self) -> Delivery<'_> {
+        self.update(|state| state.heirs = Some(BTreeMap::new()));
+        Delivery(self)
     }
 
     /// Waits until something changes or `timeout` has passed.
@@ -207,7 +226,44 @@ impl Stage {
     }
 }
 
+/// A delivery under way; see [`Stage::deliver`].
+#[derive(Debug)]
+pub(crate) struct Delivery<'a>(&'a Stage);
+
+impl Drop for Delivery<'_> {
+    fn drop(&mut self) {
+        self.0.update(|state| state.heirs = None);
+    }
+}
+
 impl StageState {
+    /// Whoever has the place of instance `id` by now; itself, as long as it has it.
+    pub(crate) fn current(&self, id: &str) -> String {
+        let heir = self.heirs.as_ref().and_then(|heirs| heirs.get(id));
+        heir.map_or(id, String::as_str).to_owned()
+    }
+
+    /// Puts `fresh` into the place of `old` in every slot. If that one is not wanted any more, nor
+    /// is `fresh`: it is in no slot and to be stopped, and this says false.
+    pub(crate) fn inherit(&mut self, old: &str, mut fresh: Instance) -> bool {
+        let wanted = self.instances.get(old).is_some_and(|old| old.life != Life::Stopping);
+        if wanted {
+            for slot in &mut self.slots {
+                slot.members.values_mut().filter(|id| *id == old).for_each(|id| {
+                    id.clone_from(&fresh.id);
+                });
+            }
+            if let Some(heirs) = &mut self.heirs {
+                heirs.values_mut().filter(|id| *id == old).for_each(|id| id.clone_from(&fresh.id));
+                heirs.insert(old.to_owned(), fresh.id.clone());
+            }
+        } else {
+            fresh.life = Life::Stopping;
+        }
+        self.instances.insert(fresh.id.clone(), fresh);
+        wanted
+    }
+
     /// The slot of `release`.
     pub(crate) fn slot(&self, release: &Digest) -> Option<&Slot> {
         self.slots.iter().find(|slot| slot.release == *release)
@@ -238,13 +294,16 @@ impl StageState {
     pub(crate) fn observe(&self) -> Vec<Observed> {
         let mut all: Vec<Observed> = Vec::new();
         for instance in self.instances.values() {
-            if instance.life == Life::Stopping {
-                continue;
-            }
             let release = self.releases.get(&instance.born);
             let settings = release
                 .and_then(|release| release.services.get(&instance.service))
                 .map(|released| &released.settings);
+            let data = settings.map(|s| plan::writable(&s.mounts)).unwrap_or_default();
+            // One that is being stopped counts as long as it may write what others could.
+            let stopping = instance.life == Life::Stopping;
+            if stopping && data.is_empty() {
+                continue;
+            }
             // A taint by `exec` does not count: the only stage so far is `dev`, where people try
             // things and it is for show.
             let sound = matches!(instance.life, Life::Ready | Life::Completed);
@@ -253,9 +312,9 @@ impl StageState {
                 service: instance.service.clone(),
                 key: instance.key,
                 sound,
-                data: settings.map(|s| plan::writable(&s.mounts)).unwrap_or_default(),
+                data,
                 reach: release.map(|r| r.reach(&instance.service)).unwrap_or_default(),
-                worker: release.is_some_and(|r| plan::is_worker(r, &instance.service)),
+                worker: !stopping && release.is_some_and(|r| plan::is_worker(r, &instance.service)),
             });
         }
         // Of several with one key the one that serves is shared.

@@ -5,12 +5,17 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
+use std::sync::Mutex;
 
 use kiln_core::Digest;
 use kiln_core::tree::{Kind, Node};
 use kiln_store::Store;
 
 use crate::report::{Because, Report};
+
+/// One at a time: services that start together may have a volume in common, and an empty folder
+/// would be renamed over the one that another instance has mounted already.
+static FILLING: Mutex<()> = Mutex::new(());
 
 /// Makes the volume at `dir` unless it is there, with what the image has at `target`. It appears
 /// whole or not at all.
@@ -20,17 +25,16 @@ pub(crate) fn fill_if_new(
     tree: &Digest,
     target: &str,
 ) -> Result<(), Report> {
+    let _alone = super::lock(&FILLING);
     if dir.exists() {
         return Ok(());
     }
     let doing = || format!("making the volume {}", dir.display());
     let parent = dir.parent().unwrap_or(dir);
     fs::create_dir_all(parent).because(doing)?;
-    let part = parent.join(format!(
-        ".part-{}-{}",
-        std::process::id(),
-        dir.file_name().unwrap_or_default().to_string_lossy()
-    ));
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    // What a killed agent left half-way is begun anew.
+    let part = parent.join(format!(".part-{name}"));
     let _ = fs::remove_dir_all(&part);
     fs::create_dir(&part).because(doing)?;
     let tree = store.get_tree(tree).because(doing)?;
@@ -39,14 +43,7 @@ pub(crate) fn fill_if_new(
         copy_children(store, &tree, &base, &part).because(doing)?;
         own(&part, node).because(doing)?;
     }
-    match fs::rename(&part, dir) {
-        // Somebody else was first: theirs it is.
-        Err(_) if dir.exists() => {
-            let _ = fs::remove_dir_all(&part);
-            Ok(())
-        }
-        result => result.because(doing),
-    }
+    fs::rename(&part, dir).because(doing)
 }
 
 /// `target` with the symlinks of the image followed (`/var/run` is one, often).

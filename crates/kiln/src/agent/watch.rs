@@ -15,7 +15,7 @@ use kiln_run::{ExecSpec, InstanceState, Running};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::json;
 
-use super::stage::{Life, Role, Stage};
+use super::stage::{Instance, Life, Role, Stage};
 use super::{Agent, instances, record};
 use crate::report::Report;
 
@@ -83,7 +83,7 @@ struct Watch {
 }
 
 /// Watches instance `id` from now on.
-pub(crate) fn begin(agent: &Arc<Agent>, stage: &Arc<Stage>, id: &str, running: Arc<Running>) {
+pub(crate) fn begin(agent: &Arc<Agent>, stage: &Arc<Stage>, id: &str) {
     let found = {
         let state = stage.state();
         state.instances.get(id).and_then(|instance| {
@@ -98,7 +98,7 @@ pub(crate) fn begin(agent: &Arc<Agent>, stage: &Arc<Stage>, id: &str, running: A
                 settings: released.settings.clone(),
                 job: plan::is_job(release, &instance.service),
                 address: instance.address,
-                running,
+                running: Arc::clone(instance.running.as_ref()?),
             })
         })
     };
@@ -130,6 +130,7 @@ impl Watch {
         });
         if serves {
             self.agent.routes_changed();
+            self.agent.save(&self.stage);
         }
     }
 
@@ -323,40 +324,47 @@ impl Watch {
         }
     }
 
-    /// A fresh instance takes this one's place in every slot.
+    /// A fresh instance takes this one's place in every slot. Who stops this one meanwhile waits
+    /// until it is clear which of the two is there, so that data never has two writers.
     fn replace(&self, restarts: u32) {
-        let slots: Vec<Digest> = {
-            let state = self.stage.state();
-            let has = |id: &String| *id == self.id;
-            let slots = state.slots.iter().filter(|slot| slot.members.values().any(has));
-            slots.map(|slot| slot.release).collect()
-        };
-        match instances::start(&self.agent, &self.stage, self.release, &self.service, restarts) {
-            Ok(fresh) => {
-                let unwanted = self.stage.update(|state| {
-                    for slot in &mut state.slots {
-                        if slots.contains(&slot.release) {
-                            slot.members.insert(self.service.clone(), fresh.clone());
-                        }
-                    }
-                    // Stopped meanwhile: then the fresh one must go as well.
-                    state.instances.get(&self.id).is_none_or(|old| old.life == Life::Stopping)
-                });
-                instances::forget(&self.agent, &self.stage, &self.id);
-                if unwanted {
-                    instances::stop(&self.agent, &self.stage, &[fresh.clone()]);
-                }
-                if let Err(report) = self.agent.translate(&self.stage) {
-                    self.agent.log(&format!("{}: {report}", self.stage.id));
-                }
-                self.agent.save(&self.stage);
-                let data = json!({ "old": self.id, "new": fresh });
-                record::note(&self.agent, &self.stage, "instance.replaced", data);
+        let claimed = self.stage.update(|state| match state.instances.get_mut(&self.id) {
+            Some(old) if old.life != Life::Stopping => {
+                old.replacing = true;
+                true
             }
+            _ => false,
+        });
+        if !claimed {
+            return;
+        }
+        let (agent, stage) = (&self.agent, &self.stage);
+        match instances::launch(agent, stage, self.release, &self.service, restarts) {
+            Ok(fresh) => self.hand_over(fresh),
             Err(report) => {
                 self.finding("instance.failed", &report.message);
                 self.set(Life::Failed { how: report.message });
             }
         }
+        stage.update(|state| {
+            if let Some(old) = state.instances.get_mut(&self.id) {
+                old.replacing = false;
+            }
+        });
+    }
+
+    fn hand_over(&self, fresh: Instance) {
+        let (agent, stage) = (&self.agent, &self.stage);
+        let id = fresh.id.clone();
+        if !stage.update(|state| state.inherit(&self.id, fresh)) {
+            return instances::stop(agent, stage, &[id]);
+        }
+        instances::forget(agent, stage, &self.id);
+        if let Err(report) = agent.translate(stage) {
+            agent.log(&format!("{}: {report}", stage.id));
+        }
+        begin(agent, stage, &id);
+        agent.save(stage);
+        let data = json!({ "old": self.id, "new": id });
+        record::note(agent, stage, "instance.replaced", data);
     }
 }

@@ -37,7 +37,7 @@ pub(crate) fn agent_is_there(root: &Path) -> bool {
 /// Sends `verb`, starting or replacing the agent first where that is needed.
 pub(crate) fn send(root: &Path, verb: Verb) -> Result<Answers, Report> {
     let exe = std::env::current_exe().because(|| "finding kiln's own binary".into())?;
-    let mut request = Request {
+    let request = Request {
         version: VERSION,
         build: build_id(),
         exe,
@@ -47,11 +47,11 @@ pub(crate) fn send(root: &Path, verb: Verb) -> Result<Answers, Report> {
             .collect(),
         verb,
     };
-    let mut stream = connect_or_start(root, &request.exe)?;
-    if let Some(replaced) = replace_older(root, &stream, &request)? {
-        stream = replaced;
-    }
-    request.version = VERSION;
+    let (stream, theirs) = meet(root, &request.exe)?;
+    let stream = match theirs == request.build {
+        true => stream,
+        false => replace_older(root, &stream, &request, &theirs)?,
+    };
     write_request(&stream, &request)?;
     if matches!(request.verb, Verb::Exec { .. }) {
         send_standard_fds(&stream)?;
@@ -65,16 +65,30 @@ fn write_request(mut stream: &UnixStream, request: &Request) -> Result<(), Repor
     stream.write_all(&line).because(|| "asking the agent".into())
 }
 
-/// The agent greets with its build identity. Another build replaces itself in place by ours.
+/// An agent, and the build identity with which it greets. One that is on its way out does not
+/// greet: then the next one is meant.
+fn meet(root: &Path, exe: &Path) -> Result<(UnixStream, String), Report> {
+    let deadline = Instant::now() + START;
+    loop {
+        let stream = connect_or_start(root, exe)?;
+        match greeting(&stream) {
+            Ok(theirs) if !theirs.is_empty() => return Ok((stream, theirs)),
+            result if Instant::now() > deadline => {
+                let gone = format!("the agent of {} is leaving and does not end", root.display());
+                return Err(result.err().unwrap_or_else(|| Report::failed(gone)));
+            }
+            _ => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// An agent of another build replaces itself in place by ours.
 fn replace_older(
     root: &Path,
     stream: &UnixStream,
     request: &Request,
-) -> Result<Option<UnixStream>, Report> {
-    let theirs = greeting(stream)?;
-    if theirs == request.build {
-        return Ok(None);
-    }
+    theirs: &str,
+) -> Result<UnixStream, Report> {
     write_request(stream, &Request { verb: Verb::Replace, ..request.clone() })?;
     let deadline = Instant::now() + START;
     // The old agent ends every connection when it replaces itself; the new one greets as ours.
@@ -82,7 +96,7 @@ fn replace_older(
         if let Ok(stream) = UnixStream::connect(socket_path(root))
             && greeting(&stream).is_ok_and(|build| build == request.build)
         {
-            return Ok(Some(stream));
+            return Ok(stream);
         }
         if Instant::now() > deadline {
             return Err(Report::failed(format!(

@@ -24,7 +24,8 @@ pub(crate) fn run() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "kiln: a bug in Kiln: {info}");
     }));
     let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+        // The agent has a working directory of its own.
+        Ok(cli) => Cli { root: std::path::absolute(&cli.root).unwrap_or(cli.root), ..cli },
         Err(error) => {
             let _ = error.print();
             let wrong = error.use_stderr();

@@ -23,7 +23,8 @@ async function ask(path, options) {
 }
 
 function showCatalogue(products) {
-  const select = byId("order").elements.item;
+  // Not `elements.item`: that is a method of the collection.
+  const select = byId("order").elements.namedItem("item");
   const chosen = select.value;
   const cards = products.map((product) => {
     names.set(product.id, product.name);
@@ -43,7 +44,7 @@ function showCatalogue(products) {
 
 async function choose(id) {
   const form = byId("order").elements;
-  form.item.value = id;
+  form.namedItem("item").value = id;
   form.customer.focus();
   try {
     showCatalogue(await ask(`/api/products/${encodeURIComponent(id)}/chosen`, { method: "POST" }));

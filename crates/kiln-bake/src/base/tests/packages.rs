@@ -14,6 +14,7 @@ use crate::base::assemble::{Unpacked, assemble};
 use crate::base::deb::{MD5, OWNER, read};
 use crate::base::dpkg_db;
 use crate::base::lock::{LockedBase, LockedPackage};
+use crate::base::order::{Action, plan};
 
 fn plain(bytes: Vec<u8>) -> Vec<u8> {
     bytes
@@ -266,4 +267,33 @@ fn database_says_what_dpkg_would() {
     assert_eq!(dpkg_db::read_diversions(&text("diversions")), base.diversions);
     assert!(tree.get(b"var/lib/dpkg/kiln/one:amd64/control").is_some());
     assert!(tree.get(b"var/lib/dpkg/info/one:amd64.control").is_none());
+}
+
+#[test]
+fn packages_that_a_preinst_leans_on_are_configured_before_it() {
+    let (_dir, store) = store();
+    let script = [file("./preinst", "#!/bin/sh\n")];
+    let of = |name: &str, fields: &str, more: &[File<'_>]| made(&store, name, fields, more, &[]);
+    let packages = [
+        of("libc", "Essential: yes\nPre-Depends: passwd\n", &script),
+        of("passwd", "Provides: accounts\n", &[]),
+        of("tool", "Depends: accounts (>= 1) | other\n", &script),
+        of("server", "Pre-Depends: tool:any, nothing\nDepends: late\n", &script),
+        of("late", "", &[]),
+    ];
+    let mut base = base(&[]);
+    base.configure = ["libc", "tool", "passwd", "late", "server"].map(str::to_owned).to_vec();
+    let preinst = |name: &str| Action::Preinst(name.to_owned());
+    let configure =
+        |names: &[&str]| Action::Configure(names.iter().map(|name| (*name).to_owned()).collect());
+    assert_eq!(
+        plan(&base, &packages),
+        [
+            preinst("libc"),
+            preinst("tool"),
+            configure(&["libc", "tool", "passwd"]),
+            preinst("server"),
+            configure(&["late", "server"]),
+        ]
+    );
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::Answer;
+use super::{Answer, with_turn};
 use crate::agent::session::Session;
-use crate::agent::stage::{Role, Stage};
+use crate::agent::stage::{Life, Role, Stage};
 use crate::agent::{Agent, instances, record};
 use crate::report::{Because, Report};
 
@@ -17,7 +17,15 @@ pub(super) fn down(
     stage: &Arc<Stage>,
     volumes: bool,
 ) -> Result<Answer, Report> {
-    let _turn = stage.turn();
+    with_turn(session, stage, || stop_and_remove(agent, session, stage, volumes))
+}
+
+fn stop_and_remove(
+    agent: &Arc<Agent>,
+    session: &Session,
+    stage: &Arc<Stage>,
+    volumes: bool,
+) -> Result<Answer, Report> {
     let mut stopped = stop_stage(agent, session, stage)?;
     stopped.sort();
     let mut removed = false;
@@ -48,6 +56,8 @@ fn stop_stage(
             slot.role = Role::Names;
         }
         let ids: Vec<String> = state.instances.keys().cloned().collect();
+        // From here on nothing that ends is replaced.
+        state.instances.values_mut().for_each(|instance| instance.life = Life::Stopping);
         let upstreams = state.upstreams(&ids);
         (ids, upstreams)
     });
@@ -91,8 +101,7 @@ fn stop_stage(
 pub(super) fn shutdown(agent: &Arc<Agent>, session: &Session) -> Result<Answer, Report> {
     let mut stopped = Vec::new();
     for stage in agent.stages() {
-        let _turn = stage.turn();
-        stopped.extend(stop_stage(agent, session, &stage)?);
+        stopped.extend(with_turn(session, &stage, || stop_stage(agent, session, &stage))?);
     }
     agent.stop_front();
     agent.teardown_network();

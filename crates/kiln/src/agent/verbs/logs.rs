@@ -27,6 +27,8 @@ pub(super) fn logs(
 ) -> Result<Answer, Report> {
     let mut readers: BTreeMap<PathBuf, (String, Follow)> = BTreeMap::new();
     let mut entries: Vec<(String, LogEntry)> = Vec::new();
+    known(agent, stage, services)?;
+    let mut last = tail;
     if !follow || tail.is_some() {
         for (service, dir) in ended(agent, stage, services) {
             let old =
@@ -48,7 +50,7 @@ pub(super) fn logs(
             entries.extend(fresh.into_iter().map(|entry| (service.clone(), entry)));
         }
         entries.sort_by_key(|(_, entry)| entry.time);
-        if let Some(lines) = tail.filter(|_| !follow) {
+        if let Some(lines) = last.take() {
             entries.drain(..entries.len().saturating_sub(lines));
         }
         for (service, entry) in entries.drain(..) {
@@ -59,6 +61,23 @@ pub(super) fn logs(
         }
         readers.retain(|dir, _| dir.exists());
         std::thread::sleep(PULSE);
+    }
+}
+
+/// Refuses the name of a service that neither runs nor has ever written anything.
+fn known(agent: &Agent, stage: &Stage, services: &[String]) -> Result<(), Report> {
+    let there = living(agent, stage, &[]).into_iter().chain(ended(agent, stage, &[]));
+    let there: BTreeSet<String> = there.map(|(service, _)| service).collect();
+    match services.iter().find(|service| !there.contains(*service)) {
+        None => Ok(()),
+        Some(service) => {
+            let known: Vec<&str> = there.iter().map(String::as_str).collect();
+            let report = Report::usage(format!("no log of `{service}` in {}", stage.id));
+            Err(match known.is_empty() {
+                true => report.hint("kiln up"),
+                false => report.hint(format!("there are {}", known.join(", "))),
+            })
+        }
     }
 }
 

@@ -96,6 +96,10 @@ pub(super) fn overview(agent: &Agent) -> Result<Answer, Report> {
     let mut stages = Vec::new();
     for stage in agent.stages() {
         let state = stage.state();
+        // Asking for a stage makes it known; it is shown once something was in it.
+        if state.instances.is_empty() && state.pointer.generation == 0 {
+            continue;
+        }
         stages.push(json!({
             "project": stage.id.project,
             "stage": stage.id.stage,

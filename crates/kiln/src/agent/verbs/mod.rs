@@ -173,7 +173,7 @@ fn name_of_broken(session: &Session, file: Option<&Path>) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// The stage that the client means; it need not have anything in it.
+/// The stage that the client means; `dev` need not have anything in it.
 fn find_stage(
     agent: &Agent,
     session: &Session,
@@ -181,7 +181,25 @@ fn find_stage(
     stage: &str,
 ) -> Result<Arc<Stage>, Report> {
     let id = StageId { project: project_name(session, args)?, stage: stage.to_owned() };
+    let there = agent.stages().iter().any(|known| known.id == id);
+    if stage != "dev" && !there {
+        let report = Report::usage(format!("project `{}` has no stage `{stage}`", id.project));
+        let release = stage.len() >= 4 && stage.bytes().all(|byte| byte.is_ascii_hexdigit());
+        return Err(match release {
+            true => report.hint(format!("to name a release, name the stage first: dev {stage}")),
+            false => report.hint("so far there is `dev`"),
+        });
+    }
     Ok(agent.stage(&id))
+}
+
+/// Deliveries to one stage take turns; who has to wait hears of it.
+fn with_turn<T>(session: &Session, stage: &Stage, work: impl FnOnce() -> T) -> T {
+    let _turn = stage.try_turn().unwrap_or_else(|| {
+        session.notice(format!("another delivery to {} is under way: waiting", stage.id));
+        stage.turn()
+    });
+    work()
 }
 
 /// What a verb says of a stage in which nothing serves.

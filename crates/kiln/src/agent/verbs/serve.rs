@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kiln_core::{Digest, Release};
 use serde_json::{Value, json};
 
-use super::{Answer, load_and_tell, nothing_serves};
+use super::{Answer, load_and_tell, nothing_serves, with_turn};
 use crate::agent::Agent;
 use crate::agent::provision::Patience;
 use crate::agent::session::Session;
@@ -17,15 +17,6 @@ use crate::report::Report;
 
 fn patience(timeout: Option<u64>) -> Patience {
     Patience { limit: timeout.map(Duration::from_secs) }
-}
-
-/// Deliveries to one stage take turns; who has to wait hears of it.
-fn with_turn<T>(session: &Session, stage: &Stage, work: impl FnOnce() -> T) -> T {
-    let _turn = stage.try_turn().unwrap_or_else(|| {
-        session.notice(format!("another delivery to {} is under way: waiting", stage.id));
-        stage.turn()
-    });
-    work()
 }
 
 /// `kiln up`.
