@@ -33,6 +33,11 @@ pub(crate) const FOR_TESTS: &[Package] = &[
         why: "releases name their commit; the rules of the repository list its files",
     },
     Package {
+        name: "iproute2",
+        program: "ip",
+        why: "joins the network namespaces that tests make",
+    },
+    Package {
         name: "iptables",
         program: "iptables",
         why: "Docker's forward policy of drop, beside which instances have to reach out",

@@ -80,6 +80,10 @@ fn a_command_right_after_shutdown_finds_an_agent() {
         world.kiln_in(&project, ["ps"]).expect_done();
         shutdown.wait().unwrap().expect_done();
     }
+    wait_until(PATIENCE, "nothing half removed", || {
+        let mut left = std::fs::read_dir(world.root().join("tmp")).unwrap();
+        left.next().is_none().then_some(())
+    });
 }
 
 #[test]
@@ -377,4 +381,97 @@ fn an_agent_killed_after_the_switch_and_before_the_commit_has_not_switched() {
         (all.len() == 2).then_some(all)
     });
     assert!(said.iter().all(|row| row["slots"][0]["role"] == "active"), "{said:?}");
+}
+
+#[test]
+fn a_pause_leaves_connections_to_unchanged_services_alone() {
+    use std::io::{Read, Write};
+    let world = world();
+    let (port, chat) = (Port::claim(), Port::claim());
+    let compose = format!(
+        "services:
+  chat: {{ image: busybox, command: [busybox, nc, -ll, -p, '7', -e, cat], ports: ['{}:7'] }}
+  store:
+    image: busybox
+    command: [busybox, httpd, -f, -p, '8080', -h, /data]
+    environment: {{ V: '1' }}
+    ports: ['{}:8080']
+    volumes: ['data:/data']
+volumes: {{ data: }}
+",
+        chat.number(),
+        port.number()
+    );
+    let project = project(&world, "chat", &compose);
+    world.kiln_in(&project, ["up"]).expect_done();
+    let mut connection = std::net::TcpStream::connect(("127.0.0.1", chat.number())).unwrap();
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut echo = |text: &[u8; 6]| {
+        connection.write_all(text).unwrap();
+        let mut back = [0; 6];
+        connection.read_exact(&mut back).unwrap();
+        assert_eq!(&back, text);
+    };
+    echo(b"first\n");
+    project.edit("compose.yaml", "V: '1'", "V: '2'");
+    let up = world.kiln_in(&project, ["up", "--json"]).expect_done().json();
+    assert!(up["ms"].as_u64().unwrap() < 8_000, "it did not wait for the connection: {up}");
+    echo(b"again\n");
+}
+
+#[test]
+fn a_front_that_is_gone_altogether_is_started_by_the_next_deploy() {
+    let (world, project, port) = web();
+    world.kiln_in(&project, ["up"]).expect_done();
+    let front = || {
+        let all = world.processes().into_iter();
+        all.filter(|process| process.command.contains(" front ")).collect::<Vec<_>>()
+    };
+    assert_eq!(front().len(), 2, "minder and worker: {:?}", front());
+    wait_until(PATIENCE, "the front to be dead", || {
+        for process in front() {
+            // Either may be gone already, or back for another moment.
+            let pid = rustix::process::Pid::from_raw(i32::try_from(process.pid).ok()?)?;
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        front().is_empty().then_some(())
+    });
+    page(&project, "web", "two");
+    world.kiln_in(&project, ["up"]).expect_done();
+    assert_eq!(answer(&port), "two");
+}
+
+#[test]
+fn data_never_has_two_writers_however_often_it_ends_during_deploys() {
+    let world = world();
+    let port = Port::claim();
+    let compose = format!(
+        "services:
+  store:
+    image: busybox
+    command: [sh, -c, 'mkdir /data/busy || echo twice >> /data/said;
+      trap \"rmdir /data/busy; exit 1\" TERM; echo once >> /data/said;
+      busybox httpd -p 8080 -h /data; $$THEN; rmdir /data/busy; exit 1']
+    environment: {{ THEN: 'sleep 0.1', V: '0' }}
+    stop_grace_period: 1s
+    ports: ['{}:8080']
+    volumes: ['data:/data']
+volumes: {{ data: }}
+",
+        port.number()
+    );
+    let project = project(&world, "writers", &compose);
+    for version in 0..6 {
+        // Whether it is healthy for a moment or ends before that is not the point.
+        world.kiln_in(&project, ["up"]);
+        project.edit("compose.yaml", &format!("V: '{version}'"), &format!("V: '{}'", version + 1));
+    }
+    project.edit("compose.yaml", "sleep 0.1", "sleep 1000");
+    world.kiln_in(&project, ["up"]).expect_done();
+    wait_until(PATIENCE, "what was said", || {
+        let said = kiln_testkit::http::get(port.number(), "/said").ok()?;
+        assert!(!said.text().contains("twice"), "{}", said.text());
+        (said.text().lines().count() > 6).then_some(())
+    });
+    assert_eq!(instances(&world, &project).len(), 1);
 }

@@ -164,6 +164,17 @@ fn large_bodies_go_both_ways() {
     assert_eq!(up.text(), sum.stdout);
 }
 
+#[test]
+fn a_service_of_datagrams_that_ends_at_once_is_not_ready() {
+    let world = world();
+    // Nobody can be asked whether a UDP port answers: it has to live for a while.
+    let compose = "services:\n  echo:\n    image: busybox\n    expose: ['5353/udp']\n    \
+                   restart: 'no'\n    command: [sh, -c, 'echo no such device; exit 3']\n";
+    let project = project(&world, "datagrams", compose);
+    let refused = world.kiln_in(&project, ["up"]).expect_code(4);
+    assert!(refused.stderr.contains("no such device"), "{refused}");
+}
+
 /// `web` says its own version and what `api` says, by both of its names.
 fn write_pair(project: &Project, version: &str) {
     page(project, "api", version);
@@ -233,7 +244,7 @@ struct Outside {
     world: World, // first, so that the agent still runs when the world is shut down
     agent: Running,
     peer: Running,
-    _server: Running,
+    _servers: [Running; 2],
 }
 
 /// Runs a program in the network namespace of a process.
@@ -279,25 +290,18 @@ impl Outside {
         let program = world.home().join("server");
         std::fs::write(&program, server::program()).unwrap();
         do_within(&peer, &format!("chmod 755 {}", program.display()));
-        let server = within(&peer, &[program.to_str().unwrap(), "80", file.to_str().unwrap()]);
-        let server = server.patience(Duration::from_secs(600)).spawn().unwrap();
-        Self { world, agent, peer, _server: server }
+        let serve = |namespace: &Running, port: &str| {
+            let words = [program.to_str().unwrap(), port, file.to_str().unwrap()];
+            within(namespace, &words).patience(Duration::from_secs(600)).spawn().unwrap()
+        };
+        let servers = [serve(&peer, "80"), serve(&agent, "81")];
+        Self { world, agent, peer, _servers: servers }
     }
 
-    /// What an instance of `web` is told from outside.
-    fn ask(&self, project: &Project) -> String {
-        let ask = [
-            "exec",
-            "web",
-            "timeout",
-            "5",
-            "busybox",
-            "wget",
-            "-q",
-            "-O",
-            "-",
-            "http://192.0.2.2/",
-        ];
+    /// What an instance of `web` is told at an address.
+    fn ask(&self, project: &Project, at: &str) -> String {
+        let ask = format!("exec timeout 5 busybox wget -q -O - http://{at}/");
+        let ask = ["exec", "web", "sh", "-c", &ask];
         let output = self.world.kiln_in(project, ask);
         format!("{}{}", output.stdout, output.stderr)
     }
@@ -317,15 +321,18 @@ fn traffic_leaves_through_a_firewall_that_forwards_nothing() {
     let outside = Outside::new();
     let (open, local) = (Port::claim(), Port::claim());
     let compose = format!(
-        "services:\n  web:\n    build: ./web\n    ports: ['{open}:8080', '127.0.0.1:{local}:8080']\n"
+        "services:\n  web:\n    build: ./web\n    ports: ['{open}:8080', '127.0.0.1:{local}:8080']\n    \
+         extra_hosts: ['host.docker.internal:host-gateway']\n"
     );
     let project = project(&outside.world, "out", &compose);
     page(&project, "web", "inside");
     outside.world.kiln_in(&project, ["up"]).expect_done();
     assert!(!answer(&open).contains("inside"), "the agent has a network of its own");
     wait_until(PATIENCE, "the listener outside", || {
-        outside.ask(&project).contains("from outside").then_some(())
+        outside.ask(&project, "192.0.2.2").contains("from outside").then_some(())
     });
+    // The host itself, by the name that Docker's users know.
+    assert_eq!(outside.ask(&project, "host.docker.internal:81"), "from outside\n");
     let rules = within(&outside.agent, &["iptables", "-S", "FORWARD"]).run_ok().unwrap();
     assert!(rules.stdout.contains("-P FORWARD DROP"), "{rules}");
     // The way in is the front's.
@@ -336,7 +343,7 @@ fn traffic_leaves_through_a_firewall_that_forwards_nothing() {
     do_within(&outside.agent, "nft flush ruleset");
     do_within(&outside.agent, "iptables -P FORWARD DROP");
     wait_until(PATIENCE, "the way out to be open again", || {
-        (outside.ask(&project) == "from outside\n").then_some(())
+        (outside.ask(&project, "192.0.2.2") == "from outside\n").then_some(())
     });
     page(&project, "web", "changed");
     outside.world.kiln_in(&project, ["up"]).expect_done();

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use common::{PATIENCE, instance, instances, project, world};
-use kiln_testkit::{Project, World, wait_until};
+use kiln_testkit::{Call, Project, World, wait_until};
 
 /// A service that runs `script` and then stays; `keys` are further lines of its own.
 fn service(name: &str, keys: &[&str], script: &str) -> String {
@@ -195,6 +195,8 @@ fn what_it_may_do() {
         for path in /proc/kcore /proc/keys /proc/timer_list /proc/sched_debug
         do echo $path=$(head -c 1 $path 2>/dev/null | wc -c); done
         for dir in /proc/acpi /proc/scsi /sys/firmware; do echo $dir=$(ls $dir 2>/dev/null | wc -l); done
+        for path in /proc/kcore /proc/keys /proc/timer_list /proc/acpi /sys/firmware
+        do if [ -e $path ] && ! grep -q \" $path \" /proc/mounts; then echo bare$path=yes; fi; done
         try() { if \"$@\" > /dev/null 2>&1; then echo $1=yes; else echo $1=no; fi; }
         try mount -t tmpfs none /tmp; try unshare -U true; try chroot / true; try hostname x
         try chown 5 /tmp; try mknod /dev/shm/disk b 8 0
@@ -215,6 +217,8 @@ fn what_it_may_do() {
     for service in ["plain", "bare", "more", "user"] {
         let of = |key: &str| format!("{service}.{key}");
         let mut expected = vec![(of("NoNewPrivs"), "1"), (of("Seccomp"), "2")];
+        let bare = facts.keys().find(|key| key.starts_with(&of("bare/")));
+        assert_eq!(bare, None, "it is not covered");
         for path in ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug"] {
             expected.push((of(path), "0"));
         }
@@ -264,6 +268,12 @@ fn how_much_it_may_take() {
                 "echo soft=$(ulimit -Sn); echo hard=$(ulimit -Hn); echo core=$(ulimit -Hc)",
             ),
             service(
+                "plain",
+                &[],
+                "echo soft=$(ulimit -Sn); echo core=$(ulimit -Sc); echo stack=$(ulimit -Ss)",
+            ),
+            service("many", &["ulimits: { nofile: 4000 }"], "echo soft=$(ulimit -Sn)"),
+            service(
                 "processes",
                 &["pids_limit: 12"],
                 "(for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 1000 & echo n$n=yes; done) \
@@ -278,8 +288,24 @@ fn how_much_it_may_take() {
             ),
         ]),
     );
-    let facts = brought_up(&project, &world, &["files", "processes", "slow"]);
-    expect(&facts, &[("files.soft", "100"), ("files.hard", "200"), ("files.core", "0")]);
+    // The agent's own limits, from the shell that it was started in, are not handed on.
+    let odd = world.call(["up"]).line();
+    let up = Call::new("sh").args(["-c", &format!("ulimit -Sn 512; ulimit -Ss 4096; exec {odd}")]);
+    up.dir(project.dir()).run().unwrap().expect_done();
+    let names = ["files", "plain", "many", "processes", "slow"];
+    let facts = brought_up(&project, &world, &names);
+    expect(
+        &facts,
+        &[
+            ("files.soft", "100"),
+            ("files.hard", "200"),
+            ("files.core", "0"),
+            ("plain.soft", "1024"),
+            ("plain.core", "0"),
+            ("plain.stack", "8192"),
+            ("many.soft", "4000"),
+        ],
+    );
     let started = facts.keys().filter(|key| key.starts_with("processes.n")).count();
     assert!((5..12).contains(&started), "{started} processes: {facts:#?}");
     // One or two seconds of a loop, a tenth of one processor: 10 to 20 hundredths, and some more
@@ -430,7 +456,7 @@ fn it_is_stopped_as_it_asks() {
                 "deaf",
                 &["stop_grace_period: 600ms", "volumes: ['./out:/out']"],
                 "trap '' TERM; echo ready=
-                 while :; do read up rest < /proc/uptime; echo $up > /out/deaf; sleep 0.02; done",
+                 while :; do read up rest < /proc/uptime; echo $up >> /out/deaf; sleep 0.02; done",
             ),
         ]),
     );
@@ -447,7 +473,7 @@ fn it_is_stopped_as_it_asks() {
     world.kiln_in(&project, ["down"]).expect_done();
     assert_eq!(project.read("out/signalled"), "usr1\n");
     assert_eq!(project.read("out/slow"), "finished\n");
-    let last: f64 = project.read("out/deaf").trim().parse().unwrap();
+    let last: f64 = project.read("out/deaf").lines().last().unwrap().parse().unwrap();
     let lived = last - at;
     assert!(lived > 0.4, "the grace was cut to {lived} s");
     assert!(lived < 5.0 && began.elapsed().as_secs() < 8, "it was never killed: {lived} s");

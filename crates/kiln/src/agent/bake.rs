@@ -290,7 +290,7 @@ fn build(
         // A base that failed has the better words.
         locked(&bases.failure).clone().unwrap_or_else(|| bake_report(&error))
     });
-    let words = result.as_ref().map(|baked| baked_words(baked)).unwrap_or_default();
+    let words = result.as_ref().map(baked_words).unwrap_or_default();
     node.end(&result, &words);
     Ok(result?.image)
 }

@@ -328,14 +328,15 @@ fn keep_log(agent: &Agent, stage: &Stage, instance: &Instance) {
 }
 
 /// An instance's folder may hold a layer as large as its program made it: that is removed behind
-/// everybody's back.
+/// everybody's back, and by the next agent if this one ends before it is done.
 fn remove_folder(agent: &Agent, id: &str) {
     let dir = agent.instance_dir(id);
-    let aside = agent.root.join("tmp").join(format!("gone-{id}"));
-    let path = if std::fs::rename(&dir, &aside).is_ok() { aside } else { dir };
-    agent.background(move || {
-        let _ = std::fs::remove_dir_all(path);
-    });
+    match agent.store.scratch_dir() {
+        Ok(aside) if std::fs::rename(&dir, aside.path().join("gone")).is_ok() => {
+            agent.background(move || drop(aside));
+        }
+        _ => agent.background(move || drop(std::fs::remove_dir_all(dir))),
+    }
 }
 
 /// The last lines that an instance has written.

@@ -248,7 +248,8 @@ impl Agent {
         let _ = writeln!(std::io::stderr(), "{} {}", now_ms(), line);
     }
 
-    /// Does something behind everybody's back; the agent does not leave before it is done.
+    /// Does something behind everybody's back. The agent may leave before it is done: the next
+    /// one finds what is left of it.
     pub(crate) fn background(&self, work: impl FnOnce() + Send + 'static) {
         std::thread::spawn(work);
     }

@@ -134,6 +134,23 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     #[test]
+    fn services_that_start_together_get_the_same_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let tree = store.put_tree(&Tree::new()).unwrap();
+        let dir = root.path().join("volumes/v");
+        let fill = || {
+            fill_if_new(&store, &dir, &tree, "/data").unwrap();
+            fs::metadata(&dir).unwrap().ino()
+        };
+        let seen: std::collections::BTreeSet<u64> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(fill)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(seen.len(), 1);
+    }
+
+    #[test]
     fn takes_content_and_owner_once() {
         let root = tempfile::tempdir().unwrap();
         let store = Store::open(root.path()).unwrap();

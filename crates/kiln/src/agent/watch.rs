@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_core::Digest;
-use kiln_core::compose::{Protocol, Restart};
+use kiln_core::compose::{Expose, Protocol, Restart};
 use kiln_core::exit::Exit;
 use kiln_core::image::Healthcheck;
 use kiln_core::plan;
@@ -223,7 +223,8 @@ impl Watch {
     }
 
     fn nothing_to_ask(&self) -> bool {
-        self.settings.healthcheck.is_none() && self.settings.expose.is_empty()
+        let tcp = |expose: &Expose| expose.protocol == Protocol::Tcp;
+        self.settings.healthcheck.is_none() && !self.settings.expose.iter().any(tcp)
     }
 
     /// One probe: the health check, else whether every callable TCP port accepts.

@@ -173,7 +173,14 @@ pub(super) fn history(
 }
 
 /// Everything that a release, slot or pointer of this root names.
-fn named(agent: &Agent) -> Result<(BTreeSet<Digest>, Vec<(Digest, String)>), Report> {
+struct Named {
+    /// Releases and all that they pin.
+    keep: BTreeSet<Digest>,
+    /// Trees, each with a service that uses it.
+    trees: Vec<(Digest, String)>,
+}
+
+fn named(agent: &Agent) -> Result<Named, Report> {
     let mut releases: BTreeSet<Digest> = BTreeSet::new();
     for stage in agent.stages() {
         let state = stage.state();
@@ -190,12 +197,12 @@ fn named(agent: &Agent) -> Result<(BTreeSet<Digest>, Vec<(Digest, String)>), Rep
             trees.push((released.image.tree, format!("{}/{name}", release.project)));
         }
     }
-    Ok((keep, trees))
+    Ok(Named { keep, trees })
 }
 
 /// `kiln images`: every image in the store, how large it is and who names it.
 pub(super) fn images(agent: &Agent) -> Result<Answer, Report> {
-    let (_, named) = named(agent)?;
+    let named = named(agent)?.trees;
     let mut rows = Vec::new();
     for image in agent.store.images().because(|| "listing images".into())? {
         let users: BTreeSet<&String> =
@@ -212,8 +219,8 @@ pub(super) fn images(agent: &Agent) -> Result<Answer, Report> {
 
 /// `kiln gc`.
 pub(super) fn gc(agent: &Agent, dry_run: bool) -> Result<Answer, Report> {
-    let (keep, _) = named(agent)?;
-    let report = agent.store.gc(&keep, dry_run).because(|| "collecting".into())?;
+    let named = named(agent)?;
+    let report = agent.store.gc(&named.keep, dry_run).because(|| "collecting".into())?;
     let data = serde_json::to_value(&report).because(|| "collecting".into())?;
     if !dry_run {
         record::root_note(agent, "gc", data.clone());
