@@ -61,8 +61,8 @@ fn names() {
     let odd = World {
         files: odd
             .files
-            .into_iter()
-            .map(|(_, t)| ("/w/My Shop.2/compose.yaml".into(), t))
+            .into_values()
+            .map(|text| ("/w/My Shop.2/compose.yaml".into(), text))
             .collect(),
         ..World::default()
     };
