@@ -29,7 +29,8 @@ pub(crate) fn write_run_file(path: &Path, file: &RunFile) -> std::io::Result<()>
     let parent = path.parent().unwrap_or(path);
     std::fs::create_dir_all(parent)?;
     let part = tempfile::NamedTempFile::new_in(parent)?;
-    serde_json::to_writer(&part, file)?;
+    // In one piece: a file takes a system call for each write.
+    std::io::Write::write_all(&mut &part, &serde_json::to_vec(file)?)?;
     part.persist(path)?;
     Ok(())
 }
