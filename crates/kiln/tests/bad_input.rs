@@ -4,7 +4,7 @@
 mod common;
 
 use common::{PATIENCE, answer, instances, page, project, wait_for_answer, web, world};
-use kiln_testkit::{Port, World, wait_until};
+use kiln_testkit::{Call, Port, World, wait_until};
 use rustix::process::Signal;
 
 /// Runs `up` on a Compose file and demands `code` and `parts` in what it says, and that nothing
@@ -135,6 +135,42 @@ fn a_package_that_left_the_mirror_or_changed_there() {
     let output = world.kiln_in(&project, ["up"]).expect_code(1);
     assert!(output.stderr.contains("busybox-static"), "{}", output.stderr);
     assert!(output.stderr.contains("lock --update"), "{}", output.stderr);
+}
+
+/// The agent sees another `/etc/apt` than the machine: in a mount namespace of its own.
+#[test]
+fn a_mirror_that_is_down() {
+    let world = World::new(common::KILN);
+    let apt = world.home().join("apt");
+    let sources = apt.join("sources.list.d");
+    std::fs::create_dir_all(&sources).unwrap();
+    let closed = Port::claim();
+    let mirror = format!(
+        "Types: deb\nURIs: http://127.0.0.1:{}/debian\nSuites: bookworm\nComponents: main\n\
+         Trusted: yes\n",
+        closed.number()
+    );
+    std::fs::write(sources.join("down.sources"), mirror).unwrap();
+    let script = "mount --bind \"$1\" /etc/apt && exec \"$2\" --root \"$3\" serve";
+    let serve = Call::new("unshare")
+        .args(["--mount", "--", "sh", "-c", script, "sh"])
+        .arg(&apt)
+        .arg(common::KILN)
+        .arg(world.root())
+        .spawn()
+        .unwrap();
+    wait_until(PATIENCE, "the agent", || world.root().join("agent.sock").exists().then_some(()));
+    let compose = format!(
+        "services:\n  web: {{ image: busybox, command: [sleep, '9'] }}\n{}",
+        common::BUSYBOX
+    );
+    let project = world.project("down", &compose);
+    let output = world.kiln_in(&project, ["up"]).expect_code(1);
+    assert!(output.stderr.contains("127.0.0.1"), "which mirror: {}", output.stderr);
+    assert!(output.stderr.contains("hint:"), "{}", output.stderr);
+    assert!(!project.path("kiln.lock").exists(), "nothing is half done");
+    world.shutdown().expect_done();
+    serve.wait().unwrap();
 }
 
 #[test]

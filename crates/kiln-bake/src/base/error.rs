@@ -159,7 +159,7 @@ impl BaseError {
             Self::PackageGone { .. } | Self::WrongHash { .. } => {
                 Some("`kiln lock --update` locks what the mirrors have now")
             }
-            Self::MirrorDown { .. } => {
+            Self::MirrorDown { .. } | Self::Apt { .. } => {
                 Some("check the network and the host's apt sources, then try again")
             }
             Self::Lock { .. } => {
