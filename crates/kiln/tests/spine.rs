@@ -114,6 +114,27 @@ fn a_killed_front_serves_again_within_a_second() {
 }
 
 #[test]
+fn a_front_killed_together_with_its_minder_comes_back_by_itself() {
+    let (world, project, port) = web();
+    world.kiln_in(&project, ["up"]).expect_done();
+    let front = || {
+        let all = world.processes().into_iter();
+        all.filter(|process| process.command.contains(" front ")).collect::<Vec<_>>()
+    };
+    let old = front();
+    assert_eq!(old.len(), 2, "minder and worker: {old:?}");
+    for process in &old {
+        kill(process.pid);
+    }
+    wait_until(PATIENCE, "a new minder and worker", || {
+        let now = front();
+        let fresh = now.iter().all(|new| old.iter().all(|old| old.pid != new.pid));
+        (now.len() == 2 && fresh).then_some(())
+    });
+    wait_for_answer(&port, "one");
+}
+
+#[test]
 fn a_killed_shim_costs_its_instance_which_is_replaced() {
     let (world, project, port) = web();
     world.kiln_in(&project, ["up"]).expect_done();

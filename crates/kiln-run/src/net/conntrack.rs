@@ -78,13 +78,11 @@ impl Forgetter {
         }
         let mut socket = Socket::netfilter()?;
         let shared = Arc::clone(&self.0);
-        std::thread::Builder::new()
-            .name("forget-flows".to_owned())
-            .spawn(move || {
-                // Nobody waits for it, and walking the table takes long: let others go first.
-                let _ = rustix::process::nice(10);
-                shared.run(&mut socket);
-            })?;
+        std::thread::Builder::new().name("forget-flows".to_owned()).spawn(move || {
+            // Nobody waits for it, and walking the table takes long: let others go first.
+            let _ = rustix::process::nice(10);
+            shared.run(&mut socket);
+        })?;
         work.running = true;
         Ok(())
     }

@@ -52,6 +52,16 @@ impl Routes {
         result
     }
 
+    /// Whether front and minder are there. If not, the next request starts what is missing.
+    fn is_well(&self) -> bool {
+        let pong = FrontClient::connect(&self.root).and_then(|mut front| front.ping());
+        let well = pong.is_ok_and(|pong| pong.minder);
+        if !well {
+            *lock(&self.front) = None;
+        }
+        well
+    }
+
     /// Ends front and minder.
     pub(crate) fn stop(&self) {
         let mut front = lock(&self.front);
@@ -150,6 +160,15 @@ impl Agent {
             .and_then(|mut front| front.drain(&Drain::of(upstreams.iter().copied(), limit)));
         if let Err(error) = drained {
             self.log(&format!("draining: {error}"));
+        }
+    }
+
+    /// Looks after the front: the minder starts a worker that was killed, this starts a minder.
+    pub(crate) fn mind_front(&self) {
+        let needed = self.stages().iter().any(|stage| !table(stage).is_empty());
+        if needed && !self.leaving() && !self.routes.is_well() {
+            self.log("the front is not whole: starting what is missing");
+            self.routes_changed();
         }
     }
 

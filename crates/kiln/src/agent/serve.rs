@@ -37,6 +37,9 @@ const IDLE: Duration = Duration::from_secs(60);
 /// How long an agent that is to come up waits for the one before to be gone.
 const LEAVING: Duration = Duration::from_secs(20);
 
+/// How often the agent looks whether front and minder are there: one ping, well below a millisecond.
+const FRONT_PULSE: Duration = Duration::from_millis(500);
+
 /// Set in the environment of the agent that a verb started, once it is in the background.
 const DETACHED: &str = "KILN_AGENT_DETACHED";
 
@@ -112,6 +115,7 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
     agent.log(&format!("{} serves {}", build_id(), agent.root.display()));
     watch_signals(&agent);
     watch_rules(&agent);
+    watch_front(&agent);
     if leave == Leave::WhenIdle {
         watch_idleness(&agent);
     }
@@ -227,6 +231,17 @@ fn watch_rules(agent: &Arc<Agent>) {
             }
         }) as Result<std::convert::Infallible, _>;
         agent.log(&format!("watching the firewall: {error}"));
+    });
+}
+
+/// A killed front is back in a moment, by its minder. This is for when both were killed.
+fn watch_front(agent: &Arc<Agent>) {
+    let agent = Arc::clone(agent);
+    std::thread::spawn(move || {
+        while !agent.leaving() {
+            std::thread::sleep(FRONT_PULSE);
+            agent.mind_front();
+        }
     });
 }
 
