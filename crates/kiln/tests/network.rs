@@ -226,11 +226,11 @@ fn a_candidate_is_tested_against_its_own_neighbours() {
     write_pair(&project, "two");
     project.edit("compose.yaml", "one.one.one", "two.two.two");
     world.kiln_in(&project, ["up"]).expect_done();
+    assert_eq!(http::get(port.number(), "/cgi-bin/ask").unwrap().text(), "two two two\n");
     // And the old web, kept warm, still has the old api when it serves again.
     world.kiln_in(&project, ["rollback"]).expect_done();
     assert_eq!(http::get(port.number(), "/cgi-bin/ask").unwrap().text(), "one one one\n");
-    let report = probing.stop().unwrap().expect_no_loss();
-    assert!(report.first("two").is_some(), "{report}");
+    probing.stop().unwrap().expect_no_loss();
 
     // A web that the new api does not suit is found out before it serves.
     project.write("api/index.html", "three");

@@ -60,10 +60,11 @@ fn a_switch_loses_no_request_and_mixes_no_releases() {
         Probe::local(port.number(), 500).judge(move |response| judge(&response.body)).start();
     page(&project, "web", "two");
     world.kiln_in(&project, ["up"]).expect_done();
+    assert_eq!(answer(&port), "two", "the new release answers");
     world.kiln_in(&project, ["rollback"]).expect_done();
+    assert_eq!(answer(&port), "one", "and then the old one again");
     let report = probing.stop().unwrap().expect_no_loss();
-    assert!(report.first("two").is_some(), "the new release answered");
-    assert_eq!(report.answers.last().unwrap().label, "one", "and then the old one again");
+    assert!(report.requests() > 0, "{report}");
 }
 
 #[test]
