@@ -33,6 +33,16 @@ impl Shop {
         Self { world, project, port }
     }
 
+    /// Many answers in a row say `text`: long enough for a prober beside it to hear it too.
+    #[track_caller]
+    fn says(&self, text: &str) {
+        let mut client = self.client();
+        for _ in 0..50 {
+            let page = client.get("/").unwrap().text();
+            assert!(page.contains(text), "`{text}` in {page}");
+        }
+    }
+
     #[track_caller]
     fn kiln<const N: usize>(&self, args: [&str; N]) -> Output {
         let call = self.world.call(args).dir(self.project.dir()).patience(BAKE_PATIENCE);
@@ -139,19 +149,21 @@ fn an_edit_of_the_page_loses_nothing(shop: &Shop, first: &Value) {
         _ => Err(format!("status {}", answer.status)),
     };
     let probing = Probe::local(shop.port.number(), 300).judge(judge).start();
+    shop.says("never altered");
     shop.project.edit("web/site/index.html", "never altered", "never repaired");
     let second = shop.kiln(["up", "--json"]).expect_done().json();
     let (old, new) = (short(first), short(&second["release"]));
+    shop.says("never repaired");
     let report = probing.stop().unwrap().expect_no_loss();
     assert!(report.moved_once(&old, &new), "{report}");
-    assert!(shop.client().get("/").unwrap().text().contains("never repaired"));
 
     let probing = Probe::local(shop.port.number(), 300).judge(judge).start();
+    shop.says("never repaired");
     let back = shop.kiln(["rollback", "--json"]).expect_done().json();
+    shop.says("never altered");
     let report = probing.stop().unwrap().expect_no_loss();
     assert_eq!(back["release"], *first);
     assert!(report.moved_once(&new, &old), "{report}");
-    assert!(shop.client().get("/").unwrap().text().contains("never altered"));
 }
 
 fn a_change_to_postgres_loses_no_order(shop: &Shop) {
