@@ -7,10 +7,11 @@ use std::io::{Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kiln_core::compose::Limits;
 use kiln_store::Lower;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -22,6 +23,9 @@ use crate::{ROLE_STEP, Runtime};
 
 /// What maintainer scripts may do beyond Docker's default set.
 const ROOTFUL: [&str; 5] = ["DAC_READ_SEARCH", "IPC_OWNER", "LEASE", "LINUX_IMMUTABLE", "SYS_NICE"];
+
+/// How long a step may go on after it was cancelled.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
@@ -75,6 +79,20 @@ impl Runtime {
         spec: &StepSpec,
         output: &mut dyn FnMut(&[u8]),
     ) -> Result<StepExit, RunError> {
+        self.run_step_unless(spec, &AtomicBool::new(false), output)
+    }
+
+    /// As [`Runtime::run_step`], but kills the step, and all that it started, soon after
+    /// `cancelled` is set.
+    ///
+    /// # Errors
+    /// As [`Runtime::run_step`].
+    pub fn run_step_unless(
+        &self,
+        spec: &StepSpec,
+        cancelled: &AtomicBool,
+        output: &mut dyn FnMut(&[u8]),
+    ) -> Result<StepExit, RunError> {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{STEP_PREFIX}{}-{number}", std::process::id());
         let doing = || format!("prepare the step `{}`", spec.argv.join(" "));
@@ -91,6 +109,13 @@ impl Runtime {
         drop(stdio);
         let mut buffer = vec![0; 64 << 10];
         loop {
+            if cancelled.load(Ordering::Acquire) {
+                session.kill();
+                return Ok(StepExit { code: 137, signal: Some(libc::SIGKILL) });
+            }
+            if matches!(poll(&mut [PollFd::new(&read, PollFlags::IN)], Some(&LOOK)), Ok(0)) {
+                continue;
+            }
             match rustix::io::read(&read, &mut buffer) {
                 Ok(0) => break,
                 Ok(length) => output(&buffer[..length]),

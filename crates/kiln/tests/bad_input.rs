@@ -237,6 +237,24 @@ fn ctrl_c_leaves_what_serves_alone() {
 }
 
 #[test]
+fn ctrl_c_ends_a_step_that_runs() {
+    let world = world();
+    let project = project(&world, "long", "services:\n  web: { build: ./web }\n");
+    project.write("web/Dockerfile", "FROM busybox\nRUN echo begun; sleep 4711\n");
+    let sleeps = || {
+        let all = world.processes().into_iter();
+        all.filter(|process| process.command.contains("shim-step")).count()
+    };
+    let up = world.call(["up"]).dir(project.dir()).spawn().unwrap();
+    wait_until(PATIENCE, "the step", || (sleeps() > 0).then_some(()));
+    up.signal(Signal::INT).unwrap();
+    let ended = up.wait().unwrap();
+    assert_eq!(ended.code, Some(1), "{ended}");
+    assert!(ended.stderr.contains("interrupted"), "it is said: {ended}");
+    wait_until(PATIENCE, "the end of the step", || (sleeps() == 0).then_some(()));
+}
+
+#[test]
 fn an_agent_killed_half_way_through_a_deploy_leaves_no_half_deploy() {
     let (world, project, port) = web();
     world.kiln_in(&project, ["up"]).expect_done();
@@ -335,8 +353,10 @@ fn gc_keeps_what_is_named() {
     let real = world.kiln_in(&project, ["gc", "--json"]).expect_done().json();
     assert_eq!(dry["collected"]["objects"], real["collected"]["objects"]);
     assert!(real["collected"]["objects"].as_u64().unwrap() > 0, "{real}");
-    // What serves, and what it would take to serve it anew, is there.
+    // What serves, and what it would take to serve it anew, is there: the locked base too.
     world.kiln_in(&project, ["down"]).expect_done();
-    world.kiln_in(&project, ["up"]).expect_done();
+    project.write("web/index.html", "one");
+    let again = world.kiln_in(&project, ["up"]).expect_done();
+    assert!(!again.stderr.contains("base "), "no base is baked again: {again}");
     assert_eq!(answer(&port), "one");
 }

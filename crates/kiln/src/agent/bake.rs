@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock};
 
 use kiln_bake::base::{self, Lock};
@@ -22,7 +23,7 @@ use crate::report::{Because, Report};
 pub(crate) const LOCK_FILE: &str = "kiln.lock";
 
 /// Steps run in the same sandbox as instances.
-struct Steps<'a>(&'a Agent);
+struct Steps<'a>(&'a Agent, &'a AtomicBool);
 
 impl StepRunner for Steps<'_> {
     fn run(&self, spec: &StepSpec, output: &mut dyn FnMut(&[u8])) -> Result<StepExit, String> {
@@ -44,7 +45,7 @@ impl StepRunner for Steps<'_> {
             network: spec.network,
             rootful: spec.rootful,
         };
-        let exit = self.0.runtime.run_step(&step, output).map_err(|error| {
+        let exit = self.0.runtime.run_step_unless(&step, self.1, output).map_err(|error| {
             let report = Report::from_error(Exit::Failed, &error);
             report.to_string()
         })?;
@@ -65,9 +66,15 @@ pub(crate) fn lock_file(
     let progress = |progress: &base::Progress| node.update(&base_words(progress));
     let watch = base::Watch { progress: &progress, cancel: session.cancelled() };
     let bases = &project.kiln.bases;
-    let resolved =
-        base::resolve(&agent.store, bases, existing.as_ref(), update, &Steps(agent), watch)
-            .map_err(|error| base_report(&error));
+    let resolved = base::resolve(
+        &agent.store,
+        bases,
+        existing.as_ref(),
+        update,
+        &Steps(agent, session.cancelled()),
+        watch,
+    )
+    .map_err(|error| base_report(&error));
     let changed = resolved.as_ref().is_ok_and(|lock| Some(lock) != existing.as_ref());
     let saved = resolved.and_then(|lock| {
         if changed {
@@ -182,11 +189,27 @@ impl<'a> Bases<'a> {
         let node = self.session.begin("base", name, "");
         let progress = |progress: &base::Progress| node.update(&base_words(progress));
         let watch = base::Watch { progress: &progress, cancel: self.session.cancelled() };
-        let result = base::bake_base(store, name, pinned, &Steps(self.agent), watch)
-            .map_err(|error| base_report(&error));
+        let result = base::bake_base(
+            store,
+            name,
+            pinned,
+            &Steps(self.agent, self.session.cancelled()),
+            watch,
+        )
+        .map_err(|error| base_report(&error));
+        let result = result.and_then(|image| self.keep(pinned, image));
         let words = result.as_ref().map(|image| image.tree.short()).unwrap_or_default();
         node.end(&result, &words);
         result
+    }
+
+    /// A lock names its bases as much as its packages: collection leaves them alone.
+    fn keep(&self, pinned: &base::LockedBase, image: ImageId) -> Result<ImageId, Report> {
+        self.agent.flush_objects()?;
+        let digests = [image.tree, image.config].into();
+        let name = base::key(pinned).hex();
+        self.agent.store.set_ref("bases", &name, &digests).because(|| "keeping the base".into())?;
+        Ok(image)
     }
 }
 
@@ -282,7 +305,7 @@ fn build(
     let progress = |progress: kiln_bake::Progress| step_words(&node, &progress);
     let baker = Baker {
         store: &agent.store,
-        runner: &Steps(agent),
+        runner: &Steps(agent, session.cancelled()),
         progress: &progress,
         cancel: session.cancelled(),
     };

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use signal_hook::iterator::Signals;
+
 use crate::agent::{build_id, socket_path};
 use crate::protocol::{Event, Request, VERSION, Verb};
 use crate::report::{Because, Report};
@@ -26,6 +28,25 @@ impl Answers {
                 .hint("ask again: what was done is in `kiln history`, what runs in `kiln ps`"));
         }
         serde_json::from_str(&line).because(|| "understanding the agent's answer".into())
+    }
+}
+
+impl Answers {
+    /// From now on Ctrl-C asks the agent to undo what has not switched, and its answer is still
+    /// shown; a second one ends this process.
+    pub(crate) fn cancel_on_interrupt(&self) {
+        let (Ok(stream), Ok(mut signals)) =
+            (self.0.get_ref().try_clone(), Signals::new([signal_hook::consts::SIGINT]))
+        else {
+            return;
+        };
+        std::thread::spawn(move || {
+            let mut interrupts = signals.forever();
+            interrupts.next();
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            interrupts.next();
+            std::process::exit(130);
+        });
     }
 }
 

@@ -62,6 +62,12 @@ fn dispatch(cli: Cli) -> Result<u8, Report> {
 /// command's own.
 fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
     let mut answers = client::send(root, verb.clone())?;
+    if matches!(
+        verb,
+        Verb::Up { .. } | Verb::Rollback { .. } | Verb::Bake { .. } | Verb::Lock { .. }
+    ) {
+        answers.cancel_on_interrupt();
+    }
     let _raw = matches!(verb, Verb::Exec { tty: true, .. }).then(RawTerminal::new);
     let mut live = live::Live::new(!json && std::io::stderr().is_terminal(), !json);
     loop {

@@ -296,16 +296,30 @@ fn size(bytes: u64) -> String {
 
 fn images(data: &Value) -> String {
     let mut rows = vec![row(["TREE", "FILES", "SIZE", "USED BY"])];
+    let (mut others, mut bytes) = (0_u64, 0_u64);
     for image in list(&data["images"]) {
         let users: Vec<&str> = list(&image["used_by"]).map(text).collect();
+        if users.is_empty() {
+            others += 1;
+            bytes += number(&image["bytes"]);
+            continue;
+        }
         rows.push(vec![
             short(&image["tree"]).to_owned(),
             number(&image["files"]).to_string(),
             size(number(&image["bytes"])),
-            if users.is_empty() { "-".into() } else { users.join(", ") },
+            users.join(", "),
         ]);
     }
-    table(&rows)
+    let mut out = table(&rows);
+    if others > 0 {
+        let _ = writeln!(
+            out,
+            "and {others} trees of bases, packages and bake steps, {} before sharing (--json lists them)",
+            size(bytes)
+        );
+    }
+    out
 }
 
 fn gc(data: &Value) -> String {
