@@ -240,10 +240,14 @@ fn ctrl_c_leaves_what_serves_alone() {
 fn ctrl_c_ends_a_step_that_runs() {
     let world = world();
     let project = project(&world, "long", "services:\n  web: { build: ./web }\n");
-    project.write("web/Dockerfile", "FROM busybox\nRUN echo begun; sleep 4711\n");
+    // A length of sleep that no other process on this machine has.
+    let length = (1_000_000 + std::process::id()).to_string();
+    project.write("web/Dockerfile", format!("FROM busybox\nRUN echo begun; sleep {length}\n"));
+    let wanted = format!("sleep\0{length}\0").into_bytes();
     let sleeps = || {
-        let all = world.processes().into_iter();
-        all.filter(|process| process.command.contains("shim-step")).count()
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let lines = all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+        lines.filter(|line| *line == wanted).count()
     };
     let up = world.call(["up"]).dir(project.dir()).spawn().unwrap();
     wait_until(PATIENCE, "the step", || (sleeps() > 0).then_some(()));
