@@ -13,23 +13,7 @@ use crate::net::NetSpec;
 /// Name of the specification in an instance's folder.
 pub const SPEC_FILE: &str = "spec.json";
 
-/// Docker's default set, without the `CAP_` prefix.
-pub const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "AUDIT_WRITE",
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "MKNOD",
-    "NET_BIND_SERVICE",
-    "NET_RAW",
-    "SETFCAP",
-    "SETGID",
-    "SETPCAP",
-    "SETUID",
-    "SYS_CHROOT",
-];
+pub use kiln_core::settings::DEFAULT_CAPABILITIES;
 
 /// One instance: a sandbox whose program runs until it ends or is stopped. Stored as
 /// `instances/<id>/spec.json`, which the shim reads.

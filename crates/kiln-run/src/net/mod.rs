@@ -5,7 +5,6 @@
 //! | `attach` | an instance's veth pair; used by its shim |
 //! | `host` | what a root has on its host; used by the agent |
 //! | `range` | the addresses of a root, claimed host-wide |
-//! | `addresses` | which numbers of a range are in use |
 //! | `translation` | virtual address → instance, in the kernel |
 //! | `forward` | forward chains of Docker, firewalld and others |
 //! | `conntrack` | flows that must not stay with an old instance |
@@ -16,7 +15,6 @@
 //!
 //! `docs/network.md` says why it is so, and what it costs.
 
-mod addresses;
 mod attach;
 mod conntrack;
 mod expression;
@@ -38,7 +36,6 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-pub use addresses::Numbers;
 pub use attach::{GATEWAY, INNER_NAME, NetSpec, attach, attach_to, detach, loopback_only};
 pub use host::{Host, RuleWatch};
 pub use names::{ResolvConf, hosts_file, resolv_conf};
