@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn reports_travel() {
-        let (read, write) = rustix::pipe::pipe().unwrap();
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let mut reporter = Reporter::new(write);
         reporter.send(&Report::Warning("nofile".to_owned()));
         reporter.send(&Report::Started { pid: 7, start_time: 9 });

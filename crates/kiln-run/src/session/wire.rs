@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn a_request_travels_with_its_descriptors() {
         let (here, there) = UnixStream::pair().unwrap();
-        let (read, write) = rustix::pipe::pipe().unwrap();
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let null = crate::sys::null().unwrap();
         let exec = Exec {
             dir: "/x".into(),

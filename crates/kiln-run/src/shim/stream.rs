@@ -93,6 +93,11 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::pipe::{PipeFlags, pipe_with};
+
     use super::*;
     use crate::spec::LogLimits;
 
@@ -101,7 +106,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let mut log = LogFile::new(&path, LogLimits::default());
-        let (read, write) = rustix::pipe::pipe().unwrap();
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let mut stream = Stream::new(read, "out");
         let mut buffer = vec![0; 8 << 10];
         for part in ["one\ntw", "o\n\nend", &"x".repeat(LONGEST)] {
@@ -114,7 +119,13 @@ mod tests {
             }
         }
         drop(write);
-        assert!(!stream.read(&mut buffer, &mut log));
+        // A child that another test is just starting may hold the pipe until it executes.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while stream.read(&mut buffer, &mut log) {
+            assert!(Instant::now() < deadline, "the pipe never ended");
+            let wait = Timespec { tv_sec: 1, tv_nsec: 0 };
+            poll(&mut [PollFd::new(&stream.fd, PollFlags::IN)], Some(&wait)).unwrap();
+        }
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
