@@ -1,0 +1,53 @@
+//! Images and Compose file → the settings that a release pins.
+
+use std::collections::BTreeMap;
+
+use kiln_core::ImageId;
+use kiln_core::compose::{FileMount, FileSource, Project};
+use kiln_core::release::{PinnedFile, ReleasedService};
+use kiln_core::settings;
+
+use crate::agent::Agent;
+use crate::report::{Because, Report};
+
+/// Joins images and Compose file, and pins the content of configs and secrets.
+pub(crate) fn settings(
+    agent: &Agent,
+    project: &Project,
+    images: &BTreeMap<String, ImageId>,
+) -> Result<BTreeMap<String, ReleasedService>, Report> {
+    let mut services = BTreeMap::new();
+    for (name, service) in &project.services {
+        let Some(image) = images.get(name) else { continue };
+        let config = agent
+            .store
+            .get_config(&image.config)
+            .because(|| format!("reading the configuration of `{name}`"))?;
+        let files = service
+            .files
+            .iter()
+            .map(|file| pin(agent, name, file))
+            .collect::<Result<Vec<_>, Report>>()?;
+        let settings = settings::settings(project, name, service, &config, files)
+            .map_err(|error| Report::usage(error.to_string()).hint("set `command`"))?;
+        services.insert(name.clone(), ReleasedService { image: *image, settings });
+    }
+    Ok(services)
+}
+
+fn pin(agent: &Agent, service: &str, file: &FileMount) -> Result<PinnedFile, Report> {
+    let content = match &file.source {
+        FileSource::Content(text) => text.clone().into_bytes(),
+        FileSource::File(path) => std::fs::read(path).map_err(|error| {
+            let what = if file.secret { "secret" } else { "config" };
+            Report::usage(format!(
+                "service `{service}`: the {what} for {} cannot be read: {}: {error}",
+                file.target,
+                path.display()
+            ))
+        })?,
+    };
+    let digest = agent.store.put(&content).because(|| format!("keeping {}", file.target))?;
+    let FileMount { target, uid, gid, mode, secret, .. } = file.clone();
+    Ok(PinnedFile { target, digest, uid, gid, mode, secret })
+}
