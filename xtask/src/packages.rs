@@ -18,9 +18,24 @@ pub(crate) struct Package {
 /// What the tests need. Kiln itself needs none of it.
 pub(crate) const FOR_TESTS: &[Package] = &[
     Package {
+        name: "attr",
+        program: "getfattr",
+        why: "docs/tree-digest.sh reads extended attributes by it",
+    },
+    Package {
+        name: "buildah",
+        program: "buildah",
+        why: "what it makes of a Dockerfile is compared with what Kiln makes of it",
+    },
+    Package {
         name: "docker-compose",
         program: "docker-compose",
         why: "its `config` is the oracle of the Compose reader",
+    },
+    Package {
+        name: "docker.io",
+        program: "dockerd",
+        why: "what it makes of a Dockerfile is compared with what Kiln makes of it",
     },
     Package {
         name: "erofs-utils",
@@ -47,10 +62,22 @@ pub(crate) const FOR_TESTS: &[Package] = &[
         program: "nft",
         why: "shows the tables that Kiln makes, and those that were left behind",
     },
+    Package {
+        name: "podman",
+        program: "podman",
+        why: "loads, mounts and runs what `kiln export` writes",
+    },
+    Package { name: "skopeo", program: "skopeo", why: "copies what `kiln export` writes" },
+    Package { name: "umoci", program: "umoci", why: "unpacks what `kiln export` writes" },
 ];
+
+/// What the fuzz targets need.
+pub(crate) const FOR_FUZZING: &[Package] =
+    &[Package { name: "g++", program: "g++", why: "compiles libFuzzer, which is C++" }];
 
 /// What the bench needs beside that.
 pub(crate) const FOR_BENCH: &[Package] = &[
+    Package { name: "buildah", program: "buildah", why: "a builder to measure against" },
     Package { name: "docker.io", program: "dockerd", why: "the engine to measure against" },
     Package {
         name: "docker-compose",
@@ -62,7 +89,13 @@ pub(crate) const FOR_BENCH: &[Package] = &[
         program: "ip",
         why: "brings up the loopback of the engine's network namespace",
     },
+    Package {
+        name: "dpkg-dev",
+        program: "dpkg-scanpackages",
+        why: "makes the repository that mmdebstrap is measured with",
+    },
     Package { name: "iptables", program: "iptables", why: "the engine cannot do without" },
+    Package { name: "mmdebstrap", program: "mmdebstrap", why: "makes bases, to measure against" },
 ];
 
 /// Installs those packages that are missing, and says which and why.

@@ -3,24 +3,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use kiln_core::ImageId;
+use kiln_core::{Digest, ImageId};
 use kiln_store::Store;
 
 use crate::context::Snapshot;
 use crate::dockerfile::{self, Dockerfile};
+use crate::edit::Edit;
 use crate::error::BakeError;
 use crate::ignore::Ignore;
 use crate::key::Key;
-use crate::plan::{self, Plan, Source};
+use crate::options::BuildOptions;
+use crate::plan::{self, Outside, Plan, Source};
+use crate::remote::{self, Remotes};
 use crate::runner::StepRunner;
 use crate::stage::Build;
+use crate::step::Command;
+use crate::{parallel, schedule};
 
-/// Resolves a base by its name: `None` if there is none of that name.
-pub type Bases<'a> = dyn Fn(&str) -> Option<Result<ImageId, BakeError>> + 'a;
+/// Resolves a base by its name: `None` if there is none of that name. Several are asked for at
+/// once.
+pub type Bases<'a> = dyn Fn(&str) -> Option<Result<ImageId, BakeError>> + Sync + 'a;
 
 /// What it takes to bake.
 pub struct Baker<'a> {
@@ -32,6 +40,44 @@ pub struct Baker<'a> {
     pub progress: &'a (dyn Fn(Progress) + Sync),
     /// Set to stop before the next step. A step that runs is ended by the runner's owner.
     pub cancel: &'a AtomicBool,
+    /// Told of every RUN and every row of edits with its result, carried out or found. With one, the result of the whole
+    /// build is not looked up, for then no step would be walked.
+    pub record: Option<&'a (dyn Fn(RecordedStep) + Sync)>,
+    /// Fetches what ADD takes from outside; without one, nothing is.
+    pub remotes: Option<&'a Remotes<'a>>,
+}
+
+/// What a step, or a row of them, did to the tree.
+#[derive(Debug, Clone)]
+pub enum Act {
+    /// It ran this.
+    Run(Box<Command>),
+    /// COPY, ADD and WORKDIR that were applied together, each with its number and line.
+    Edits(Vec<Edit>),
+}
+
+/// A RUN or a row of edits, what it began from and what it made of it. A row has no text, and the
+/// number and line of whoever needed its result.
+#[derive(Debug, Clone)]
+pub struct RecordedStep {
+    /// The request's name.
+    pub service: String,
+    /// One-based.
+    pub number: usize,
+    /// Number of steps.
+    pub total: usize,
+    /// The instruction.
+    pub text: String,
+    /// The Dockerfile, as users know it.
+    pub file: String,
+    /// One-based line in the Dockerfile.
+    pub line: usize,
+    /// What was done.
+    pub act: Act,
+    /// The tree that it ran on.
+    pub input: Digest,
+    /// The tree that it left.
+    pub output: Digest,
 }
 
 /// A Dockerfile build.
@@ -48,10 +94,14 @@ pub struct BuildRequest<'a> {
     pub args: BTreeMap<String, Option<String>>,
     /// The stage to build; the last one if not given.
     pub target: Option<String>,
-    /// Named contexts.
+    /// Named contexts that are directories.
     pub contexts: BTreeMap<String, PathBuf>,
+    /// Names of contexts that are images: `bases` is asked for them, before any stage of that name.
+    pub images: BTreeSet<String>,
     /// Bases by name; asked only for those that the target needs.
     pub bases: &'a Bases<'a>,
+    /// What else is said about it.
+    pub options: BuildOptions,
 }
 
 /// What came out.
@@ -74,6 +124,9 @@ pub enum Progress {
     Step {
         /// The request's name.
         service: String,
+        /// The stage's place in the Dockerfile. Several stages may be under way at once, each
+        /// with one step.
+        stage: usize,
         /// One-based.
         number: usize,
         /// Number of steps.
@@ -98,6 +151,22 @@ pub enum Progress {
         number: usize,
         /// As written.
         bytes: Vec<u8>,
+    },
+    /// There is something to know of a step.
+    Notice {
+        /// The request's name.
+        service: String,
+        /// One-based.
+        number: usize,
+        /// A sentence, with the step's place.
+        text: String,
+    },
+    /// All steps of a stage are done.
+    StageDone {
+        /// The request's name.
+        service: String,
+        /// The stage's place in the Dockerfile.
+        stage: usize,
     },
     /// The image is there.
     Done {
@@ -130,10 +199,18 @@ impl std::fmt::Debug for BuildRequest<'_> {
 }
 
 /// What the outside contributes to a build.
+#[derive(Default)]
 struct Inputs {
-    context: Option<Snapshot>,
-    contexts: BTreeMap<String, Snapshot>,
+    context: Option<Arc<Snapshot>>,
+    contexts: BTreeMap<String, Arc<Snapshot>>,
     bases: BTreeMap<String, ImageId>,
+}
+
+/// One of them.
+enum Input {
+    Base(ImageId),
+    Context(Arc<Snapshot>),
+    None,
 }
 
 impl Baker<'_> {
@@ -151,15 +228,31 @@ impl Baker<'_> {
             what: error.what,
             hint: error.hint,
         })?;
-        let names: BTreeSet<String> = request.contexts.keys().cloned().collect();
-        let plan = plan::plan(&file, &label, &request.args, request.target.as_deref(), &names)?;
-        let inputs = self.inputs(request, &file, &label, &plan)?;
-        let key = request.key(&text, &inputs);
-        let (image, cached) = match self.store.step_result(&key) {
+        let (plan, inputs) = self.plan(request, &file, &label)?;
+        if !plan.unused.is_empty() {
+            let text = format!(
+                "{label}: [Warning] One or more build-args [{}] were not consumed",
+                plan.unused.join(" ")
+            );
+            let service = request.name.clone();
+            (self.progress)(Progress::Notice { service, number: 1, text });
+        }
+        let own = request.key(&text, &inputs);
+        let fetches = remote::may_fetch(&plan);
+        // What is pinned counts too, and a first bake pins.
+        let sealed = || match self.remotes.filter(|_| fetches) {
+            Some(remotes) => Key::new("pinned").digest(&own).digest(&remotes.digest()).finish(),
+            None => own,
+        };
+        let key = sealed();
+        let given_up = || self.cancel.load(Ordering::Acquire);
+        let _turn = self.store.step_turn(&key, &given_up).ok_or(BakeError::Cancelled)?;
+        let known = self.record.is_none().then(|| self.store.step_result(&key)).flatten();
+        let (image, cached) = match known {
             Some(image) => (image, plan.steps),
             None => {
                 let built = self.build(request, label, &file, &plan, inputs)?;
-                self.store.set_step_result(&key, &built.0).map_err(BakeError::store)?;
+                self.store.set_step_result(&sealed(), &built.0).map_err(BakeError::store)?;
                 built
             }
         };
@@ -168,48 +261,90 @@ impl Baker<'_> {
         Ok(Baked { image, steps, cached, seconds: begun.elapsed().as_secs_f64() })
     }
 
+    /// Plans, and takes in what the plan needs from outside. A base that is known then may have
+    /// triggers, which are steps too and may need more.
+    fn plan(
+        &self,
+        request: &BuildRequest<'_>,
+        file: &Dockerfile,
+        label: &str,
+    ) -> Result<(Plan, Inputs), BakeError> {
+        let mut outside = Outside {
+            contexts: request.contexts.keys().cloned().collect(),
+            images: request.images.clone(),
+            ..Outside::default()
+        };
+        let mut inputs = Inputs::default();
+        loop {
+            let target = request.target.as_deref();
+            let plan = plan::plan(file, label, &request.args, target, &outside)?;
+            self.inputs(request, file, label, &plan, &mut inputs)?;
+            let mut more = false;
+            for name in plan.bases() {
+                let Some(id) = inputs.bases.get(name) else { continue };
+                if !outside.triggers.contains_key(name) {
+                    let config = self.store.get_config(&id.config).map_err(BakeError::store)?;
+                    more |= !config.on_build.is_empty();
+                    outside.triggers.insert(name.to_owned(), config.on_build);
+                }
+            }
+            if !more {
+                return Ok((plan, inputs));
+            }
+        }
+    }
+
+    /// Resolves bases and takes snapshots that are not there yet, side by side.
     fn inputs(
         &self,
         request: &BuildRequest<'_>,
         file: &Dockerfile,
         label: &str,
         plan: &Plan,
-    ) -> Result<Inputs, BakeError> {
-        let mut inputs =
-            Inputs { context: None, contexts: BTreeMap::new(), bases: BTreeMap::new() };
-        for (source, line) in plan.outside(file) {
-            match source {
-                Source::Base(name) => {
-                    let id = (request.bases)(&name).unwrap_or_else(|| {
-                        Err(BakeError::Dockerfile {
-                            file: label.to_owned(),
-                            line,
-                            what: format!(
-                                "`{name}` is not a base, an earlier stage or `scratch`; images \
-                                 from a registry are not supported yet"
-                            ),
-                            hint: Some("define a base under `x-kiln.bases` and name it".into()),
-                        })
-                    })?;
-                    inputs.bases.insert(name, id);
-                }
-                Source::Context(name) => {
-                    let Some(root) = request.contexts.get(&name) else { continue };
-                    let ignore = Ignore::load(root, None)?;
-                    let snapshot = Snapshot::take(self.store, root, &ignore)?;
+        inputs: &mut Inputs,
+    ) -> Result<(), BakeError> {
+        let mut wanted: Vec<(Option<Source>, usize)> =
+            plan.outside(file).into_iter().map(|(source, line)| (Some(source), line)).collect();
+        wanted.retain(|(source, _)| match source {
+            Some(Source::Base(name)) => !inputs.bases.contains_key(name),
+            Some(Source::Context(name)) => !inputs.contexts.contains_key(name),
+            _ => true,
+        });
+        // In the order of their lines, for of several failures the first one is told.
+        wanted.sort_by_key(|(_, line)| *line);
+        if plan.needs_context && inputs.context.is_none() {
+            wanted.push((None, 0));
+        }
+        let found = parallel::each(&wanted, |(source, line)| match source {
+            Some(Source::Base(name)) => base(request, file, label, name, *line).map(Input::Base),
+            Some(Source::Context(name)) => {
+                let Some(root) = request.contexts.get(name) else { return Ok(Input::None) };
+                let ignore = Ignore::load(root, None)?;
+                Ok(Input::Context(Snapshot::recall(self.store, root, &ignore)?))
+            }
+            Some(Source::Stage(_) | Source::Scratch) => Ok(Input::None),
+            None => {
+                let own = request.inline.is_none().then(|| request.dockerfile_path());
+                let ignore = Ignore::load(&request.context, own.as_deref())?;
+                Ok(Input::Context(Snapshot::recall(self.store, &request.context, &ignore)?))
+            }
+        })?;
+        for ((source, _), input) in wanted.into_iter().zip(found) {
+            match (source, input) {
+                (None, Input::Context(snapshot)) => inputs.context = Some(snapshot),
+                (Some(Source::Context(name)), Input::Context(snapshot)) => {
                     inputs.contexts.insert(name, snapshot);
                 }
-                Source::Stage(_) | Source::Scratch => {}
+                (Some(Source::Base(name)), Input::Base(id)) => {
+                    inputs.bases.insert(name, id);
+                }
+                _ => {}
             }
         }
-        if plan.needs_context {
-            let own = request.inline.is_none().then(|| request.dockerfile_path());
-            let ignore = Ignore::load(&request.context, own.as_deref())?;
-            inputs.context = Some(Snapshot::take(self.store, &request.context, &ignore)?);
-        }
-        Ok(inputs)
+        Ok(())
     }
 
+    /// Builds the stages of the plan, those that do not need one another side by side.
     fn build(
         &self,
         request: &BuildRequest<'_>,
@@ -218,12 +353,14 @@ impl Baker<'_> {
         plan: &Plan,
         inputs: Inputs,
     ) -> Result<(ImageId, usize), BakeError> {
-        let cancelled = || self.cancel.load(Ordering::Relaxed);
-        let mut build = Build {
+        let build = Build {
             store: self.store,
             runner: self.runner,
             progress: self.progress,
-            cancelled: &cancelled,
+            record: self.record,
+            remotes: self.remotes,
+            cancel: self.cancel,
+            stop: Arc::default(),
             request,
             label,
             file,
@@ -231,20 +368,62 @@ impl Baker<'_> {
             context: inputs.context,
             contexts: inputs.contexts,
             bases: inputs.bases,
-            finished: BTreeMap::new(),
-            number: 0,
-            cached: 0,
+            finished: Mutex::default(),
+            cached: AtomicUsize::new(0),
+            expanded: AtomicUsize::new(0),
         };
-        for stage in &plan.stages {
-            build.stage(stage)?;
-        }
-        let target = plan.stages.last().and_then(|stage| build.finished.get(&stage.index));
-        let Some(target) = target else {
+        // Steps are numbered in the order of the file, whatever order they run in.
+        let first = |at: usize| {
+            let before = plan.stages[..at].iter();
+            1 + before.map(|stage| 1 + stage.steps.len()).sum::<usize>()
+        };
+        let work = |at: usize| build.stage(&plan.stages[at], first(at));
+        schedule::run(&plan.needs(), work, || build.stop.store(true, Ordering::Release))
+            .map_err(first_cause)?;
+        let Some(target) = plan.stages.last() else {
             return Err(BakeError::Failed("the plan has no stages".into()));
         };
-        let config = self.store.put_config(&target.config).map_err(BakeError::store)?;
-        Ok((ImageId { tree: target.tree, config }, build.cached))
+        let target = build.finished(target.index)?;
+        let mut config = target.config;
+        config.labels.extend(request.options.labels.clone());
+        let config = self.store.put_config(&config).map_err(BakeError::store)?;
+        let cached = build.cached.load(Ordering::Relaxed);
+        Ok((ImageId { tree: target.tree, config }, cached))
     }
+}
+
+/// Of what failed, the first in the file; stages that were only stopped are no cause.
+fn first_cause(failed: Vec<(usize, BakeError)>) -> BakeError {
+    let mut failed: Vec<BakeError> = failed.into_iter().map(|(_, error)| error).collect();
+    let cause = failed.iter().position(|error| !matches!(error, BakeError::Cancelled));
+    failed.swap_remove(cause.unwrap_or(0))
+}
+
+fn base(
+    request: &BuildRequest<'_>,
+    file: &Dockerfile,
+    label: &str,
+    name: &str,
+    line: usize,
+) -> Result<ImageId, BakeError> {
+    let found = (request.bases)(name).or_else(|| (request.bases)(plan::familiar(name)));
+    found.unwrap_or_else(|| {
+        let stages = file.stages.iter().filter_map(|stage| stage.name.as_deref());
+        let contexts = request.contexts.keys().chain(&request.images).map(String::as_str);
+        let hint = match dockerfile::suggest::near(name, stages.chain(contexts)) {
+            Some(near) => format!("did you mean {near}?"),
+            None => "define a base under `x-kiln.bases` and name it".into(),
+        };
+        Err(BakeError::Dockerfile {
+            file: label.to_owned(),
+            line,
+            what: format!(
+                "`{name}` is not a base, an earlier stage or `scratch`; images from a registry \
+                 are not supported yet"
+            ),
+            hint: Some(hint),
+        })
+    })
 }
 
 impl BuildRequest<'_> {
@@ -259,7 +438,7 @@ impl BuildRequest<'_> {
         }
         let path = self.dockerfile_path();
         let label = label(&self.context, &path);
-        let bytes = fs::read(&path).map_err(|error| {
+        let bytes = read(&path).map_err(|error| {
             let what = format!("the Dockerfile {} cannot be read: {error}", path.display());
             BakeError::usage(what, "check `build.dockerfile` in the Compose file")
         })?;
@@ -285,16 +464,36 @@ impl BuildRequest<'_> {
             key = key.text(name).option(value.as_deref());
         }
         key = match &inputs.context {
-            Some(snapshot) => key.number(1).entries(snapshot.tree.entries.iter()),
+            Some(snapshot) => key.number(1).digest(&snapshot.key()),
             None => key.number(0),
         };
         for (name, snapshot) in &inputs.contexts {
-            key = key.text(name).entries(snapshot.tree.entries.iter());
+            key = key.text(name).digest(&snapshot.key());
         }
         for (name, id) in &inputs.bases {
             key = key.text(name).digest(&id.tree).digest(&id.config);
         }
-        key.finish()
+        self.options.key(key).finish()
+    }
+}
+
+/// Reads a Dockerfile, and no more of it than one may have. What would be called `Dockerfile` may
+/// be called `dockerfile`.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let open = |path: &Path| {
+        if !fs::metadata(path)?.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
+        let mut bytes = Vec::new();
+        let limit = dockerfile::MAX_TEXT as u64 + 1;
+        fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.ends_with("Dockerfile") => {
+            open(&path.with_file_name("dockerfile")).map_err(|_| error)
+        }
+        result => result,
     }
 }
 

@@ -16,10 +16,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path as FsPath, PathBuf};
 
+use kiln_core::Digest;
 use kiln_core::tree::{Kind, Node, Path, Tree};
 use kiln_store::mount::mount_image;
 use kiln_store::{Lower, Store, Upper};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::edit::Editor;
 use crate::error::BakeError;
@@ -252,7 +253,10 @@ impl Capture<'_> {
             FileType::RegularFile => {
                 let file = File::from(open(merged, at, OFlags::empty()).map_err(failed)?);
                 xattrs = kept_xattrs(file.as_fd()).map_err(failed)?;
-                let (digest, size) = self.store.put_open_file(&file).map_err(BakeError::store)?;
+                let (digest, size) = match self.adopt(path, stat.st_size as u64)? {
+                    Some(adopted) => adopted,
+                    None => self.store.put_open_file(&file).map_err(BakeError::store)?,
+                };
                 Kind::File { size, digest }
             }
             FileType::Symlink => {
@@ -268,6 +272,26 @@ impl Capture<'_> {
         let mut node = Node::new(kind, (stat.st_mode & 0o7777) as u16);
         (node.uid, node.gid, node.xattrs) = (stat.st_uid, stat.st_gid, xattrs);
         Ok(Some(node))
+    }
+}
+
+impl Capture<'_> {
+    /// Makes the file at `path` of the upper layer an object itself, where its data are there:
+    /// after this nobody needs the layer any more.
+    fn adopt(&self, path: &[u8], size: u64) -> Result<Option<(Digest, u64)>, BakeError> {
+        let upper = self.upper_dir.join("upper");
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let found = rustix::fs::open(&upper, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+            .and_then(|dir| rustix::fs::openat2(dir, path, flags, Mode::empty(), inside));
+        // A directory that was renamed is elsewhere in the layer, or below it.
+        let Ok(file) = found.map(File::from) else { return Ok(None) };
+        let same = file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == size);
+        if !same || rustix::fs::fgetxattr(&file, "trusted.overlay.metacopy", &mut [0_u8; 0]).is_ok()
+        {
+            return Ok(None);
+        }
+        self.store.adopt_file(&file).map_err(BakeError::store)
     }
 }
 

@@ -4,12 +4,14 @@
 //! times, extended attributes and hard links do not count. So the same source gives the same tree
 //! on any machine. Contents stay where they are until a COPY needs them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CString;
 use std::fs::{self, File, Metadata};
 use std::io::Read as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use kiln_core::Tree;
@@ -20,6 +22,7 @@ use kiln_store::Store;
 use crate::error::BakeError;
 use crate::ignore::{Ignore, Matched};
 use crate::key::Key;
+use crate::remembered::{self, Dir, Remembered};
 use crate::statcache::{Stamp, StatCache};
 use crate::{parallel, paths};
 
@@ -32,14 +35,51 @@ pub struct Snapshot {
     pub tree: Tree,
     /// Sockets, pipes and devices: never part of a context, named when somebody asks for them.
     pub special: BTreeSet<Vec<u8>>,
+    key: OnceLock<Digest>,
 }
 
 impl Snapshot {
+    /// [`Snapshot::take`], or the one that this process took before if nothing changed since.
+    ///
+    /// # Errors
+    /// As [`Snapshot::take`].
+    pub(crate) fn recall(
+        store: &Store,
+        root: &Path,
+        ignore: &Ignore,
+    ) -> Result<Arc<Self>, BakeError> {
+        let name = name(root, ignore);
+        if let Some(known) = remembered::recall(&name) {
+            return Ok(known);
+        }
+        let (snapshot, dirs) = Self::walk(store, root, ignore)?;
+        let snapshot = Arc::new(snapshot);
+        if let Some(dirs) = dirs {
+            remembered::remember(name, Remembered { snapshot: Arc::clone(&snapshot), dirs });
+        }
+        Ok(snapshot)
+    }
+
+    /// A digest over everything in it, for keys.
+    pub(crate) fn key(&self) -> Digest {
+        *self.key.get_or_init(|| Key::new("context").entries(self.tree.entries.iter()).finish())
+    }
+
     /// Walks `root`. Files that the cache of `store` knows as unchanged are not read.
     ///
     /// # Errors
     /// The directory is not there or something in it cannot be read.
     pub fn take(store: &Store, root: &Path, ignore: &Ignore) -> Result<Self, BakeError> {
+        Ok(Self::walk(store, root, ignore)?.0)
+    }
+
+    /// Walks `root`; also gives what tells later whether anything changed, if that can be told.
+    fn walk(
+        store: &Store,
+        root: &Path,
+        ignore: &Ignore,
+    ) -> Result<(Self, Option<Vec<Dir>>), BakeError> {
+        let begun = SystemTime::now();
         let meta = fs::metadata(root).map_err(|error| {
             let what = format!("the build context {} cannot be used: {error}", root.display());
             BakeError::usage(what, "check `build.context` in the Compose file")
@@ -48,10 +88,16 @@ impl Snapshot {
             let what = format!("the build context {} is not a directory", root.display());
             return Err(BakeError::usage(what, "check `build.context` in the Compose file"));
         }
-        let mut walk = Walk { root, ignore, found: Vec::new(), special: BTreeSet::new() };
+        let mut walk =
+            Walk { root, ignore, found: Vec::new(), special: BTreeSet::new(), walked: Vec::new() };
         walk.found.push(Found::new(Vec::new(), Node::new(Kind::Dir, 0o755), None));
         walk.all()?;
-        walk.finish(store)
+        walk.digests(store)?;
+        let dirs = walk.dirs(begun);
+        let entries = walk.found.into_iter().map(|found| (found.path, found.node)).collect();
+        let tree = Tree { entries };
+        let (root, special) = (root.to_owned(), walk.special);
+        Ok((Self { root, tree, special, key: OnceLock::new() }, dirs))
     }
 
     /// Puts the contents of `files` (paths and what they should be) into the store.
@@ -65,7 +111,7 @@ impl Snapshot {
             }
             let file = root.join(std::ffi::OsStr::from_bytes(path));
             let open = File::open(&file).map_err(|e| BakeError::io("cannot read", &file, e))?;
-            let (found, _) = store.put_open_file(&open).map_err(BakeError::store)?;
+            let (found, _) = store.copy_open_file(&open).map_err(BakeError::store)?;
             if found == *digest { Ok(()) } else { Err(changing(&file)) }
         })?;
         Ok(())
@@ -84,6 +130,8 @@ struct Walk<'a> {
     ignore: &'a Ignore,
     found: Vec<Found>,
     special: BTreeSet<Vec<u8>>,
+    /// Directories that were read, with their stamps from before that.
+    walked: Vec<(Vec<u8>, Stamp)>,
 }
 
 /// An entry.
@@ -109,8 +157,8 @@ struct Below {
 }
 
 /// What one directory has.
-#[derive(Default)]
 struct Level {
+    dir: (Vec<u8>, Stamp),
     found: Vec<Found>,
     special: Vec<Vec<u8>>,
     below: Vec<Below>,
@@ -126,6 +174,7 @@ impl Walk<'_> {
             for dir in dirs {
                 self.found.extend(dir.found);
                 self.special.extend(dir.special);
+                self.walked.push(dir.dir);
                 level.extend(dir.below);
             }
         }
@@ -160,7 +209,13 @@ impl Walk<'_> {
     fn directory(&self, at: &Below) -> Result<Level, BakeError> {
         let dir = self.root.join(std::ffi::OsStr::from_bytes(&at.path));
         let failed = |error| BakeError::io("cannot read", &dir, error);
-        let mut level = Level::default();
+        let stamp = Stamp::of(&fs::metadata(&dir).map_err(failed)?);
+        let mut level = Level {
+            dir: (at.path.clone(), stamp),
+            found: Vec::new(),
+            special: Vec::new(),
+            below: Vec::new(),
+        };
         for entry in fs::read_dir(&dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let path = paths::join(&at.path, entry.file_name().as_bytes());
@@ -220,12 +275,8 @@ impl Level {
 
 impl Walk<'_> {
     /// Fills in the digests: those of unchanged files from the cache, the others by reading.
-    fn finish(mut self, store: &Store) -> Result<Snapshot, BakeError> {
-        let name = Key::new("context")
-            .bytes(self.root.as_os_str().as_bytes())
-            .list(&self.ignore.patterns())
-            .finish()
-            .hex();
+    fn digests(&mut self, store: &Store) -> Result<(), BakeError> {
+        let name = name(self.root, self.ignore).hex();
         let at = store.root().join("cache/contexts").join(name);
         let known = StatCache::load(&at);
         let mut cursor = known.cursor();
@@ -264,10 +315,35 @@ impl Walk<'_> {
             let scratch = store.scratch_dir().map_err(BakeError::store)?;
             StatCache::save(&at, scratch.path(), files);
         }
-        let entries = self.found.into_iter().map(|found| (found.path, found.node)).collect();
-        let tree = Tree { entries };
-        Ok(Snapshot { root: self.root.to_owned(), tree, special: self.special })
+        Ok(())
     }
+
+    /// What tells whether anything changed since the walk, which began at `begun`; `None` if
+    /// something was changed too shortly before to tell.
+    fn dirs(&mut self, begun: SystemTime) -> Option<Vec<Dir>> {
+        let mut dirs: BTreeMap<&[u8], Dir> = BTreeMap::new();
+        for (path, stamp) in &self.walked {
+            let settled = stamp.settled(begun).then_some(*stamp)?;
+            let dir = Dir { path: cstring(path)?, stamp: settled, files: Vec::new() };
+            dirs.insert(path, dir);
+        }
+        for found in &self.found {
+            if let Kind::File { .. } = found.node.kind {
+                let dir = dirs.get_mut(paths::parent(&found.path))?;
+                dir.files.push((cstring(paths::base_name(&found.path))?, found.stamp?));
+            }
+        }
+        Some(dirs.into_values().collect())
+    }
+}
+
+fn cstring(bytes: &[u8]) -> Option<CString> {
+    CString::new(bytes).ok()
+}
+
+/// What a context is known by: where it is, and what is left out of it.
+fn name(root: &Path, ignore: &Ignore) -> Digest {
+    Key::new("context").bytes(root.as_os_str().as_bytes()).list(&ignore.patterns()).finish()
 }
 
 /// Reads a file to its digest; a file that changes meanwhile is read again a few times.

@@ -1,39 +1,145 @@
 //! Which entries a COPY's sources name: paths and patterns looked up in a tree, symlinks followed,
 //! as BuildKit's file operations do (`tonistiigi/fsutil/copy`).
 
+use std::collections::{BTreeSet, HashMap};
+
 use kiln_core::Tree;
 use kiln_core::tree::{Kind, Node, Path};
 
 use crate::edit::{Origin, Source};
+use crate::ignore::{Ignore, Matched};
 use crate::{glob, paths};
 
-/// Looks `source` up in `tree`. A pattern that matches nothing selects nothing; a path that is not
-/// there is an error. `origin` tells where the contents of an entry at a path are.
+/// Looks `source` up in `tree`, without what `exclude` leaves out. A pattern that matches nothing
+/// selects nothing; a path that is not there is an error. `origin` tells where the contents of an
+/// entry at a path are.
 ///
 /// # Errors
 /// Says what is not there, or what is wrong with the pattern.
 pub fn select(
     tree: &Tree,
     source: &str,
+    exclude: &Ignore,
     origin: &dyn Fn(Path) -> Origin,
 ) -> Result<Vec<Source>, String> {
+    let mut sources = Vec::new();
+    for mut found in all(tree, source, origin)? {
+        // The reference's documentation has it so; its code forgets files that are named directly.
+        let name = String::from_utf8_lossy(&found.name);
+        let file = found.entries.first().is_some_and(|(_, node)| !node.is_dir());
+        if !(file && exclude.matches(&name, &Matched::new()).0) {
+            narrow(&mut found, None, exclude);
+            sources.push(found);
+        }
+    }
+    Ok(sources)
+}
+
+/// As [`select`], with the directories above: those behind `/./`, or all of them if there is no
+/// such point. The pattern may have `**` in it, which matches any number of directories.
+///
+/// # Errors
+/// As [`select`].
+pub fn select_with_parents(
+    tree: &Tree,
+    source: &str,
+    exclude: &Ignore,
+    origin: &dyn Fn(Path) -> Origin,
+) -> Result<Vec<Source>, String> {
+    let (above, pattern) = source.split_once("/./").unwrap_or(("/", source));
+    let cleaned = paths::clean(&format!("/{pattern}"));
+    let pattern = &cleaned[1..];
+    let include = match pattern {
+        "" => None,
+        _ => Some(Ignore::of(&[pattern.to_owned()])?),
+    };
+    let mut sources = all(tree, above, origin)?;
+    for found in &mut sources {
+        narrow(found, include.as_ref(), exclude);
+    }
+    if !glob::has_wildcards(above) && !glob::has_wildcards(pattern) {
+        let full = paths::clean(&format!("/{above}/{pattern}"));
+        let at = paths::resolve(tree, full.as_bytes(), true).map_err(|error| error.to_string())?;
+        if tree.get(&at).is_none() {
+            return Err(format!("`{source}` is not there"));
+        }
+    }
+    Ok(sources)
+}
+
+/// Looks up one path, without patterns.
+///
+/// # Errors
+/// It is not there.
+pub fn one(tree: &Tree, source: &str, origin: &dyn Fn(Path) -> Origin) -> Result<Source, String> {
+    let clean = paths::clean(&format!("/{source}"));
+    at(tree, &clean.as_bytes()[1..], source, origin)
+}
+
+/// Everything that a source names, with all below it.
+fn all(tree: &Tree, source: &str, origin: &dyn Fn(Path) -> Origin) -> Result<Vec<Source>, String> {
     let clean = paths::clean(&format!("/{source}"));
     let matches = if glob::has_wildcards(&clean) {
         wildcard(tree, &clean[1..], source)?
     } else {
         vec![clean.as_bytes()[1..].to_vec()]
     };
-    let mut sources = Vec::with_capacity(matches.len());
-    for path in matches {
-        let at = paths::resolve(tree, &path, true).map_err(|error| error.to_string())?;
-        let Some(node) = tree.get(&at) else {
-            return Err(format!("`{source}` is not there"));
-        };
-        let entries = subtree(tree, &at, node);
-        let name = paths::base_name(&path).to_vec();
-        sources.push(Source { name, entries, origin: origin(at) });
+    matches.iter().map(|path| at(tree, path, source, origin)).collect()
+}
+
+fn at(
+    tree: &Tree,
+    path: &[u8],
+    source: &str,
+    origin: &dyn Fn(Path) -> Origin,
+) -> Result<Source, String> {
+    let at = paths::resolve(tree, path, true).map_err(|error| error.to_string())?;
+    let Some(node) = tree.get(&at) else {
+        return Err(format!("`{source}` is not there"));
+    };
+    Ok(Source {
+        name: paths::base_name(path).to_vec(),
+        entries: subtree(tree, &at, node),
+        origin: origin(at),
+        unpacked: None,
+        implied: BTreeSet::new(),
+    })
+}
+
+/// Leaves of what is below a directory only what `include` names (everything, if there is none)
+/// and `exclude` does not. The directory itself stays; those that hold something that stays do
+/// too, as implied.
+pub(crate) fn narrow(source: &mut Source, include: Option<&Ignore>, exclude: &Ignore) {
+    if include.is_none() && exclude.is_empty() {
+        return;
     }
-    Ok(sources)
+    let mut dirs: HashMap<Path, (Matched, Matched)> = HashMap::new();
+    let mut kept = BTreeSet::from([Path::new()]);
+    for (path, node) in source.entries.iter().skip(1) {
+        let text = String::from_utf8_lossy(path);
+        let (in_above, out_above) = dirs.get(paths::parent(path)).cloned().unwrap_or_default();
+        let (included, in_matched) = match include {
+            Some(include) => include.matches(&text, &in_above),
+            None => (true, Matched::new()),
+        };
+        let (excluded, out_matched) = exclude.matches(&text, &out_above);
+        if included && !excluded {
+            kept.insert(path.clone());
+        }
+        if node.is_dir() {
+            dirs.insert(path.clone(), (in_matched, out_matched));
+        }
+    }
+    for path in &kept {
+        let mut above = paths::parent(path);
+        while !above.is_empty() && !kept.contains(above) && source.implied.insert(above.to_vec()) {
+            above = paths::parent(above);
+        }
+    }
+    let before: HashMap<Path, Kind> =
+        source.entries.iter().map(|(path, node)| (path.clone(), node.kind.clone())).collect();
+    source.entries.retain(|(path, _)| kept.contains(path) || source.implied.contains(path));
+    relink(&mut source.entries, b"", &|path| before.get(path).cloned());
 }
 
 /// Paths that match, none of them below another one.
@@ -85,8 +191,16 @@ fn subtree(tree: &Tree, at: &[u8], node: &Node) -> Vec<(Path, Node)> {
                 .map(|(path, node)| (path[prefix.len()..].to_vec(), node.clone())),
         );
     }
-    let mut firsts: std::collections::HashMap<Path, Path> = std::collections::HashMap::new();
-    for (relative, node) in &mut entries {
+    relink(&mut entries, at, &|path| tree.get(path).map(|node| node.kind.clone()));
+    entries
+}
+
+/// Makes the targets of hard links relative to the source; a link whose first name is not in the
+/// source becomes the file, which `kind_of` knows by its path. Targets are what they were where
+/// the entries lay below `at`.
+fn relink(entries: &mut [(Path, Node)], at: &[u8], kind_of: &dyn Fn(&[u8]) -> Option<Kind>) {
+    let mut firsts: HashMap<Path, Path> = HashMap::new();
+    for (relative, node) in entries {
         let Kind::Hardlink { to } = &node.kind else {
             if matches!(node.kind, Kind::File { .. }) {
                 firsts.insert(paths::join(at, relative), relative.clone());
@@ -97,20 +211,12 @@ fn subtree(tree: &Tree, at: &[u8], node: &Node) -> Vec<(Path, Node)> {
             Some(first) => node.kind = Kind::Hardlink { to: first.clone() },
             None => {
                 firsts.insert(to.clone(), relative.clone());
-                if let Some(target) = tree.get(to) {
-                    node.kind = target.kind.clone();
+                if let Some(kind) = kind_of(to) {
+                    node.kind = kind;
                 }
             }
         }
     }
-    entries
-}
-
-/// Whether the beginning of a file says that it is an archive, which ADD would unpack.
-pub fn is_archive(head: &[u8]) -> bool {
-    let magics: [&[u8]; 4] = [b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
-    magics.iter().any(|magic| head.starts_with(magic))
-        || head.get(257..262).is_some_and(|magic| magic == b"ustar")
 }
 
 #[cfg(test)]
@@ -137,7 +243,10 @@ mod tests {
     }
 
     fn names(source: &str) -> Result<Vec<(String, Vec<String>)>, String> {
-        let sources = select(&tree(), source, &|_| Origin::Store)?;
+        listed(&select(&tree(), source, &Ignore::default(), &|_| Origin::Store)?)
+    }
+
+    fn listed(sources: &[Source]) -> Result<Vec<(String, Vec<String>)>, String> {
         let text = |path: &Path| String::from_utf8_lossy(path).into_owned();
         let entries = |source: &Source| source.entries.iter().map(|(path, _)| text(path)).collect();
         Ok(sources.iter().map(|source| (text(&source.name), entries(source))).collect())
@@ -169,18 +278,62 @@ mod tests {
 
     #[test]
     fn hard_links_keep_to_the_copied_part() {
-        let both = &select(&tree(), "src/lib", &|_| Origin::Store).unwrap()[0];
+        let both = &select(&tree(), "src/lib", &Ignore::default(), &|_| Origin::Store).unwrap()[0];
         assert!(matches!(&both.entries[2].1.kind, Kind::Hardlink { to } if to == b"x.c"));
-        let one = &select(&tree(), "src/lib/y.c", &|_| Origin::Store).unwrap()[0];
+        let one =
+            &select(&tree(), "src/lib/y.c", &Ignore::default(), &|_| Origin::Store).unwrap()[0];
         assert!(matches!(one.entries[0].1.kind, Kind::File { size: 1, .. }));
     }
 
+    /// Entries of the sources, directories that are only implied with a slash.
+    fn narrowed(source: &str, parents: bool, exclude: &[&str]) -> Result<Vec<String>, String> {
+        let exclude: Vec<String> = exclude.iter().map(|text| (*text).to_owned()).collect();
+        let exclude = Ignore::of(&exclude)?;
+        let select = if parents { select_with_parents } else { select };
+        let mut out = Vec::new();
+        for source in select(&tree(), source, &exclude, &|_| Origin::Store)? {
+            for (path, _) in source.entries.iter().skip(usize::from(parents)) {
+                let slash = if source.implied.contains(path) { "/" } else { "" };
+                out.push(format!("{}{slash}", String::from_utf8_lossy(path)));
+            }
+        }
+        Ok(out)
+    }
+
     #[test]
-    fn archives_are_known_by_content() {
-        assert!(is_archive(b"\x1f\x8b\x08\0"));
-        assert!(!is_archive(b"plain"));
-        let mut tar = vec![0; 512];
-        tar[257..262].copy_from_slice(b"ustar");
-        assert!(is_archive(&tar));
+    fn parents_from_the_pivot_on() {
+        for (source, expected) in [
+            ("src/lib/x.c", &["src/", "src/lib/", "src/lib/x.c"][..]),
+            ("./src/main.c", &["src/", "src/main.c"]),
+            ("src/./lib/x.c", &["lib/", "lib/x.c"]),
+            ("src/./lib", &["lib", "lib/x.c", "lib/y.c"]),
+            ("src/lib/.", &["src/", "src/lib", "src/lib/x.c", "src/lib/y.c"]),
+            ("s*/./lib/y*", &["lib/", "lib/y.c"]),
+            ("src/./**/*.c", &["lib/", "lib/x.c", "lib/y.c", "main.c"]),
+            ("./src/**/*.c", &["src/", "src/lib/", "src/lib/x.c", "src/lib/y.c", "src/main.c"]),
+            ("src/./none*", &[]),
+            ("none*/c", &[]),
+        ] {
+            assert_eq!(narrowed(source, true, &[]).unwrap(), expected, "{source}");
+        }
+        assert_eq!(narrowed("src/./lib", true, &["**/x.c"]).unwrap(), ["lib", "lib/y.c"]);
+        assert!(narrowed("src/./none", true, &[]).unwrap_err().contains("not there"));
+        assert!(narrowed("none/./x", true, &[]).is_err());
+    }
+
+    #[test]
+    fn excluded_ones_stay_away() {
+        for (source, exclude, expected) in [
+            ("src", &["*.c"][..], &["", "lib", "lib/x.c", "lib/y.c"][..]),
+            ("src", &["**/*.c"], &["", "lib"]),
+            ("src", &["lib"], &["", "main.c"]),
+            ("src", &["*", "!lib/x.c"], &["", "lib/", "lib/x.c"]),
+            ("*.txt", &["b*"], &[""]),
+            ("a.txt", &["a.txt"], &[]),
+            ("src/lib", &["x.c"], &["", "y.c"]),
+        ] {
+            assert_eq!(narrowed(source, false, exclude).unwrap(), expected, "{source} {exclude:?}");
+        }
+        assert!(narrowed("src", false, &["["]).is_err());
     }
 }

@@ -3,13 +3,15 @@
 //! An [`Edit`] waits until somebody needs the tree (a RUN, the end of the stage, a `--from`); then
 //! all that wait are applied together, or found together in the step cache.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use kiln_core::digest::Digest;
 use kiln_core::tree::{Kind, Node, Path, Tree};
 use kiln_store::Store;
 
+use crate::archive::{self, ArchiveError, Limits};
 use crate::context::Snapshot;
 use crate::error::BakeError;
 use crate::key::Key;
@@ -55,6 +57,9 @@ pub struct CopyOp {
     pub chown: Option<String>,
     /// `--chmod`.
     pub chmod: Option<Chmod>,
+    /// `--link`: nothing of the tree is looked at. Directories take the place of links on the way,
+    /// and copied ones have their own mode and owner.
+    pub link: bool,
 }
 
 /// One file, directory or document to copy.
@@ -66,6 +71,12 @@ pub struct Source {
     pub entries: Vec<(Path, Node)>,
     /// Where contents come from.
     pub origin: Origin,
+    /// It is an archive, and what is in it goes into the destination, a directory, with the modes
+    /// that it has; at most so much.
+    pub unpacked: Option<Limits>,
+    /// Directories that come along only for what is below them: one that is there already keeps
+    /// its owner.
+    pub implied: BTreeSet<Path>,
 }
 
 /// Where the contents of a [`Source`] are.
@@ -92,9 +103,13 @@ impl Edit {
                     .number(u64::from(op.into_directory))
                     .option(op.chown.as_deref())
                     .option(chmod.as_deref())
+                    .number(u64::from(op.link))
                     .number(op.sources.len() as u64);
                 op.sources.iter().fold(key, |key, source| {
                     let entries = source.entries.iter().map(|(path, node)| (path, node));
+                    let key = key.number(u64::from(source.unpacked.is_some()));
+                    let key = key.number(source.implied.len() as u64);
+                    let key = source.implied.iter().fold(key, |key, path| key.bytes(path));
                     key.bytes(&source.name).entries(entries)
                 })
             }
@@ -146,20 +161,71 @@ fn shown(path: &[u8]) -> String {
 
 impl CopyOp {
     fn apply(&self, store: &Store, editor: &mut Editor) -> Result<(), EditError> {
+        if !self.link {
+            return self.apply_to(store, editor);
+        }
+        let mut layer = Editor::new(Tree::new());
+        self.apply_to(store, &mut layer).map_err(|error| match error {
+            EditError::User(what) if self.chown.is_some() => EditError::User(format!(
+                "{what}; with --link the image is not looked at, so --chown needs numbers"
+            )),
+            error => error,
+        })?;
+        editor.lay(layer.finish());
+        Ok(())
+    }
+
+    fn apply_to(&self, store: &Store, editor: &mut Editor) -> Result<(), EditError> {
         let chown = resolve_owner(store, editor, self.chown.as_deref())?;
         self.check_destination(editor)?;
         for source in &self.sources {
+            if let Some(limits) = source.unpacked {
+                self.unpack(store, source, limits, chown, editor)?;
+                continue;
+            }
             source.put(store)?;
             self.copy(source, chown, editor)?;
         }
         Ok(())
     }
 
+    /// Unpacks an archive into the destination. As in the reference, `--chmod` and `--exclude` do
+    /// not reach into it.
+    fn unpack(
+        &self,
+        store: &Store,
+        source: &Source,
+        limits: Limits,
+        chown: Option<Owner>,
+        editor: &mut Editor,
+    ) -> Result<(), EditError> {
+        let dest = editor.resolve(&paths::key(&self.dest))?;
+        editor.make_dirs(&dest, 0o755, chown.unwrap_or(Owner { uid: 0, gid: 0 }))?;
+        let mut from = source.archive(store)?;
+        let into = archive::Destination { store, dest: &dest, chown, limits };
+        let tree = std::mem::take(&mut editor.tree);
+        let failed = |error: ArchiveError| {
+            let name = String::from_utf8_lossy(&source.name);
+            let what = format!("the archive `{name}` cannot be unpacked: {error}");
+            match error {
+                ArchiveError::Read(_) | ArchiveError::Store(_) => {
+                    EditError::Failed(BakeError::Failed(what))
+                }
+                _ => EditError::User(what),
+            }
+        };
+        *editor = Editor::new(archive::unpack(tree, &into, &mut from).map_err(failed)?);
+        from.finish().map_err(|error| failed(error.into()))
+    }
+
     /// Several files into what is no directory would each replace the one before.
     fn check_destination(&self, editor: &Editor) -> Result<(), EditError> {
-        let files =
-            |source: &Source| source.entries.first().is_some_and(|(_, node)| !node.is_dir());
-        if self.into_directory || self.sources.len() < 2 || !self.sources.iter().any(files) {
+        let file = |source: &Source| {
+            let file = source.entries.first().is_some_and(|(_, node)| !node.is_dir());
+            file && source.unpacked.is_none()
+        };
+        // A directory that comes first makes the destination one.
+        if self.into_directory || self.sources.len() < 2 || !file(&self.sources[0]) {
             return Ok(());
         }
         let at = editor.resolve(&paths::key(&self.dest))?;
@@ -193,6 +259,13 @@ impl CopyOp {
             _ => editor.make_dirs(paths::parent(&at), made_mode, made)?,
         }
         for (relative, node) in &source.entries {
+            let path = paths::join(&at, relative);
+            if source.implied.contains(relative)
+                && let Some(there) = editor.tree.entries.get_mut(&path).filter(|it| it.is_dir())
+            {
+                there.mode = node.mode;
+                continue;
+            }
             let mut node = node.clone();
             if let Some(owner) = chown {
                 (node.uid, node.gid) = (owner.uid, owner.gid);
@@ -203,15 +276,37 @@ impl CopyOp {
             if let Kind::Hardlink { to } = &mut node.kind {
                 *to = paths::join(&at, to);
             }
-            editor.place(paths::join(&at, relative), node, relative.is_empty())?;
+            editor.place(path, node, relative.is_empty())?;
         }
         Ok(())
     }
 }
 
 impl Source {
+    /// The archive that this is, to be read once.
+    fn archive(&self, store: &Store) -> Result<archive::Checked, EditError> {
+        let digest = self.entries.first().and_then(|(_, node)| match node.kind {
+            Kind::File { digest, .. } => Some(digest),
+            _ => None,
+        });
+        let (Some(digest), name) = (digest, String::from_utf8_lossy(&self.name)) else {
+            let what = format!("`{}` is no archive", String::from_utf8_lossy(&self.name));
+            return Err(EditError::User(what));
+        };
+        let file = match &self.origin {
+            Origin::Host(root, path) => {
+                let file = root.join(std::ffi::OsStr::from_bytes(path));
+                let open = std::fs::File::open(&file);
+                open.map_err(|error| BakeError::io("cannot read", file, error))
+            }
+            Origin::Store => store.open_object(&digest).map_err(BakeError::store),
+            Origin::Inline(_) => Err(BakeError::Failed(format!("`{name}` is no archive"))),
+        };
+        Ok(archive::Checked::new(file.map_err(EditError::Failed)?, digest))
+    }
+
     /// Puts the contents into the store.
-    fn put(&self, store: &Store) -> Result<(), EditError> {
+    pub(crate) fn put(&self, store: &Store) -> Result<(), EditError> {
         match &self.origin {
             Origin::Store => Ok(()),
             Origin::Inline(bytes) => {
@@ -278,6 +373,13 @@ impl Editor {
             self.link_targets.insert(to.clone());
         }
         self.tree.entries.insert(path, node);
+    }
+
+    /// Lays a tree over this one; its root says nothing.
+    fn lay(&mut self, layer: Tree) {
+        for (path, node) in layer.entries.into_iter().skip(1) {
+            self.put(path, node);
+        }
     }
 
     /// Makes the directory at `path`, a resolved path, and its parents.

@@ -39,12 +39,15 @@ enum Token {
     Class(Vec<char>),
 }
 
+/// Bytes that a line may have, as in moby.
+const MAX_LINE: usize = 65_535;
+
 /// Which patterns matched a directory; what lies below it needs it.
 pub type Matched = Vec<bool>;
 
 impl Ignore {
     /// Reads the ignore file of a build: `DOCKERFILE.dockerignore` beside the Dockerfile, else
-    /// `.dockerignore` in the context; none is an empty one.
+    /// `.dockerignore` in the context. Git's own folders are left out whatever it says first.
     ///
     /// # Errors
     /// The file cannot be read or has a broken pattern.
@@ -56,12 +59,26 @@ impl Ignore {
         });
         for file in own.into_iter().chain([context.join(".dockerignore")]) {
             match std::fs::read(&file) {
-                Ok(bytes) => return Self::parse(&String::from_utf8_lossy(&bytes), &file),
+                Ok(bytes) => {
+                    let mut ignore = Self::parse(&String::from_utf8_lossy(&bytes), &file)?;
+                    ignore.leave_git_out();
+                    return Ok(ignore);
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(BakeError::io("cannot read", file, error)),
             }
         }
-        Ok(Self::default())
+        let mut ignore = Self::default();
+        ignore.leave_git_out();
+        Ok(ignore)
+    }
+
+    /// `.git` tells how a checkout was made, which must not count: a clone, a linked working tree
+    /// and an archive of one commit are the same source. `!.git` takes it back.
+    fn leave_git_out(&mut self) {
+        let text = "**/.git".to_owned();
+        let pattern = Pattern { exception: false, tokens: tokens(&text), text, literal: false };
+        self.patterns.insert(0, pattern);
     }
 
     /// Parses the text of an ignore file; `file` is for messages.
@@ -75,10 +92,26 @@ impl Ignore {
             if line.starts_with('#') || line.trim().is_empty() {
                 continue;
             }
-            ignore.add(line.trim()).map_err(|what| {
+            let added = match line.len() {
+                ..=MAX_LINE => ignore.add(line.trim()),
+                _ => Err(format!("the line has more than {MAX_LINE} bytes")),
+            };
+            added.map_err(|what| {
                 let what = format!("{}:{}: {what}", file.display(), at + 1);
                 BakeError::usage(what, "see Go's filepath.Match for the syntax of patterns")
             })?;
+        }
+        Ok(ignore)
+    }
+
+    /// Patterns that stand elsewhere than in a file: `--exclude`.
+    ///
+    /// # Errors
+    /// Says which pattern is broken.
+    pub fn of(patterns: &[String]) -> Result<Self, String> {
+        let mut ignore = Self::default();
+        for pattern in patterns.iter().map(|text| text.trim()).filter(|text| !text.is_empty()) {
+            ignore.add(pattern)?;
         }
         Ok(ignore)
     }
@@ -88,16 +121,21 @@ impl Ignore {
             Some(rest) => (true, rest.trim()),
             None => (false, line),
         };
-        if text.is_empty() {
-            return Err("`!` takes back nothing".into());
+        let cleaned = if text.is_empty() { String::new() } else { paths::clean(text) };
+        if exception && matches!(cleaned.as_str(), "" | "/") {
+            return Err("illegal exclusion pattern: \"!\"".into());
         }
-        let cleaned = paths::clean(text);
         let text = match cleaned.strip_prefix('/') {
             Some(rest) if !rest.is_empty() => rest,
             _ => &cleaned,
         };
-        glob::check(text).map_err(|error| format!("{error} `{line}`"))?;
-        let tokens = tokens(text);
+        let tokens = match glob::check(text) {
+            Ok(()) => tokens(text),
+            Err(error) => return Err(format!("{error} `{line}`")),
+        };
+        if tokens.iter().any(|token| matches!(token, Token::Class(class) if reversed(class))) {
+            return Err(format!("syntax error in pattern `{line}`: a range ends before it begins"));
+        }
         let literal = tokens.iter().all(|token| matches!(token, Token::One(_)));
         self.has_exceptions |= exception;
         self.patterns.push(Pattern { exception, text: text.to_owned(), tokens, literal });
@@ -185,6 +223,24 @@ impl Pattern {
     }
 }
 
+/// Whether a range of the class has its ends in the wrong order: moby makes a regular expression
+/// of the pattern, which such a range is not.
+fn reversed(class: &[char]) -> bool {
+    let mut inside = class[1..class.len() - 1].iter().copied().peekable();
+    inside.next_if_eq(&'^');
+    let next = || {
+        let c = inside.next()?;
+        let low = if c == '\\' { inside.next()? } else { c };
+        if inside.next_if_eq(&'-').is_none() {
+            return Some(false);
+        }
+        let c = inside.next()?;
+        let high = if c == '\\' { inside.next()? } else { c };
+        Some(low > high)
+    };
+    std::iter::from_fn(next).any(|reversed| reversed)
+}
+
 fn tokens(text: &str) -> Vec<Token> {
     let chars: Vec<char> = text.chars().collect();
     let mut tokens = Vec::new();
@@ -196,7 +252,7 @@ fn tokens(text: &str) -> Vec<Token> {
                 at += usize::from(chars.get(at) == Some(&'/'));
                 tokens.push(if at == chars.len() {
                     Token::Rest
-                } else if tokens.is_empty() && !text[2..].contains(['*', '?', '[', '\\']) {
+                } else if tokens.is_empty() && !text[2..].contains(['*', '?', '[', ']', '\\']) {
                     // moby compares `**suffix` as a suffix, where `**file` is not cut at slashes.
                     if text.starts_with("**/") { Token::Dirs } else { Token::Rest }
                 } else {
@@ -334,6 +390,10 @@ mod tests {
         let error = Ignore::parse("ok\n[", Path::new(".dockerignore")).unwrap_err();
         assert!(error.to_string().starts_with(".dockerignore:2: "), "{error}");
         assert!(error.is_usage());
-        assert!(Ignore::parse("!", Path::new("x")).is_err());
+        for bad in ["!", "  !  ", "!/", "[Local-Only]/", "a[", "[]a]", "[x-]", "[a-b-c]", "\\"] {
+            assert!(Ignore::parse(bad, Path::new("x")).is_err(), "{bad}");
+        }
+        let long = "x".repeat(MAX_LINE + 1);
+        assert!(Ignore::parse(&long, Path::new("x")).is_err());
     }
 }

@@ -8,20 +8,27 @@
 //! | [`bake`] | one build request, from Dockerfile to image |
 //! | [`dockerfile`] | the syntax: lines, words, expansion, instructions |
 //! | [`plan`] | which stages, bases and contexts a target needs |
+//! | [`globals`], [`platform`] | arguments before the first FROM; `os/arch/variant` |
+//! | `schedule` | what needs what: stages side by side |
 //! | [`stage`] | the state of a stage while its instructions are carried out |
 //! | [`copy`] | COPY and ADD: sources selected, destination edited |
+//! | [`archive`] | tar archives that ADD unpacks |
+//! | [`remote`] | URLs and Git repositories that ADD fetches |
 //! | [`edit`] | changes of a tree that need neither mount nor process |
 //! | [`mode`] | `--chmod` |
 //! | [`users`] | names in the tree's `/etc/passwd` and `/etc/group` |
 //! | [`paths`] | cleaning paths; resolving symlinks inside a tree |
 //! | [`glob`], [`ignore`] | Go's `filepath.Match`; `.dockerignore` |
-//! | [`context`], [`statcache`] | the build context as a tree; what need not be read again |
-//! | [`step`] | one RUN |
+//! | [`context`], [`statcache`], `remembered` | the build context as a tree; what need not be read again |
+//! | [`step`], [`mount`] | one RUN, and what it has mounted |
+//! | [`options`] | what is said beside the Dockerfile |
 //! | [`runner`] | who carries out a RUN: the seam to the sandbox |
 //! | [`capture`] | an overlay's upper layer → changes of a tree |
+//! | [`verify`] | whether the same inputs give the same bits, and if not, why |
 //! | [`base`] | bases from distribution packages, and the lock |
 //! | [`error`] | what can go wrong, and whose fault it is |
 
+pub mod archive;
 pub mod bake;
 pub mod base;
 pub mod capture;
@@ -30,23 +37,34 @@ pub mod copy;
 pub mod dockerfile;
 pub mod edit;
 pub mod error;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod glob;
 pub mod ignore;
+pub mod globals;
 mod key;
 pub mod mode;
+pub mod mount;
+pub mod options;
 mod parallel;
 pub mod paths;
 pub mod plan;
+pub mod platform;
+mod remembered;
+pub mod remote;
 pub mod runner;
+mod schedule;
 mod signal;
 pub mod stage;
 pub mod statcache;
 pub mod step;
 pub mod users;
+pub mod verify;
 
-pub use bake::{Baked, Baker, BuildRequest, Progress};
+pub use bake::{Act, Baked, Baker, BuildRequest, Progress, RecordedStep};
 pub use error::BakeError;
-pub use runner::{StepExit, StepMount, StepRunner, StepSpec};
+pub use options::{BuildOptions, Secret, SecretSource};
+pub use runner::{Around, ImageMount, SecretFile, StepExit, StepMount, StepRunner, StepSpec};
 
 /// The one mtime of every file in an image, in seconds: 2020-01-01T00:00:00Z. Steps see it as
 /// `SOURCE_DATE_EPOCH`.

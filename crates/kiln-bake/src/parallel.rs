@@ -1,4 +1,4 @@
-//! Hashing and copying many files on two threads.
+//! Many small things on two threads; few long ones, each on its own.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -55,6 +55,24 @@ pub(crate) fn map_from<T: Sync, R: Send, E: Send>(
     }
     results.sort_by_key(|(at, _)| *at);
     Ok(results.into_iter().map(|(_, result)| result).collect())
+}
+
+/// Calls `work` for every item at once, each on a thread of its own, and returns the results in
+/// order: for few items of which each may wait. Of several failures the first in order is returned.
+pub(crate) fn each<T: Sync, R: Send, E: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R, E> + Sync,
+) -> Result<Vec<R>, E> {
+    let Some((last, others)) = items.split_last() else { return Ok(Vec::new()) };
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = others.iter().map(|item| scope.spawn(move || work(item))).collect();
+        let last = work(last);
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).chain([last]).collect()
+    })
 }
 
 #[cfg(test)]

@@ -46,6 +46,21 @@ impl Stamp {
         }
     }
 
+    /// From what `statx` said.
+    pub(crate) fn of_statx(stat: &rustix::fs::Statx) -> Self {
+        let time = |time: rustix::fs::StatxTimestamp| {
+            time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec))
+        };
+        Self {
+            mtime: time(stat.stx_mtime),
+            ctime: time(stat.stx_ctime),
+            size: stat.stx_size,
+            ino: stat.stx_ino,
+            dev: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            mode: u64::from(stat.stx_mode),
+        }
+    }
+
     /// Whether a later change must show in the times, given when hashing began.
     pub fn settled(&self, hashed_at: SystemTime) -> bool {
         let Ok(now) = hashed_at.duration_since(UNIX_EPOCH) else { return false };

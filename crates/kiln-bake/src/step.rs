@@ -1,7 +1,9 @@
 //! One RUN: its key in the step cache, and carrying it out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_core::Digest;
 use kiln_store::Store;
@@ -9,13 +11,15 @@ use kiln_store::Store;
 use crate::capture::Capture;
 use crate::error::BakeError;
 use crate::key::Key;
+use crate::mount::secret::Hide;
+use crate::mount::{self, Caches, Hand, Mount};
 use crate::paths;
-use crate::runner::{StepExit, StepMount, StepRunner, StepSpec};
+use crate::runner::{Around, StepExit, StepMount, StepRunner, StepSpec};
 
 /// `PATH` where the image has none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The host name that every step sees.
+/// The host name that a step sees, unless the build asks for another one.
 pub const HOSTNAME: &str = "kiln";
 
 /// Where a here-document that is a script of its own is mounted.
@@ -34,10 +38,20 @@ pub struct Command {
     pub cwd: String,
     /// `user[:group]`.
     pub user: String,
+    /// What it is told that its machine is called.
+    pub hostname: String,
     /// May use the network.
     pub network: bool,
     /// A script that is mounted for it.
     pub script: Option<Script>,
+    /// What else is mounted; ready to be mounted again for each run.
+    pub mounts: Vec<Mount>,
+    /// Where its caches are; no part of the key, for what is in them is no input.
+    pub caches: Caches,
+    /// Size of `/dev/shm` in bytes, if it is not the usual one.
+    pub shm_size: Option<u64>,
+    /// Limits of its processes: soft and hard, `-1` unlimited, by name.
+    pub ulimits: BTreeMap<String, (i64, i64)>,
 }
 
 /// A here-document that is a program of its own.
@@ -65,16 +79,24 @@ impl Command {
             .list(&self.env)
             .text(&self.cwd)
             .text(&self.user)
-            .text(HOSTNAME)
+            .text(&self.hostname)
             .number(u64::from(self.network));
-        match &self.script {
+        let key = match &self.script {
             None => key.number(0),
             Some(script) => key.number(1).text(&script.name).bytes(&script.content),
-        }
-        .finish()
+        };
+        let key = key.number(self.mounts.len() as u64);
+        let key = self.mounts.iter().fold(key, |key, mount| mount.key(key));
+        let key = key.number(self.shm_size.unwrap_or(0)).number(self.ulimits.len() as u64);
+        let limits = self.ulimits.iter().fold(key, |key, (name, (soft, hard))| {
+            key.text(name).number(soft.cast_unsigned()).number(hard.cast_unsigned())
+        });
+        limits.finish()
     }
 
-    /// Runs it on `tree` and returns the tree that it leaves, or how it failed.
+    /// Runs it on `tree` with empty caches until `stop` is set, and returns the tree that it leaves,
+    /// or how it failed. It may be run any number of times, also at once: what it has mounted is
+    /// made anew for each run, and none finds in a cache what another one left there.
     ///
     /// # Errors
     /// It could not be started, or what it left could not be read.
@@ -83,12 +105,33 @@ impl Command {
         store: &Store,
         runner: &dyn StepRunner,
         tree: &Digest,
+        stop: &Arc<AtomicBool>,
         output: &mut dyn FnMut(&[u8]),
     ) -> Result<Result<Digest, StepExit>, BakeError> {
+        let alone = Self { caches: Caches::Empty, ..self.clone() };
+        let (exit, left) = alone.carry_out(store, runner, tree, stop, &|| false, output)?;
+        Ok(left.ok_or(exit))
+    }
+
+    /// As [`Command::run`], but with the caches that it has; returns how it ended, and the tree if
+    /// it succeeded. `given_up` ends a wait for a cache, beside `stop`.
+    pub(crate) fn carry_out(
+        &self,
+        store: &Store,
+        runner: &dyn StepRunner,
+        tree: &Digest,
+        stop: &Arc<AtomicBool>,
+        given_up: &dyn Fn() -> bool,
+        output: &mut dyn FnMut(&[u8]),
+    ) -> Result<(StepExit, Option<Digest>), BakeError> {
         let lower = store.lower(tree).map_err(BakeError::store)?;
         let scratch = store.scratch_dir().map_err(BakeError::store)?;
         let upper_dir = scratch.path().join("layer");
-        let mut mounts = Vec::new();
+        let given_up = || stop.load(Ordering::Acquire) || given_up();
+        let hand =
+            Hand { store, scratch: scratch.path(), caches: &self.caches, given_up: &given_up };
+        let mut ready = mount::ready(&self.mounts, &hand)?;
+        let mut mounts = std::mem::take(&mut ready.mounts);
         if let Some(script) = &self.script {
             let source = scratch.path().join("script");
             let failed = |error| BakeError::io("cannot write", &source, error);
@@ -97,24 +140,36 @@ impl Command {
             std::fs::set_permissions(&source, mode).map_err(failed)?;
             mounts.push(StepMount { source, target: script.path(), read_only: true });
         }
-        let mounted: BTreeSet<Vec<u8>> =
-            mounts.iter().map(|mount| paths::key(&mount.target)).collect();
+        let around = Around {
+            shm_size: self.shm_size,
+            ulimits: self.ulimits.clone(),
+            ..std::mem::take(&mut ready.around)
+        };
+        let mounted = mounted(&mounts, &around);
         let spec = StepSpec {
             lower: lower.clone(),
             upper_dir: upper_dir.clone(),
             argv: self.argv.clone(),
-            env: [self.env.clone(), self.unkeyed.clone()].concat(),
+            env: with([self.env.clone(), self.unkeyed.clone()].concat(), &ready.env),
             cwd: self.cwd.clone(),
             user: self.user.clone(),
             network: self.network,
-            hostname: HOSTNAME.into(),
+            hostname: self.hostname.clone(),
             mounts,
             stdin: Vec::new(),
             rootful: false,
+            stop: Arc::clone(stop),
+            around,
         };
-        let exit = runner.run(&spec, output).map_err(BakeError::Failed)?;
+        let mut hide = Hide::new(std::mem::take(&mut ready.hidden));
+        let exit = runner.run(&spec, &mut |bytes| hide.pass(bytes, output));
+        hide.end(output);
+        let mut exit = exit.map_err(BakeError::Failed)?;
+        exit.notices.splice(..0, std::mem::take(&mut ready.notices));
+        // Caches are for others now; reading the layer takes its time.
+        drop(ready);
         if !exit.success() {
-            return Ok(Err(exit));
+            return Ok((exit, None));
         }
         let parent = store.get_tree(tree).map_err(BakeError::store)?;
         let capture = Capture {
@@ -124,9 +179,29 @@ impl Command {
             upper_dir: &upper_dir,
             mounted: &mounted,
         };
-        let after = std::sync::Arc::new(capture.tree()?);
-        Ok(Ok(store.keep_tree(after).map_err(BakeError::store)?))
+        let after = Arc::new(capture.tree()?);
+        Ok((exit, Some(store.keep_tree(after).map_err(BakeError::store)?)))
     }
+}
+
+/// Every path that something is mounted on.
+fn mounted(mounts: &[StepMount], around: &Around) -> BTreeSet<Vec<u8>> {
+    let hosts = mounts.iter().map(|mount| &mount.target);
+    let images = around.images.iter().map(|mount| &mount.target);
+    let tmpfs = around.tmpfs.iter().map(|mount| &mount.target);
+    let secrets = around.secrets.iter().map(|file| &file.target);
+    let all = hosts.chain(images).chain(tmpfs).chain(secrets);
+    all.map(|target| paths::key(target)).collect()
+}
+
+/// `env` with the variables of `more` in the place of those of the same name.
+fn with(mut env: Vec<String>, more: &[String]) -> Vec<String> {
+    for pair in more {
+        let name = pair.split('=').next().unwrap_or_default();
+        env.retain(|old| old.split('=').next() != Some(name));
+        env.push(pair.clone());
+    }
+    env
 }
 
 /// The last lines of a step's output, kept while it runs.

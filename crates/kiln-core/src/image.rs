@@ -54,12 +54,15 @@ pub struct ImageConfig {
     /// HEALTHCHECK of the Dockerfile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<Healthcheck>,
-    /// SHELL, where it differs from `["/bin/sh", "-c"]`.
+    /// SHELL, where one was given; else `["/bin/sh", "-c"]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shell: Option<Vec<String>>,
-    /// ONBUILD triggers.
+    /// ONBUILD triggers: instructions for builds that are `FROM` this image.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub on_build: Vec<String>,
+    /// MAINTAINER. An OCI image has it beside the `config` object, as `author`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
 }
 
 impl ImageConfig {

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`digest`] | sha256 digests, the one kind of identity |
 //! | [`tree`] | a normalised file tree and its canonical listing |
+//! | [`tree_diff`] | what differs between two trees |
 //! | [`image`] | tree + configuration |
 //! | [`compose`] | what the user wrote: `compose.yaml` |
 //! | [`release`] | what a deploy carries: everything pinned by digest |
@@ -22,6 +23,7 @@ pub mod plan;
 pub mod release;
 pub mod settings;
 pub mod tree;
+pub mod tree_diff;
 
 pub use digest::Digest;
 pub use image::{ImageConfig, ImageId};

@@ -262,6 +262,12 @@ impl Group {
         }
     }
 
+    /// How many processes and threads are in it.
+    pub(crate) fn tasks(&self) -> u64 {
+        let list = fs::read(self.path().join("cgroup.threads")).unwrap_or_default();
+        list.iter().filter(|byte| **byte == b'\n').count() as u64
+    }
+
     /// Whether any process is in it or below.
     pub(crate) fn is_populated(&self) -> bool {
         fs::read_to_string(self.path().join("cgroup.events"))

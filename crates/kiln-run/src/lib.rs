@@ -7,6 +7,7 @@
 //! | [`running`] | one instance, spoken to through its shim |
 //! | [`exec`] | a command inside a running instance |
 //! | [`step`] | a RUN step: a sandbox that ends with its command |
+//! | [`conditions`] | what a step can see of the machine, varied on purpose |
 //! | [`logs`] | reading what an instance wrote |
 //! | [`net`] | the network of an instance |
 //! | `shim` | the process of each instance: start, log, control, clean up |
@@ -19,6 +20,7 @@
 //! [`dispatch`] before it starts any, and the hidden roles never return from it.
 //! `docs/runtime.md` says why it is built so.
 
+pub mod conditions;
 pub mod error;
 pub mod exec;
 pub mod logs;
@@ -37,12 +39,13 @@ mod sys;
 
 use std::ffi::OsString;
 
+pub use conditions::Conditions;
 pub use error::RunError;
 pub use exec::{ExecOutcome, ExecSpec, ExecStdio, Executing};
 pub use running::{ExitInfo, InstanceState, Running};
 pub use runtime::Runtime;
-pub use spec::{BindMount, FileMount, InstanceSpec, LogLimits, Network, Sandbox};
-pub use step::{StepExit, StepSpec};
+pub use spec::{BindMount, FileMount, InstanceSpec, LogLimits, ImageMount, Network, Sandbox, SecretFile};
+pub use step::{Around, StepExit, StepSpec, Stopped};
 
 /// Hidden role: the shim of one instance.
 pub const ROLE_SHIM: &str = "shim";

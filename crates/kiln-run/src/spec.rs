@@ -60,6 +60,12 @@ pub struct Sandbox {
     pub mounts: Vec<BindMount>,
     /// Configs and secrets.
     pub files: Vec<FileMount>,
+    /// Images, or parts of them; for steps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<ImageMount>,
+    /// Files that are in memory only; for steps, whose specification is never written to disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretFile>,
     /// Size of `/dev/shm` in bytes.
     pub shm_size: u64,
     /// Run the program under an init that reaps and forwards signals.
@@ -117,6 +123,44 @@ pub struct FileMount {
     pub mode: u32,
 }
 
+/// An image, or a file or directory of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageMount {
+    /// The image.
+    pub lower: Lower,
+    /// Folder that holds `upper/` and `work/` of a layer that takes writes; `None`: read-only.
+    pub upper: Option<PathBuf>,
+    /// What of it, relative to its root, without symlinks on the way; empty is all.
+    pub path: PathBuf,
+    /// Whether that is a directory.
+    pub dir: bool,
+    /// Absolute path in the sandbox.
+    pub target: String,
+    /// Not writable through this mount.
+    pub read_only: bool,
+}
+
+/// A file whose content is nowhere but in memory.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretFile {
+    /// What is in it.
+    pub content: Vec<u8>,
+    /// Absolute path in the sandbox.
+    pub target: String,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+impl std::fmt::Debug for SecretFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SecretFile").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
 /// When a log is rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLimits {
@@ -147,6 +191,8 @@ impl Sandbox {
             tmpfs: Vec::new(),
             mounts: Vec::new(),
             files: Vec::new(),
+            images: Vec::new(),
+            secrets: Vec::new(),
             shm_size: 64 << 20,
             init: false,
             ulimits: BTreeMap::new(),

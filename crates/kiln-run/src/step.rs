@@ -7,18 +7,20 @@ use std::io::{Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use kiln_core::compose::Limits;
+use kiln_core::compose::{Limits, Tmpfs};
 use kiln_store::Lower;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
+use serde::{Deserialize, Serialize};
 
+use crate::conditions::Conditions;
 use crate::error::{Context as _, RunError};
 use crate::runtime::STEP_PREFIX;
-use crate::session::{Request, Session, What};
-use crate::spec::{BindMount, DEFAULT_CAPABILITIES, Network, Sandbox};
+use crate::session::{Bounds, Request, Session, StepEnd, What};
+use crate::spec::{BindMount, DEFAULT_CAPABILITIES, ImageMount, Network, Sandbox, SecretFile};
 use crate::{ROLE_STEP, Runtime};
 
 /// What maintainer scripts may do beyond Docker's default set.
@@ -54,15 +56,80 @@ pub struct StepSpec {
     pub stdin: Vec<u8>,
     /// More capabilities, as dpkg and maintainer scripts want them.
     pub rootful: bool,
+    /// What else there is around it.
+    pub around: Around,
+}
+
+/// What a step has around it besides files of the host, and how far it may go.
+#[derive(Debug, Clone)]
+pub struct Around {
+    /// Images, or parts of them.
+    pub images: Vec<ImageMount>,
+    /// Empty directories in memory.
+    pub tmpfs: Vec<Tmpfs>,
+    /// Files that are in memory only.
+    pub secrets: Vec<SecretFile>,
+    /// Size of `/dev/shm` in bytes.
+    pub shm_size: u64,
+    /// Soft and hard limit, `-1` unlimited, by lower-case name without `RLIMIT_`.
+    pub ulimits: BTreeMap<String, (i64, i64)>,
+    /// The most processes and threads at a time; with more the step is ended.
+    pub tasks: u64,
+    /// Bytes that stay free on the file system of `upper_dir`; with fewer the step is ended. Where
+    /// less than twice as many are free at the beginning, half of what is free then.
+    pub reserve: u64,
+}
+
+impl Default for Around {
+    /// Nothing, 64 MB of `/dev/shm`, 8,192 processes and threads, 1 GiB.
+    fn default() -> Self {
+        Self {
+            images: Vec::new(),
+            tmpfs: Vec::new(),
+            secrets: Vec::new(),
+            shm_size: 64 << 20,
+            ulimits: BTreeMap::new(),
+            tasks: 8_192,
+            reserve: 1 << 30,
+        }
+    }
 }
 
 /// How a step ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StepExit {
     /// Exit status; 128 + signal if one ended it.
     pub code: i32,
     /// The signal that ended it.
     pub signal: Option<i32>,
+    /// Why it was ended, if it did not end by itself.
+    pub stopped: Option<Stopped>,
+    /// Processes of the whole machine that the kernel killed for want of memory meanwhile.
+    pub memory_kills: u64,
+    /// Names of some of the processes that it left running; they were killed with it.
+    pub left: Vec<String>,
+}
+
+/// What a step did that ended it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stopped {
+    /// It had more processes and threads than it may.
+    Processes {
+        /// So many it may have.
+        most: u64,
+    },
+    /// It left too little of a file system.
+    Disk {
+        /// A path on it.
+        path: PathBuf,
+        /// Bytes that were left.
+        free: u64,
+        /// Inodes that were left.
+        inodes: u64,
+    },
+    /// The kernel killed some process of it for want of memory.
+    Memory,
 }
 
 impl Runtime {
@@ -79,18 +146,33 @@ impl Runtime {
         spec: &StepSpec,
         output: &mut dyn FnMut(&[u8]),
     ) -> Result<StepExit, RunError> {
-        self.run_step_unless(spec, &AtomicBool::new(false), output)
+        self.run_step_unless(spec, &|| false, output)
     }
 
     /// As [`Runtime::run_step`], but kills the step, and all that it started, soon after
-    /// `cancelled` is set.
+    /// `cancelled` says so.
     ///
     /// # Errors
     /// As [`Runtime::run_step`].
     pub fn run_step_unless(
         &self,
         spec: &StepSpec,
-        cancelled: &AtomicBool,
+        cancelled: &dyn Fn() -> bool,
+        output: &mut dyn FnMut(&[u8]),
+    ) -> Result<StepExit, RunError> {
+        self.run_step_under(spec, &Conditions::default(), cancelled, output)
+    }
+
+    /// As [`Runtime::run_step_unless`], under `conditions`.
+    ///
+    /// # Errors
+    /// As [`Runtime::run_step`]; also if this kernel cannot vary what `conditions` asks for, see
+    /// [`Conditions::possible`].
+    pub fn run_step_under(
+        &self,
+        spec: &StepSpec,
+        conditions: &Conditions,
+        cancelled: &dyn Fn() -> bool,
         output: &mut dyn FnMut(&[u8]),
     ) -> Result<StepExit, RunError> {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -101,30 +183,53 @@ impl Runtime {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).doing(doing)?;
         let stdio = [stdin, write.try_clone().doing(doing)?, write];
         let sandbox = Box::new(sandbox(spec));
-        let what = What::Step { sandbox, scratch: scratch.0.clone() };
+        let around = &spec.around;
+        let disk = spec.upper_dir.parent().unwrap_or(&spec.upper_dir).to_owned();
+        let bounds = Bounds { tasks: around.tasks, disk, reserve: around.reserve };
+        let what = What::Step {
+            sandbox,
+            scratch: scratch.0.clone(),
+            conditions: conditions.clone(),
+            bounds,
+        };
         let request = Request { group: self.group_name(&name), limits_of: None, what };
         let id = spec.argv.first().map_or("step", String::as_str);
         let mut session = Session::start(self.exe(), ROLE_STEP, id, &request, &stdio)?;
         // Else the pipe never ends.
         drop(stdio);
         let mut buffer = vec![0; 64 << 10];
-        loop {
-            if cancelled.load(Ordering::Acquire) {
+        // A step may close its output and go on.
+        let (mut open, mut over) = (true, false);
+        while open || !over {
+            if cancelled() {
                 session.kill();
-                return Ok(StepExit { code: 137, signal: Some(libc::SIGKILL) });
+                let signal = Some(libc::SIGKILL);
+                return Ok(StepExit { code: 137, signal, ..StepExit::default() });
             }
-            if matches!(poll(&mut [PollFd::new(&read, PollFlags::IN)], Some(&LOOK)), Ok(0)) {
+            let ready = match (open, session.socket()) {
+                (true, _) => poll(&mut [PollFd::new(&read, PollFlags::IN)], Some(&LOOK)),
+                (false, Some(socket)) => {
+                    poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&LOOK))
+                }
+                (false, None) => Ok(1),
+            };
+            if matches!(ready, Ok(0)) {
+                continue;
+            }
+            if !open {
+                over = true;
                 continue;
             }
             match rustix::io::read(&read, &mut buffer) {
-                Ok(0) => break,
+                Ok(0) => open = false,
                 Ok(length) => output(&buffer[..length]),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error).doing(|| "read the step's output".to_owned()),
             }
         }
-        let (code, signal) = session.wait()?;
-        Ok(StepExit { code, signal })
+        let (code, signal, end) = session.wait_step()?;
+        let StepEnd { stopped, memory_kills, left } = end;
+        Ok(StepExit { code, signal, stopped, memory_kills, left })
     }
 }
 
@@ -173,8 +278,14 @@ fn sandbox(spec: &StepSpec) -> Sandbox {
         hostname: spec.hostname.clone(),
         mounts: spec.mounts.clone(),
         capabilities: capabilities.into_iter().map(str::to_owned).collect(),
-        ulimits: BTreeMap::new(),
+        images: spec.around.images.clone(),
+        tmpfs: spec.around.tmpfs.clone(),
+        secrets: spec.around.secrets.clone(),
+        shm_size: spec.around.shm_size,
+        ulimits: spec.around.ulimits.clone(),
         limits: Limits::default(),
+        // Its pid 1 reaps what is orphaned, and sees what is left running.
+        init: true,
         resolv_conf,
         network: if spec.network { Network::Host } else { Network::None },
         hosts: format!("127.0.0.1\tlocalhost {0}\n::1\tlocalhost {0}\n", spec.hostname),

@@ -114,6 +114,39 @@ pub(crate) fn mount_setattr(
     if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// From now on, children of this process are in a time namespace of their own, whose clocks can
+/// be set until the first of them is there.
+pub(crate) fn unshare_time() -> io::Result<()> {
+    const CLONE_NEWTIME: i32 = 0x80;
+    // SAFETY: changes a property of the calling task only, and touches no memory.
+    if unsafe { libc::unshare(CLONE_NEWTIME) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Has this process run before all ordinary ones, and its children not. Where the kernel does not
+/// let it, it runs as others do.
+pub(crate) fn run_first() {
+    const SCHED_RESET_ON_FORK: i32 = 0x4000_0000;
+    let param = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the struct lives through the calls, which change nothing but the scheduling.
+    unsafe {
+        if libc::sched_setscheduler(0, libc::SCHED_RR | SCHED_RESET_ON_FORK, &raw const param) != 0
+        {
+            libc::setpriority(libc::PRIO_PROCESS, 0, -20);
+        }
+    }
+}
+
+/// How many processes of this machine were killed for want of memory since it started.
+pub(crate) fn out_of_memory_kills() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
 /// Marks every descriptor from `first` on close-on-exec.
 pub(crate) fn cloexec_from(first: i32) {
     // SAFETY: changes descriptor flags only. An old kernel answers ENOSYS, which is harmless: all
@@ -128,10 +161,21 @@ pub(crate) fn cloexec_from(first: i32) {
     }
 }
 
-/// Closes every descriptor from `first` on, for a process that goes on without any of its owners.
-pub(crate) fn close_from(first: i32) {
-    // SAFETY: called by the init only, which never again touches a value that owns one of them.
-    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+/// Closes every descriptor from 3 on but `kept`, for a process that goes on without the owners of
+/// all others.
+pub(crate) fn close_all_but(kept: Option<BorrowedFd<'_>>) {
+    let close = |first: i32, last: u32| {
+        // SAFETY: called by the init only, which never again touches a value that owns one of them.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    };
+    match kept.map(|fd| fd.as_raw_fd()) {
+        Some(fd) if fd > 3 => {
+            close(3, (fd - 1).unsigned_abs());
+            close(fd + 1, libc::c_uint::MAX);
+        }
+        Some(_) => close(4, libc::c_uint::MAX),
+        None => close(3, libc::c_uint::MAX),
+    }
 }
 
 /// Plain fork(2), for where the seccomp filter hides `clone3`: 0 in the child.

@@ -20,6 +20,10 @@ use crate::error::{Context as _, Result};
 use crate::mount::remove_tree;
 use crate::store::{Store, ignore_missing};
 
+/// How many caches of build contexts stay, and for how long after the last change of each.
+const CONTEXTS: usize = 200;
+const CONTEXT_AGE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// How to collect.
 #[derive(Debug, Clone)]
 pub struct GcOptions {
@@ -48,6 +52,8 @@ pub struct GcReport {
     pub images: u64,
     /// Step results that went.
     pub steps: u64,
+    /// Caches of build contexts that went.
+    pub contexts: u64,
     /// Bytes of all that went; what links share counts once.
     pub bytes: u64,
 }
@@ -88,6 +94,7 @@ impl Store {
         }
         self.collect_steps(&kept, options, &mut report)?;
         self.collect_derived(&kept, options, &mut report)?;
+        self.collect_contexts(options, &mut report)?;
         if !options.dry_run {
             let mut lowers = self.inner.lowers.lock();
             if let Ok(lowers) = &mut lowers {
@@ -163,6 +170,34 @@ impl Store {
             report.steps += 1;
             if !options.dry_run {
                 ignore_missing(fs::remove_file(&path)).doing("removing", &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is known of build contexts, where that is old: nothing says whether a context still
+    /// exists. One that is missed is read once more.
+    fn collect_contexts(&self, options: &GcOptions, report: &mut GcReport) -> Result<()> {
+        let dir = self.root().join("cache/contexts");
+        if !dir.is_dir() {
+            return Ok(());
+        }
+        let mut caches = Vec::new();
+        for entry in fs::read_dir(&dir).doing("reading", &dir)? {
+            let entry = entry.doing("reading", &dir)?;
+            let meta = entry.metadata().doing("looking at", entry.path())?;
+            caches.push((meta.modified().doing("looking at", entry.path())?, meta.len(), entry));
+        }
+        // The newest first.
+        caches.sort_by_key(|(changed, ..)| std::cmp::Reverse(*changed));
+        for (nth, (changed, length, entry)) in caches.into_iter().enumerate() {
+            if nth < CONTEXTS && changed.elapsed().is_ok_and(|age| age < CONTEXT_AGE) {
+                continue;
+            }
+            report.contexts += 1;
+            report.bytes += length;
+            if !options.dry_run {
+                ignore_missing(fs::remove_file(entry.path())).doing("removing", entry.path())?;
             }
         }
         Ok(())

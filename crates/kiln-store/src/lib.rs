@@ -47,6 +47,7 @@ pub use lease::Lease;
 pub use lower::{Backing, Lower};
 pub use mount::Upper;
 pub use pointer::Pointer;
+pub use steps::StepTurn;
 pub use store::Store;
 pub use typed::StoredTree;
 

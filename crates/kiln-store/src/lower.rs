@@ -169,10 +169,32 @@ impl Store {
     /// [`Error::Missing`] if the tree (or, with links, a content) is not in the store;
     /// [`Error::Tree`] for a tree that cannot be shown; I/O errors.
     pub fn lower(&self, tree: &Digest) -> Result<Lower> {
+        self.lower_by(self.backing(), tree)
+    }
+
+    /// The same tree in the backing that this store does not use; `None` if this kernel cannot do
+    /// that one. What a program sees of both is equal but for the order of a folder's names and
+    /// the number of links of a file.
+    ///
+    /// # Errors
+    /// As [`Store::lower`].
+    pub fn other_lower(&self, lower: &Lower) -> Result<Option<Lower>> {
+        let (path, other) = match lower {
+            Lower::Composefs { image, .. } => (image, Backing::Links),
+            Lower::Links { dir } => (dir, Backing::Composefs),
+        };
+        let tree = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+        if other == Backing::Composefs && probe(self.root()).is_err() {
+            return Ok(None);
+        }
+        tree.map(|tree| self.lower_by(other, &tree)).transpose()
+    }
+
+    fn lower_by(&self, backing: Backing, tree: &Digest) -> Result<Lower> {
         // One at a time: a second caller for the same tree waits instead of building it again.
         let mut done = self.inner.lowers.lock().unwrap_or_else(PoisonError::into_inner);
         let root = &self.inner.root;
-        match self.backing() {
+        match backing {
             Backing::Composefs => {
                 let image = root.join("images").join(format!("{}.erofs", tree.hex()));
                 let there = if done.contains(tree) { image.exists() } else { is_whole(&image) };

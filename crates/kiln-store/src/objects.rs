@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_core::Digest;
 use kiln_core::digest::Hasher;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Statx, StatxFlags, Uid};
 
 use crate::error::{Context as _, Error, Result};
 use crate::store::Store;
@@ -86,6 +86,19 @@ impl Store {
             return Ok((digest, size));
         }
         // What is stored is hashed once more, because the source may have changed since.
+        self.copy_open_file(source)
+    }
+
+    /// [`Store::put_open_file`] for a content that is not there yet, as far as is known: it is not
+    /// looked for first, which saves reading it twice.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn copy_open_file(&self, source: &File) -> Result<(Digest, u64)> {
+        let path = || fs::read_link(proc_path(source)).unwrap_or_default();
+        if source.metadata().doing_lazily("looking at", path)?.len() < SMALL {
+            return self.put_open_file(source);
+        }
         let mut new = self.new_object()?;
         let (digest, size) = if rustix::fs::ioctl_ficlone(&new.file, source).is_ok() {
             hash_copy(&mut At { file: &new.file, at: 0 }, None).doing("reading", &new.at)?
@@ -95,6 +108,36 @@ impl Store {
         };
         self.publish(&new, &digest)?;
         Ok((digest, size))
+    }
+
+    /// Makes a file itself the object of its content, which saves writing a copy: owner, mode,
+    /// times and attributes become an object's. `None`, and the file as it was, where that cannot
+    /// be (another file system, an immutable file) or is not worth it (a small file).
+    ///
+    /// Nobody may write to the file from now on: it is for the layers of steps that have ended.
+    ///
+    /// # Errors
+    /// I/O errors in reading it.
+    pub fn adopt_file(&self, file: &File) -> Result<Option<(Digest, u64)>> {
+        let path = || fs::read_link(proc_path(file)).unwrap_or_default();
+        if file.metadata().doing_lazily("looking at", path)?.len() < SMALL {
+            return Ok(None);
+        }
+        let (digest, size) =
+            hash_copy(&mut At { file, at: 0 }, None).doing_lazily("reading", path)?;
+        if self.present(&digest, size)? {
+            return Ok(Some((digest, size)));
+        }
+        // Tried before anything of the file is changed.
+        let beside = self.temporary("adopted");
+        if rustix::fs::linkat(CWD, proc_path(file), CWD, &beside, AtFlags::SYMLINK_FOLLOW).is_err()
+        {
+            return Ok(None);
+        }
+        let new = Adopted { file, at: beside };
+        new.undress().doing("making an object of", &new.at)?;
+        self.publish(&new, &digest)?;
+        Ok(Some((digest, size)))
     }
 
     /// The content of an object, checked against its name.
@@ -175,10 +218,11 @@ impl Store {
     }
 
     /// Gives a written content its name.
-    fn publish(&self, new: &NewObject, digest: &Digest) -> Result<()> {
-        rustix::fs::fchmod(&new.file, Mode::from_raw_mode(0o644)).doing("chmod of", &new.at)?;
-        rustix::fs::futimens(&new.file, &crate::mount::epoch_times()).doing("dating", &new.at)?;
-        let size = new.file.metadata().doing("looking at", &new.at)?.len();
+    fn publish(&self, new: &dyn Unnamed, digest: &Digest) -> Result<()> {
+        let (file, at) = (new.file(), new.at());
+        rustix::fs::fchmod(file, Mode::from_raw_mode(0o644)).doing("chmod of", at)?;
+        rustix::fs::futimens(file, &crate::mount::epoch_times()).doing("dating", at)?;
+        let size = file.metadata().doing("looking at", at)?.len();
         let path = self.object_path(digest);
         let _unsynced = self.inner.unsynced.mark()?;
         match new.link(&path) {
@@ -232,12 +276,75 @@ struct NewObject {
     named: bool,
 }
 
-impl NewObject {
+/// A file that is to become an object.
+trait Unnamed {
+    fn file(&self) -> &File;
+    /// Where it is, for messages.
+    fn at(&self) -> &Path;
+    /// Gives it a further name.
+    fn link(&self, to: &Path) -> io::Result<()>;
+}
+
+impl Unnamed for NewObject {
+    fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn at(&self) -> &Path {
+        &self.at
+    }
+
     fn link(&self, to: &Path) -> io::Result<()> {
         if self.named {
             return fs::hard_link(&self.at, to);
         }
         Ok(rustix::fs::linkat(CWD, proc_path(&self.file), CWD, to, AtFlags::SYMLINK_FOLLOW)?)
+    }
+}
+
+/// A file of somebody else's under a name of ours.
+struct Adopted<'a> {
+    file: &'a File,
+    at: PathBuf,
+}
+
+impl Adopted<'_> {
+    /// Takes off all that an object does not have.
+    fn undress(&self) -> io::Result<()> {
+        let mut names = vec![0_u8; 64 << 10];
+        let length = match rustix::fs::flistxattr(self.file, names.as_mut_slice()) {
+            Err(rustix::io::Errno::OPNOTSUPP) => 0,
+            length => length?,
+        };
+        for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            // A security module's label is not ours to take away.
+            if !name.starts_with(b"security.") || name == b"security.capability" {
+                rustix::fs::fremovexattr(self.file, name)?;
+            }
+        }
+        rustix::fs::fchown(self.file, Some(Uid::ROOT), Some(Gid::ROOT))?;
+        Ok(())
+    }
+}
+
+impl Unnamed for Adopted<'_> {
+    fn file(&self) -> &File {
+        self.file
+    }
+
+    fn at(&self) -> &Path {
+        &self.at
+    }
+
+    fn link(&self, to: &Path) -> io::Result<()> {
+        fs::hard_link(&self.at, to)
+    }
+}
+
+impl Drop for Adopted<'_> {
+    fn drop(&mut self) {
+        // A left-over is removed at the next open.
+        let _ = fs::remove_file(&self.at);
     }
 }
 
@@ -264,7 +371,13 @@ impl Read for At<'_> {
     }
 }
 
-/// Hashes all of `from`, copying it to `to` on the way.
+/// Whether a hole would read the same.
+fn is_zero(bytes: &[u8]) -> bool {
+    // By pieces, so that the processor looks at many bytes at once.
+    bytes.chunks(256).all(|piece| piece.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+/// Hashes all of `from`, copying it to `to` on the way. Longer runs of zeros become holes.
 pub(crate) fn hash_copy(from: &mut dyn Read, to: Option<&mut File>) -> io::Result<(Digest, u64)> {
     let mut to = to;
     let mut hasher = Hasher::new();
@@ -279,11 +392,15 @@ pub(crate) fn hash_copy(from: &mut dyn Read, to: Option<&mut File>) -> io::Resul
         };
         hasher.update(&buffer[..read]);
         if let Some(to) = to.as_deref_mut() {
-            to.write_all(&buffer[..read])?;
+            match is_zero(&buffer[..read]) {
+                true => to.seek_relative(read as i64)?,
+                false => to.write_all(&buffer[..read])?,
+            }
         }
         size += read as u64;
     }
     if let Some(to) = to {
+        to.set_len(size)?;
         to.rewind()?;
     }
     Ok((hasher.finish(), size))

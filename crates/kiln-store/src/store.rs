@@ -21,6 +21,7 @@ use crate::error::{Context as _, Error, Result};
 use crate::ledger::Ledger;
 use crate::lower::{Backing, Choice};
 use crate::owner::{self, Life};
+use crate::steps::Turns;
 use crate::typed::TreeCache;
 
 /// Version of the layout and of all formats in it; see `docs/formats.md`.
@@ -56,6 +57,7 @@ pub(crate) struct Inner {
     pub(crate) choice: Choice,
     /// Trees whose derived form was built or checked by this process; held while one is built.
     pub(crate) lowers: Mutex<BTreeSet<Digest>>,
+    pub(crate) turns: Turns,
 }
 
 impl Store {
@@ -99,6 +101,7 @@ impl Store {
             ledger,
             choice,
             lowers: Mutex::default(),
+            turns: Turns::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -17,7 +17,8 @@ use kiln_core::{Digest, Release};
 use serde_json::json;
 
 use crate::agent::Agent;
-use crate::agent::bake;
+use crate::agent::bake::{self, Checkout};
+use crate::agent::git::compare::Difference;
 use crate::agent::provision::{self, Candidate};
 use crate::agent::record;
 use crate::agent::session::Session;
@@ -33,6 +34,15 @@ pub(crate) struct Published {
     pub release: Arc<Release>,
     /// Whether it was cut now; else it is the one that serves already.
     pub fresh: bool,
+    /// What of its source is not as in the commit; known only of one that was cut now.
+    pub differences: Vec<Difference>,
+}
+
+impl Published {
+    /// A release that was recorded before.
+    pub(crate) fn of(digest: Digest, release: Arc<Release>) -> Self {
+        Self { digest, release, fresh: false, differences: Vec::new() }
+    }
 }
 
 /// Why a release is deployed: what the ledger says.
@@ -106,11 +116,13 @@ pub(crate) fn assemble(
     if let Some(digest) = parent {
         let serving = agent.release(&digest)?;
         if serving.runs_as(&release) {
-            return Ok(Published { digest, release: serving, fresh: false });
+            return Ok(Published::of(digest, serving));
         }
     }
-    release.source = bake::source(project);
-    Ok(Published { digest: release.digest(), release: Arc::new(release), fresh: true })
+    let Checkout { source, differences } = bake::source(agent, session, project);
+    release.source = source;
+    let digest = release.digest();
+    Ok(Published { digest, release: Arc::new(release), fresh: true, differences })
 }
 
 /// Target and observed → plan → create, start, await healthy, switch, keep, watch.

@@ -72,6 +72,29 @@ pub(crate) enum Verb {
     Lock { project: ProjectArgs, update: bool },
     /// `kiln bake`.
     Bake { project: ProjectArgs, services: Vec<String> },
+    /// `kiln export`. What is written to follows as a file descriptor: an empty or new folder, or a
+    /// file; `output` is for messages. What the agent makes in a folder belongs to `owner`.
+    Export {
+        project: ProjectArgs,
+        services: Vec<String>,
+        image: Option<String>,
+        release: Option<String>,
+        name: Option<String>,
+        format: kiln_oci::Format,
+        compression: kiln_oci::Compression,
+        output: PathBuf,
+        owner: kiln_oci::Owner,
+    },
+    /// `kiln import`. What is read follows as a file descriptor; `path` is for messages.
+    Import { path: PathBuf, select: Option<String>, name: Option<String> },
+    /// `kiln import --remove`.
+    Forget { name: String },
+    /// `kiln verify`. What is compared `against` follows as a file descriptor; the path is for messages.
+    Verify { project: ProjectArgs, services: Vec<String>, deep: bool, against: Option<PathBuf> },
+    /// `kiln release`.
+    Release { project: ProjectArgs, commit: Option<String>, env: Vec<String> },
+    /// `kiln diff`. What is folded is the client's business.
+    Diff { project: ProjectArgs, names: Vec<String>, text: bool, files: bool, all: bool },
     /// `kiln up`.
     Up { project: ProjectArgs, timeout: Option<u64> },
     /// `kiln plan`.
@@ -111,6 +134,17 @@ pub(crate) enum Verb {
     Gc { dry_run: bool },
     /// `kiln shutdown`.
     Shutdown,
+}
+
+impl Verb {
+    /// How many file descriptors follow the request.
+    pub(crate) fn descriptors(&self) -> usize {
+        match self {
+            Self::Exec { .. } => 3,
+            Self::Export { .. } | Self::Import { .. } | Self::Verify { against: Some(_), .. } => 1,
+            _ => 0,
+        }
+    }
 }
 
 /// One line of an answer.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use common::{project, world};
 use kiln_testkit::{Call, Output, Project, World};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const COMPOSE: &str = "name: same
 services:
@@ -57,8 +57,13 @@ fn sh(dir: &Path, script: &str) {
 
 #[track_caller]
 fn images(output: &Output) -> Value {
-    let images = output.json()["images"].clone();
+    let mut images = output.json()["images"].clone();
     assert_eq!(images.as_object().map(serde_json::Map::len), Some(2), "{images}");
+    for image in images.as_object_mut().into_iter().flat_map(serde_json::Map::values_mut) {
+        // How many steps were known is the store's history.
+        *image = json!({ "tree": image["tree"], "config": image["config"] });
+        assert!(image["tree"].is_string() && image["config"].is_string(), "{image}");
+    }
     images
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use kiln_core::Tree;
 use kiln_store::Store;
@@ -17,7 +18,7 @@ use super::output::Output;
 use super::progress::{Phase, Watch};
 use super::unpack::unpack;
 use crate::capture::Capture;
-use crate::runner::{StepRunner, StepSpec};
+use crate::runner::{Around, StepRunner, StepSpec};
 
 /// What the driver exits with when a preinst script added a diversion that the tree does not
 /// follow yet.
@@ -138,6 +139,8 @@ fn run(
         mounts: Vec::new(),
         stdin: Vec::new(),
         rootful: true,
+        stop: Arc::default(),
+        around: Around::default(),
     };
     let total = base.configure.len() as u64;
     watch.step(name, Phase::Configure, (0, total), "")?;

@@ -1,5 +1,7 @@
 //! Days of the Gregorian calendar in UTC, as `YYYY-MM-DD`.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 /// Seconds since 1970 of the beginning of the day `text`, if it is one from 1970 on.
 pub(crate) fn parse(text: &str) -> Option<u64> {
     let mut parts = text.splitn(3, '-');
@@ -33,6 +35,12 @@ pub(crate) fn format(seconds: u64) -> String {
     let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     format!("{year:04}-{month:02}-{day:02}")
+}
+
+/// The day that it is.
+pub(crate) fn today() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    format(now.map_or(0, |time| time.as_secs()))
 }
 
 #[cfg(test)]

@@ -10,18 +10,25 @@ use serde::{Deserialize, Serialize};
 
 use super::error::BaseError;
 use super::lock_text::{self, quote};
+use crate::remote::{LockedGit, LockedUrl, Pins};
 
 /// Version of the file's format.
 pub const FORMAT: u32 = 1;
 
 /// A whole `kiln.lock`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lock {
     /// [`FORMAT`].
     pub format: u32,
     /// The day on which something in it was last resolved, `YYYY-MM-DD` in UTC.
     pub date: String,
+    /// Files behind URLs that an ADD takes, by address.
+    #[serde(default)]
+    pub urls: Vec<LockedUrl>,
+    /// Commits of repositories that an ADD takes, by address and name.
+    #[serde(default)]
+    pub git: Vec<LockedGit>,
     /// The locked bases, by name.
     #[serde(default)]
     pub bases: BTreeMap<String, LockedBase>,
@@ -112,7 +119,7 @@ impl LockedBase {
 impl Lock {
     /// An empty lock of the day `date`.
     pub fn new(date: &str) -> Self {
-        Self { format: FORMAT, date: date.to_owned(), bases: BTreeMap::new() }
+        Self { format: FORMAT, date: date.to_owned(), ..Self::default() }
     }
 
     /// Reads the file at `path`; `None` when there is none.
@@ -149,7 +156,18 @@ impl Lock {
         for (name, base) in &lock.bases {
             base.check().map_err(|what| format!("base `{name}`: {what}"))?;
         }
+        lock.git.iter().try_for_each(LockedGit::check)?;
         Ok(lock)
+    }
+
+    /// Takes over what the remotes of a run have pinned, and says whether that is anything new.
+    pub fn pin(&mut self, pins: &Pins) -> bool {
+        let (urls, git) = pins.parts();
+        let new = (&urls, &git) != (&self.urls, &self.git);
+        if new {
+            (self.urls, self.git, self.date) = (urls, git, super::date::today());
+        }
+        new
     }
 
     /// The text form: stable, one package a line.
@@ -224,15 +242,15 @@ impl LockedBase {
     }
 }
 
-mod hex {
+pub(crate) mod hex {
     use kiln_core::Digest;
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(digest: &Digest, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(digest: &Digest, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&digest.hex())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
         String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
     }
 }
@@ -264,6 +282,15 @@ mod tests {
         };
         let mut lock = Lock::new("2026-01-02");
         lock.bases.insert("web server".into(), base);
+        let url = "https://h/\"a\"".to_owned();
+        lock.urls = vec![LockedUrl { url, size: 3, sha256: Digest::of("abc") }];
+        lock.git = vec![LockedGit {
+            remote: "git@h:x.git".into(),
+            name: "v1".into(),
+            full: "refs/tags/v1".into(),
+            tag: "a".repeat(40),
+            commit: "b".repeat(40),
+        }];
         lock
     }
 
@@ -272,7 +299,7 @@ mod tests {
         let lock = sample();
         let text = lock.text();
         assert_eq!(Lock::parse(&text).unwrap(), lock, "{text}");
-        assert_eq!(text.lines().filter(|line| line.contains("sha256 =")).count(), 2);
+        assert_eq!(text.lines().filter(|line| line.contains("sha256 =")).count(), 3);
     }
 
     #[test]
@@ -315,6 +342,8 @@ mod tests {
             ("pool/main/a.deb", "../a.deb", "below a mirror"),
             ("epoch = \"2020", "epoch = \"x020", "YYYY-MM-DD"),
             ("suite = ", "sweet = ", "sweet"),
+            ("commit = \"b", "commit = \"-", "no whole hash"),
+            ("refs/tags/v1", "--upload-pack=x", "no full name"),
         ] {
             let bad = good.replace(from, to);
             assert_ne!(bad, good, "{from}");

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use super::lock::{Lock, LockedBase, LockedPackage};
+use crate::remote::{LockedGit, LockedUrl};
 
 /// A whole `kiln.lock`.
 pub(super) fn write(lock: &Lock) -> String {
@@ -12,11 +13,46 @@ pub(super) fn write(lock: &Lock) -> String {
          # what is baked. `kiln lock --update` takes newer packages.\n",
     );
     let _ = writeln!(out, "format = {}\ndate = {}", lock.format, quote(&lock.date));
+    write_remotes(&mut out, lock);
     for (name, base) in &lock.bases {
         let _ = write!(out, "\n[bases.{}]\n", key(name));
         write_base(&mut out, base);
     }
     out
+}
+
+/// What ADD takes from outside, one a line; nothing where there is none.
+fn write_remotes(out: &mut String, lock: &Lock) {
+    if !lock.urls.is_empty() {
+        let _ = writeln!(out, "urls = [");
+        for LockedUrl { url, size, sha256 } in &lock.urls {
+            let _ = writeln!(
+                out,
+                "  {{ url = {}, size = {size}, sha256 = {} }},",
+                quote(url),
+                quote(&sha256.hex())
+            );
+        }
+        let _ = writeln!(out, "]");
+    }
+    if !lock.git.is_empty() {
+        let _ = writeln!(out, "git = [");
+        for LockedGit { remote, name, full, tag, commit } in &lock.git {
+            let tag = match tag.as_str() {
+                "" => String::new(),
+                tag => format!("tag = {}, ", quote(tag)),
+            };
+            let _ = writeln!(
+                out,
+                "  {{ remote = {}, ref = {}, full = {}, {tag}commit = {} }},",
+                quote(remote),
+                quote(name),
+                quote(full),
+                quote(commit)
+            );
+        }
+        let _ = writeln!(out, "]");
+    }
 }
 
 /// The keys of one base, without the head of its table.

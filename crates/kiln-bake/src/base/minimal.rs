@@ -1,5 +1,7 @@
 //! Minimal bases: the named packages alone, unpacked and not configured.
 
+use std::sync::Arc;
+
 use kiln_core::Tree;
 use kiln_core::tree::{Kind, Node};
 use kiln_store::Store;
@@ -10,7 +12,7 @@ use super::error::{BaseError, tail};
 use super::lock::LockedBase;
 use super::progress::{Phase, Watch};
 use super::unpack::unpack;
-use crate::runner::{StepRunner, StepSpec};
+use crate::runner::{Around, StepRunner, StepSpec};
 
 const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n\
     nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
@@ -88,6 +90,8 @@ fn applets(
         mounts: Vec::new(),
         stdin: Vec::new(),
         rootful: false,
+        stop: Arc::default(),
+        around: Around::default(),
     };
     let mut output = Vec::new();
     let exit = runner

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use kiln_core::compose::Base;
 use kiln_store::Store;
@@ -64,9 +63,12 @@ pub(crate) fn resolve_from(
         locked.extend(learn_all(store, chosen, runner, watch, host)?);
         store.flush()?;
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let mut lock = Lock::new(&date::format(now));
+    let mut lock = Lock::new(&date::today());
     lock.bases = locked;
+    // What bakes have pinned is theirs to change.
+    if let Some(existing) = existing {
+        (lock.urls, lock.git) = (existing.urls.clone(), existing.git.clone());
+    }
     if let Some(existing) = existing.filter(|existing| existing.bases == lock.bases) {
         lock.date.clone_from(&existing.date);
     }

@@ -4,6 +4,12 @@
 
 use super::pattern::Pattern;
 
+/// So deep can `${a:-${b:-…}}` go.
+const MAX_DEPTH: usize = 100;
+
+/// So many bytes can the values in one word have together.
+const MAX_VALUES: usize = 16 << 20;
+
 /// Looks a variable up.
 pub type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
@@ -39,7 +45,7 @@ impl Lex {
     /// # Errors
     /// Says what is wrong with the word.
     pub fn word(&self, word: &str, env: &Lookup<'_>) -> Result<String, String> {
-        self.process(word, env).map(|(text, _)| text)
+        self.process(word, env, false).map(|(text, _)| text)
     }
 
     /// Like [`Lex::word`], but split at unquoted spaces after the replacement.
@@ -47,19 +53,37 @@ impl Lex {
     /// # Errors
     /// Says what is wrong with the word.
     pub fn words(&self, word: &str, env: &Lookup<'_>) -> Result<Vec<String>, String> {
-        self.process(word, env).map(|(_, words)| words)
+        self.process(word, env, true).map(|(_, words)| words)
     }
 
-    fn process(&self, word: &str, env: &Lookup<'_>) -> Result<(String, Vec<String>), String> {
-        let mut scan =
-            Scan { lex: self, env, text: word.chars().collect(), at: 0, raw: self.raw_escapes };
-        scan.until(None, self.raw_escapes).map_err(|what| format!("cannot expand `{word}`: {what}"))
+    fn process(
+        &self,
+        word: &str,
+        env: &Lookup<'_>,
+        split: bool,
+    ) -> Result<(String, Vec<String>), String> {
+        let mut scan = Scan {
+            lex: self,
+            env,
+            text: word.chars().collect(),
+            at: 0,
+            raw: self.raw_escapes,
+            split,
+            depth: 0,
+            values: 0,
+        };
+        scan.until(None, self.raw_escapes).map_err(|what| {
+            let start: String = word.chars().take(80).collect();
+            let dots = if start.len() < word.len() { "…" } else { "" };
+            format!("failed to process \"{start}{dots}\": {what}")
+        })
     }
 }
 
 /// Words under construction.
 #[derive(Default)]
 struct Words {
+    wanted: bool,
     done: Vec<String>,
     word: String,
     inside: bool,
@@ -67,6 +91,9 @@ struct Words {
 
 impl Words {
     fn split(&mut self, c: char) {
+        if !self.wanted {
+            return;
+        }
         if !c.is_whitespace() {
             self.raw(c);
         } else if self.inside && !self.word.is_empty() {
@@ -75,14 +102,24 @@ impl Words {
         }
     }
 
+    fn split_all(&mut self, text: &str) {
+        if self.wanted {
+            text.chars().for_each(|c| self.split(c));
+        }
+    }
+
     fn raw(&mut self, c: char) {
-        self.word.push(c);
-        self.inside = true;
+        if self.wanted {
+            self.word.push(c);
+            self.inside = true;
+        }
     }
 
     fn raw_str(&mut self, text: &str) {
-        self.word.push_str(text);
-        self.inside = true;
+        if self.wanted {
+            self.word.push_str(text);
+            self.inside = true;
+        }
     }
 
     fn finish(mut self) -> Vec<String> {
@@ -99,6 +136,11 @@ struct Scan<'a> {
     text: Vec<char>,
     at: usize,
     raw: bool,
+    /// Whether words are asked for.
+    split: bool,
+    depth: usize,
+    /// Bytes of values so far.
+    values: usize,
 }
 
 impl Scan<'_> {
@@ -113,15 +155,20 @@ impl Scan<'_> {
     }
 
     fn until(&mut self, stop: Option<char>, raw: bool) -> Result<(String, Vec<String>), String> {
+        if self.depth == MAX_DEPTH {
+            return Err(format!("it is nested more than {MAX_DEPTH} deep"));
+        }
+        self.depth += 1;
         let outer = std::mem::replace(&mut self.raw, raw);
         let result = self.until_inner(stop);
         self.raw = outer;
+        self.depth -= 1;
         result
     }
 
     fn until_inner(&mut self, stop: Option<char>) -> Result<(String, Vec<String>), String> {
         let mut out = String::new();
-        let mut words = Words::default();
+        let mut words = Words { wanted: self.split && self.depth == 1, ..Words::default() };
         while let Some(c) = self.peek() {
             if stop == Some(c) {
                 self.at += 1;
@@ -130,7 +177,7 @@ impl Scan<'_> {
             match c {
                 '$' => {
                     let value = self.dollar()?;
-                    value.chars().for_each(|c| words.split(c));
+                    words.split_all(&value);
                     out.push_str(&value);
                 }
                 '<' => {
@@ -162,7 +209,7 @@ impl Scan<'_> {
         }
         match stop {
             None => Ok((out, words.finish())),
-            Some(stop) => Err(format!("it ends before the closing `{stop}`")),
+            Some(stop) => Err(missing(stop)),
         }
     }
 
@@ -172,7 +219,7 @@ impl Scan<'_> {
         self.quote(&mut out);
         loop {
             match self.peek() {
-                None => return Err("a single quote is not closed".into()),
+                None => return Err(unclosed("single")),
                 Some('\'') => {
                     self.quote(&mut out);
                     return Ok(out);
@@ -190,7 +237,7 @@ impl Scan<'_> {
         self.quote(&mut out);
         loop {
             match self.peek() {
-                None => return Err("a double quote is not closed".into()),
+                None => return Err(unclosed("double")),
                 Some('"') => {
                     self.quote(&mut out);
                     return Ok(out);
@@ -249,7 +296,7 @@ impl Scan<'_> {
             if name.is_empty() {
                 return Ok("$".into());
             }
-            return Ok(match (self.env)(&name) {
+            return Ok(match self.value(&name)? {
                 Some(value) => value,
                 None if self.lex.skip_unset => format!("${name}"),
                 None => String::new(),
@@ -257,40 +304,36 @@ impl Scan<'_> {
         }
         self.at += 1;
         match self.peek() {
-            None => return Err("`}` is missing".into()),
-            Some('{' | '}' | ':') => return Err("bad substitution".into()),
+            None => return Err(missing('}')),
+            Some('{' | '}' | ':') => return Err("syntax error: bad substitution".into()),
             Some(_) => {}
         }
         let name = self.name();
         match self.next() {
-            None => Err("`}` is missing".into()),
-            Some('}') => Ok(match (self.env)(&name) {
+            None => Err(missing('}')),
+            Some('}') => Ok(match self.value(&name)? {
                 Some(value) => value,
                 None if self.lex.skip_unset => format!("${{{name}}}"),
                 None => String::new(),
             }),
             Some(':') => match self.next() {
-                Some(op @ ('-' | '+' | '?')) => self.modified(&name, op, true),
-                Some(op) => Err(format!("unsupported modifier `:{op}`")),
-                None => Err("`}` is missing".into()),
+                Some(op @ ('#' | '%')) => Err(unsupported(true, op)),
+                Some(op) => self.modified(&name, op, true),
+                None => Err(missing('}')),
             },
             Some(op @ ('-' | '+' | '?' | '#' | '%')) => self.modified(&name, op, false),
             Some('/') => self.replaced(&name),
-            Some(op) => Err(format!("unsupported modifier `{op}`")),
+            Some(op) => Err(unsupported(false, op)),
         }
     }
 
     fn closing(&mut self, stop: char, raw: bool) -> Result<String, String> {
-        match self.until(Some(stop), raw) {
-            Ok((word, _)) => Ok(word),
-            Err(_) if self.peek().is_none() => Err(format!("`{stop}` is missing")),
-            Err(error) => Err(error),
-        }
+        self.until(Some(stop), raw).map(|(word, _)| word)
     }
 
     fn modified(&mut self, name: &str, op: char, null_is_unset: bool) -> Result<String, String> {
         let mut word = self.closing('}', matches!(op, '#' | '%'))?;
-        let value = (self.env)(name);
+        let value = self.value(name)?;
         if self.lex.skip_unset && value.is_none() {
             let colon = if null_is_unset { ":" } else { "" };
             return Ok(format!("${{{name}{colon}{op}{word}}}"));
@@ -302,21 +345,22 @@ impl Scan<'_> {
             '-' => Ok(if absent { word } else { value }),
             '+' => Ok(if absent { String::new() } else { word }),
             '?' if absent && !word.is_empty() => Err(format!("{name}: {word}")),
-            '?' if unset => Err(format!("{name} is not allowed to be unset")),
-            '?' if absent => Err(format!("{name} is not allowed to be empty")),
+            '?' if unset => Err(format!("{name}: is not allowed to be unset")),
+            '?' if absent => Err(format!("{name}: is not allowed to be empty")),
             '?' => Ok(value),
-            _ => {
+            '#' | '%' => {
                 let greedy = word.starts_with(op);
                 if greedy {
                     word.remove(0);
                 }
                 let pattern = Pattern::parse(&word)?;
-                Ok(if op == '#' {
+                if op == '#' {
                     pattern.trim_prefix(&value, greedy)
                 } else {
                     pattern.trim_suffix(&value, greedy)
-                })
+                }
             }
+            _ => Err(unsupported(null_is_unset, op)),
         }
     }
 
@@ -325,12 +369,23 @@ impl Scan<'_> {
         self.at += usize::from(all);
         let pattern = self.closing('/', true)?;
         let replacement = self.closing('}', true)?;
-        let value = (self.env)(name);
+        let value = self.value(name)?;
         if self.lex.skip_unset && value.is_none() {
             return Ok(format!("${{{name}/{pattern}/{replacement}}}"));
         }
         let pattern = Pattern::parse(&pattern)?;
-        Ok(pattern.replace(&value.unwrap_or_default(), &replacement, all))
+        let limit = MAX_VALUES - self.values;
+        let value = value.unwrap_or_default();
+        let replaced = pattern.replace(&value, &replacement, all, limit)?;
+        self.values += replaced.len().saturating_sub(value.len());
+        Ok(replaced)
+    }
+
+    /// Looks a variable up, within the limit of what a word may become.
+    fn value(&mut self, name: &str) -> Result<Option<String>, String> {
+        let value = (self.env)(name);
+        self.values += value.as_ref().map_or(0, String::len);
+        if self.values > MAX_VALUES { Err("it expands to too much".into()) } else { Ok(value) }
     }
 
     /// A name, a number, or one of the shell's special parameters (which are never set).
@@ -356,6 +411,19 @@ impl Scan<'_> {
         }
         name
     }
+}
+
+fn unclosed(quote: &str) -> String {
+    format!("unexpected end of statement while looking for matching {quote}-quote")
+}
+
+fn missing(what: char) -> String {
+    format!("syntax error: missing '{what}'")
+}
+
+fn unsupported(colon: bool, op: char) -> String {
+    let colon = if colon { ":" } else { "" };
+    format!("unsupported modifier ({colon}{op}) in substitution")
 }
 
 #[cfg(test)]
@@ -520,6 +588,34 @@ mod tests {
     #[test]
     fn the_escape_character_can_be_a_backquote() {
         assert_eq!(Lex::new('`').word("C:\\`$PWD", &env).unwrap(), "C:\\$PWD");
+    }
+
+    #[test]
+    fn what_is_unset_can_be_left() {
+        let lex = Lex { skip_unset: true, ..Lex::new('\\') };
+        for text in ["$x ${x} ${x:-a} ${x+b}", "${x#p} ${x%%p}", "${x/a/b}", "${x:0:3} ${x:=y}"] {
+            assert_eq!(lex.word(text, &env).as_deref(), Ok(text));
+        }
+        assert!(lex.word("${x=y}", &env).is_err());
+        assert!(lex.word("${PWD:=y}", &env).is_err());
+    }
+
+    #[test]
+    fn bombs_are_refused() {
+        let deep = |levels: usize| format!("{}{}", "${a:-".repeat(levels), "}".repeat(levels));
+        assert_eq!(Lex::new('\\').word(&deep(90), &env).unwrap(), "");
+        for levels in [100, 10_000] {
+            let error = Lex::new('\\').word(&deep(levels), &env).unwrap_err();
+            assert!(error.len() < 200 && error.ends_with("nested more than 100 deep"), "{error}");
+        }
+        let big = |_: &str| Some("x".repeat(1 << 20));
+        assert!(Lex::new('\\').word(&"$a".repeat(16), &big).is_ok());
+        for text in
+            ["$a".repeat(17), "\"$a\"".repeat(17), "${a/x/$a$a$a$a$a$a$a$a$a$a$a$a$a$a$a$a}".into()]
+        {
+            let error = Lex::new('\\').word(&text, &big).unwrap_err();
+            assert!(error.ends_with("it expands to too much"), "{error}");
+        }
     }
 
     #[test]

@@ -3,16 +3,25 @@
 
 use kiln_core::image::Healthcheck;
 
-use super::lines::{Line, heredoc_word};
-use super::{CommandLine, Copy, Document, Instruction, Mistake, Run, duration, words};
+use super::lines::Line;
+use super::{CommandLine, Instruction, Mistake, copy, duration, run, suggest, words};
+
+pub(super) use super::suggest::distance;
 
 /// What a line says.
 pub(super) enum Parsed {
-    From { base: String, name: Option<String> },
+    From(From),
     Step(Instruction),
 }
 
-const NAMES: [&str; 15] = [
+/// FROM.
+pub(super) struct From {
+    pub(super) base: String,
+    pub(super) platform: Option<String>,
+    pub(super) name: Option<String>,
+}
+
+const NAMES: [&str; 18] = [
     "ADD",
     "ARG",
     "CMD",
@@ -23,11 +32,14 @@ const NAMES: [&str; 15] = [
     "FROM",
     "HEALTHCHECK",
     "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
     "RUN",
     "SHELL",
     "STOPSIGNAL",
     "USER",
     "VOLUME",
+    "WORKDIR",
 ];
 
 pub(super) fn parse(line: &Line, escape: char) -> Result<Parsed, Mistake> {
@@ -37,14 +49,15 @@ pub(super) fn parse(line: &Line, escape: char) -> Result<Parsed, Mistake> {
     let mut flags = Flags { name: name.clone(), given: flags };
     let instruction = match name.as_str() {
         "FROM" => {
+            let from = from(rest, &mut flags)?;
             flags.none()?;
-            return from(rest);
+            return Ok(Parsed::From(from));
         }
         "ARG" => Instruction::Arg(args(rest, escape)?),
         "ENV" => Instruction::Env(words::pairs(rest, escape, "ENV")?),
         "LABEL" => Instruction::Label(words::pairs(rest, escape, "LABEL")?),
-        "COPY" | "ADD" => Instruction::Copy(copy(name == "ADD", rest, &mut flags, line)?),
-        "RUN" => Instruction::Run(run(rest, &mut flags, line)?),
+        "COPY" | "ADD" => Instruction::Copy(copy::parse(name == "ADD", rest, &mut flags, line)?),
+        "RUN" => Instruction::Run(run::parse(rest, &mut flags, line)?),
         "CMD" => Instruction::Cmd(command(rest)?),
         "ENTRYPOINT" => Instruction::Entrypoint(command(rest)?),
         "WORKDIR" => Instruction::Workdir(one(rest, "WORKDIR")?),
@@ -54,72 +67,79 @@ pub(super) fn parse(line: &Line, escape: char) -> Result<Parsed, Mistake> {
         "VOLUME" => Instruction::Volume(volumes(rest)?),
         "SHELL" => Instruction::Shell(shell(rest)?),
         "HEALTHCHECK" => Instruction::Healthcheck(healthcheck(rest, &mut flags)?),
-        _ => return Err(unknown(&name)),
+        "MAINTAINER" => Instruction::Maintainer(one(rest, "MAINTAINER")?),
+        "ONBUILD" => Instruction::OnBuild(onbuild(rest, line, escape)?),
+        _ => return Err(unknown(words::split_name(&line.text).0)),
     };
     flags.none()?;
     Ok(Parsed::Step(instruction))
 }
 
 fn unknown(name: &str) -> Mistake {
-    match name {
-        "ONBUILD" => Mistake::new("ONBUILD is not supported")
-            .hint("write the instruction into the Dockerfile that uses this image"),
-        "MAINTAINER" => Mistake::new("MAINTAINER is not supported")
-            .hint("use `LABEL org.opencontainers.image.authors=…`"),
-        _ => {
-            let mistake = Mistake::new(format!("`{name}` is not an instruction"));
-            let names = NAMES.iter().chain(&["WORKDIR"]);
-            match names.map(|known| (distance(name, known), known)).min() {
-                Some((0..=2, near)) => mistake.hint(format!("did you mean {near}?")),
-                _ => mistake,
-            }
-        }
+    let mistake = Mistake::new(format!("unknown instruction: {name}"));
+    match suggest::near(&name.to_ascii_uppercase(), NAMES) {
+        Some(near) => mistake.hint(format!("did you mean {near}?")),
+        None => mistake,
     }
-}
-
-/// Edit distance, for suggestions.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let cost = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 /// The flags of one line; each that is known is taken, any that is left is refused.
-struct Flags {
+pub(super) struct Flags {
     name: String,
     given: Vec<String>,
 }
 
 impl Flags {
-    fn take(&mut self, flag: &str) -> Result<Option<String>, Mistake> {
+    /// The value of a flag that may stand once.
+    pub(super) fn take(&mut self, flag: &str) -> Result<Option<String>, Mistake> {
+        let mut values = self.take_all(flag)?;
+        match values.len() {
+            0 | 1 => Ok(values.pop()),
+            _ => Err(twice(flag)),
+        }
+    }
+
+    /// The values of a flag that may stand more than once, in order.
+    pub(super) fn take_all(&mut self, flag: &str) -> Result<Vec<String>, Mistake> {
+        let missing =
+            || Mistake::new(format!("`--{flag}` has no value")).hint(format!("write `--{flag}=…`"));
+        self.remove(flag).into_iter().map(|value| value.ok_or_else(missing)).collect()
+    }
+
+    /// A flag that is on or off: `--flag`, `--flag=true`, `--flag=false`.
+    pub(super) fn take_bool(&mut self, flag: &str) -> Result<Option<bool>, Mistake> {
+        let mut values = self.remove(flag);
+        if values.len() > 1 {
+            return Err(twice(flag));
+        }
+        let Some(value) = values.pop() else { return Ok(None) };
+        match value.map(|text| text.to_ascii_lowercase()).as_deref() {
+            None | Some("true") => Ok(Some(true)),
+            Some("false") => Ok(Some(false)),
+            Some(other) => {
+                Err(Mistake::new(format!("`--{flag}={other}` is neither true nor false"))
+                    .hint(format!("write `--{flag}` or `--{flag}=false`")))
+            }
+        }
+    }
+
+    /// Takes all of one name out: the text after `=`, if there is a `=`.
+    fn remove(&mut self, flag: &str) -> Vec<Option<String>> {
         let is_it = |given: &String| given[2..].split('=').next() == Some(flag);
-        let Some(at) = self.given.iter().position(is_it) else { return Ok(None) };
-        let given = self.given.remove(at);
-        if self.given.iter().any(is_it) {
-            return Err(Mistake::new(format!("`--{flag}` stands twice")));
-        }
-        match given.split_once('=') {
-            Some((_, value)) => Ok(Some(value.to_owned())),
-            None => Err(Mistake::new(format!("`--{flag}` has no value"))
-                .hint(format!("write `--{flag}=…`"))),
-        }
+        let taken = self.given.extract_if(.., |given| is_it(given));
+        taken.map(|given| given.split_once('=').map(|(_, value)| value.to_owned())).collect()
     }
 
     fn none(&self) -> Result<(), Mistake> {
         let Some(given) = self.given.first() else { return Ok(()) };
         let flag = given.split('=').next().unwrap_or(given);
         let known = match self.name.as_str() {
-            "COPY" => "COPY takes --from, --chown and --chmod",
-            "ADD" => "ADD takes --chown and --chmod",
-            "RUN" => "RUN takes --network=default or --network=none",
+            "COPY" => "COPY takes --from, --chown, --chmod, --link, --parents and --exclude",
+            "ADD" => {
+                "ADD takes --chown, --chmod, --link, --exclude, --checksum, --keep-git-dir and \
+                 --unpack"
+            }
+            "RUN" => "RUN takes --mount, --network and --security",
             "HEALTHCHECK" => {
                 "HEALTHCHECK takes --interval, --timeout, --start-period, --start-interval and \
                  --retries"
@@ -130,24 +150,59 @@ impl Flags {
     }
 }
 
-fn from(rest: &str) -> Result<Parsed, Mistake> {
-    let args = words::blanks(rest);
-    match args.as_slice() {
-        [base] => Ok(Parsed::From { base: base.clone(), name: None }),
-        [base, word, name] if word.eq_ignore_ascii_case("as") => {
+fn twice(flag: &str) -> Mistake {
+    Mistake::new(format!("`--{flag}` stands twice"))
+}
+
+fn from(rest: &str, flags: &mut Flags) -> Result<From, Mistake> {
+    let mut args = words::blanks(rest);
+    let name = match args.as_slice() {
+        [_] => None,
+        [_, word, name] if word.eq_ignore_ascii_case("as") => {
             let lower = name.to_lowercase();
             let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
             if !lower.starts_with(|c: char| c.is_ascii_lowercase()) || !lower.chars().all(fits) {
-                return Err(Mistake::new(format!("`{name}` cannot be the name of a stage"))
+                let what = format!(
+                    "invalid name for build stage: \"{name}\", name can't start with a number or \
+                     contain symbols"
+                );
+                return Err(Mistake::new(what)
                     .hint("begin with a letter; then letters, digits, `-`, `_` and `.`"));
             }
-            Ok(Parsed::From { base: base.clone(), name: Some(lower) })
+            Some(lower)
         }
         _ => {
-            Err(Mistake::new(format!("FROM requires one or three arguments, found {}", args.len()))
-                .hint("write `FROM name` or `FROM name AS stage`"))
+            let what = format!("FROM requires either one or three arguments, found {}", args.len());
+            return Err(Mistake::new(what).hint("write `FROM name` or `FROM name AS stage`"));
         }
+    };
+    let platform = flags.take("platform")?.filter(|text| !text.is_empty());
+    Ok(From { base: args.swap_remove(0), platform, name })
+}
+
+/// The text of a trigger, its here-documents behind it. What cannot be carried out is refused
+/// here and not when it is triggered.
+fn onbuild(rest: &str, line: &Line, escape: char) -> Result<String, Mistake> {
+    let name = words::split_name(rest).0.to_ascii_uppercase();
+    match name.as_str() {
+        "" => return Err(Mistake::new("ONBUILD requires at least one argument")),
+        "ONBUILD" => {
+            return Err(Mistake::new("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed"));
+        }
+        "MAINTAINER" | "FROM" => {
+            return Err(Mistake::new(format!("{name} isn't allowed as an ONBUILD trigger")));
+        }
+        _ => {}
     }
+    let trigger = Line { line: line.line, text: rest.to_owned(), heredocs: line.heredocs.clone() };
+    parse(&trigger, escape)?;
+    let mut text = trigger.text;
+    for heredoc in trigger.heredocs {
+        text.push('\n');
+        text.push_str(&heredoc.content);
+        text.push_str(&heredoc.name);
+    }
+    Ok(text)
 }
 
 fn some(args: Vec<String>, name: &str) -> Result<Vec<String>, Mistake> {
@@ -167,92 +222,26 @@ fn one(rest: &str, name: &str) -> Result<String, Mistake> {
 fn args(rest: &str, escape: char) -> Result<Vec<(String, Option<String>)>, Mistake> {
     let words = some(words::quoted(rest, escape), "ARG")?;
     let arg = |word: String| match word.split_once('=') {
-        Some(("", _)) => Err(Mistake::new(format!("`{word}` has no name"))),
+        Some(("", _)) => Err(Mistake::new("ARG names can not be blank")),
         Some((name, value)) => Ok((name.to_owned(), Some(value.to_owned()))),
         None => Ok((word, None)),
     };
     words.into_iter().map(arg).collect()
 }
 
-fn command(rest: &str) -> Result<CommandLine, Mistake> {
+/// A command in either form.
+pub(super) fn command(rest: &str) -> Result<CommandLine, Mistake> {
     match words::json(rest) {
         Some(args) => Ok(CommandLine::Exec(args?)),
         None => Ok(CommandLine::Shell(rest.to_owned())),
     }
 }
 
-fn run(rest: &str, flags: &mut Flags, line: &Line) -> Result<Run, Mistake> {
-    let network = match flags.take("network")?.as_deref() {
-        None | Some("none") => false,
-        Some("default") => true,
-        Some(other) => {
-            return Err(Mistake::new(format!("RUN --network={other} is not supported"))
-                .hint("use --network=default, or none, which is what a step has without it"));
-        }
-    };
-    let command = command(rest)?;
-    if matches!(&command, CommandLine::Shell(text) if text.is_empty())
-        || matches!(&command, CommandLine::Exec(args) if args.is_empty())
-    {
-        return Err(Mistake::new("RUN has no command"));
-    }
-    Ok(Run { command, heredocs: line.heredocs.clone(), network })
-}
-
-fn copy(add: bool, rest: &str, flags: &mut Flags, line: &Line) -> Result<Copy, Mistake> {
-    let name = if add { "ADD" } else { "COPY" };
-    let mut args = words::json(rest).unwrap_or_else(|| Ok(words::blanks(rest)))?;
-    let dest = match args.pop() {
-        Some(dest) if !args.is_empty() => dest,
-        _ => {
-            return Err(Mistake::new(format!("{name} requires a source and a destination"))
-                .hint(format!("write `{name} SOURCE… DESTINATION`")));
-        }
-    };
-    if heredoc_word(&dest).ok().flatten().is_some() {
-        return Err(Mistake::new(format!("{name} cannot have a here-document as destination")));
-    }
-    let mut copy = Copy {
-        add,
-        from: if add { None } else { flags.take("from")? },
-        chown: flags.take("chown")?,
-        chmod: flags.take("chmod")?,
-        dest,
-        ..Copy::default()
-    };
-    for source in args {
-        let heredoc = if line.heredocs.is_empty() { None } else { heredoc_word(&source)? };
-        let found = heredoc.and_then(|it| line.heredocs.iter().find(|doc| doc.name == it.name));
-        match found {
-            Some(doc) => copy.documents.push(Document {
-                name: doc.name.clone(),
-                content: doc.text(),
-                expand: doc.expand,
-            }),
-            None => {
-                local(&source, name)?;
-                copy.sources.push(source);
-            }
-        }
-    }
-    Ok(copy)
-}
-
-/// Refuses URLs and Git repositories.
-fn local(source: &str, name: &str) -> Result<(), Mistake> {
-    let remote = ["http://", "https://", "git://", "ssh://", "git@"];
-    if remote.iter().any(|scheme| source.starts_with(scheme)) {
-        return Err(Mistake::new(format!("{name} of `{source}` is not supported"))
-            .hint("put the file into the context, or fetch it in a `RUN --network=default`"));
-    }
-    Ok(())
-}
-
 fn volumes(rest: &str) -> Result<Vec<String>, Mistake> {
     let paths = words::json(rest).unwrap_or_else(|| Ok(words::blanks(rest)))?;
     let paths: Vec<String> = paths.iter().map(|path| path.trim().to_owned()).collect();
     if paths.iter().any(String::is_empty) {
-        return Err(Mistake::new("VOLUME has an empty path"));
+        return Err(Mistake::new("VOLUME specified can not be an empty string"));
     }
     some(paths, "VOLUME")
 }
@@ -260,10 +249,14 @@ fn volumes(rest: &str) -> Result<Vec<String>, Mistake> {
 fn shell(rest: &str) -> Result<Vec<String>, Mistake> {
     match words::json(rest) {
         Some(args) => some(args?, "SHELL"),
-        None => Err(Mistake::new("SHELL requires the JSON form")
+        None if rest.is_empty() => some(Vec::new(), "SHELL"),
+        None => Err(Mistake::new("SHELL requires the arguments to be in JSON form")
             .hint("write `SHELL [\"/bin/bash\", \"-c\"]`")),
     }
 }
+
+const HEALTHCHECK_FLAGS: [&str; 5] =
+    ["interval", "timeout", "start-period", "start-interval", "retries"];
 
 fn healthcheck(rest: &str, flags: &mut Flags) -> Result<Healthcheck, Mistake> {
     let (kind, rest) = words::split_name(rest);
@@ -271,26 +264,34 @@ fn healthcheck(rest: &str, flags: &mut Flags) -> Result<Healthcheck, Mistake> {
     match kind.to_ascii_uppercase().as_str() {
         "NONE" if rest.is_empty() => {
             check.test = vec!["NONE".into()];
+            // They mean nothing then.
+            for flag in HEALTHCHECK_FLAGS {
+                flags.take(flag)?;
+            }
             return Ok(check);
         }
         "NONE" => return Err(Mistake::new("HEALTHCHECK NONE takes no arguments")),
         "CMD" => {}
         "" => return Err(Mistake::new("HEALTHCHECK requires at least one argument")),
         _ => {
-            return Err(Mistake::new(format!("`{kind}` in HEALTHCHECK is not known"))
+            return Err(Mistake::new(format!("Unknown type \"{kind}\" in HEALTHCHECK (try CMD)"))
                 .hint("write `HEALTHCHECK [flags] CMD command` or `HEALTHCHECK NONE`"));
         }
     }
     check.test = match command(rest)? {
         CommandLine::Exec(args) if !args.is_empty() => [vec!["CMD".into()], args].concat(),
         CommandLine::Shell(text) if !text.is_empty() => vec!["CMD-SHELL".into(), text],
-        _ => return Err(Mistake::new("HEALTHCHECK CMD has no command")),
+        _ => return Err(Mistake::new("Missing command after HEALTHCHECK CMD")),
     };
     let mut time = |flag: &str| -> Result<Option<u64>, Mistake> {
-        let Some(text) = flags.take(flag)? else { return Ok(None) };
+        let Some(text) = flags.take(flag)?.filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
         match duration::parse(&text)? {
             0 => Ok(None),
-            1..1_000_000 => Err(Mistake::new(format!("--{flag}={text} is less than 1ms"))),
+            1..1_000_000 => {
+                Err(Mistake::new(format!("Interval --{flag}={text} cannot be less than 1ms")))
+            }
             nanoseconds => Ok(Some(nanoseconds)),
         }
     };
@@ -298,10 +299,10 @@ fn healthcheck(rest: &str, flags: &mut Flags) -> Result<Healthcheck, Mistake> {
     check.timeout = time("timeout")?;
     check.start_period = time("start-period")?;
     check.start_interval = time("start-interval")?;
-    if let Some(text) = flags.take("retries")? {
-        let retries: u32 = text
-            .parse()
-            .map_err(|_| Mistake::new(format!("--retries={text} is not a number of retries")))?;
+    if let Some(text) = flags.take("retries")?.filter(|text| !text.is_empty()) {
+        let retries = text.parse::<i32>().ok().and_then(|number| u32::try_from(number).ok());
+        let retries = retries
+            .ok_or_else(|| Mistake::new(format!("--retries={text} is not a number of retries")))?;
         check.retries = (retries != 0).then_some(retries);
     }
     Ok(check)

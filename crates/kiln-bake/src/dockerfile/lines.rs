@@ -22,9 +22,18 @@ pub(super) struct Line {
     pub(super) heredocs: Vec<Heredoc>,
 }
 
+/// Bytes that a line may have, as in BuildKit.
+const MAX_LINE: usize = 65_535;
+
 pub(super) fn read(text: &str) -> Result<Lines, SyntaxError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    check_syntax(text)?;
     let physical: Vec<&str> = text.split_inclusive('\n').collect();
+    let long = |line: &&str| line.trim_end_matches('\n').len() > MAX_LINE;
+    if let Some(at) = physical.iter().position(long) {
+        let what = format!("dockerfile line greater than max allowed size of {MAX_LINE}");
+        return Err(Mistake::new(what).hint("break it with continuations").at(at + 1));
+    }
     let mut directives = Directives::default();
     let mut escape = '\\';
     let mut lines = Vec::new();
@@ -50,9 +59,6 @@ pub(super) fn read(text: &str) -> Result<Lines, SyntaxError> {
             }
         }
         let line = line.trim().to_owned();
-        if line.is_empty() {
-            continue;
-        }
         let mut heredocs = Vec::new();
         if takes_heredocs(&line, escape) {
             for mut heredoc in heredocs_of(&line).map_err(|what| Mistake::from(what).at(number))? {
@@ -88,68 +94,97 @@ fn trim_newline(line: &str) -> &str {
 /// `# name=value` lines at the head of the file.
 #[derive(Default)]
 struct Directives {
-    seen: Vec<String>,
+    seen: Vec<&'static str>,
     done: bool,
 }
 
 impl Directives {
     /// Reads one line; returns a new escape character if it sets one. `syntax` and `check` are
-    /// known and have no effect; the first line of any other kind ends the directives.
+    /// known and have no effect here; the first line of any other kind ends the directives.
     fn read(&mut self, line: &str) -> Result<Option<char>, Mistake> {
-        if self.done {
-            return Ok(None);
-        }
-        self.done = true;
-        let Some((name, value)) = line.strip_prefix('#').and_then(|rest| rest.split_once('='))
-        else {
-            return Ok(None);
+        let pair = match line.strip_prefix('#') {
+            Some(rest) => self.pair(rest),
+            None => {
+                self.done = true;
+                None
+            }
         };
-        let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
-        if !matches!(name.as_str(), "syntax" | "escape" | "check") || value.is_empty() {
-            return Ok(None);
-        }
-        self.done = false;
+        let Some((name, value)) = pair else { return Ok(None) };
         if self.seen.contains(&name) {
-            let what = format!("the parser directive `{name}` stands twice");
+            let what = format!("only one {name} parser directive can be used");
             return Err(Mistake::new(what).hint("remove one of them"));
         }
-        if name == "syntax" {
-            check_syntax(value)?;
-        }
-        let escape = match (name.as_str(), value) {
-            ("escape", "\\") => Some('\\'),
-            ("escape", "`") => Some('`'),
-            ("escape", other) => {
-                let what = format!("`{other}` cannot be the escape character");
-                return Err(Mistake::new(what).hint("use `\\` or a backquote"));
-            }
-            _ => None,
-        };
         self.seen.push(name);
-        Ok(escape)
+        match (name, value) {
+            ("escape", "\\") => Ok(Some('\\')),
+            ("escape", "`") => Ok(Some('`')),
+            ("escape", other) => {
+                let what = format!("invalid escape token '{other}' does not match ` or \\");
+                Err(Mistake::new(what).hint("use `\\` or a backquote"))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The directive in what follows the comment sign.
+    fn pair<'a>(&mut self, line: &'a str) -> Option<(&'static str, &'a str)> {
+        if self.done {
+            return None;
+        }
+        self.done = true;
+        let (name, value) = line.split_once('=')?;
+        let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
+        let known = ["syntax", "escape", "check"].into_iter().find(|known| *known == name)?;
+        self.done = value.is_empty();
+        (!value.is_empty()).then_some((known, value))
     }
 }
 
-/// The reference frontends speak the language that is read here; others speak their own.
-fn check_syntax(value: &str) -> Result<(), Mistake> {
+/// The reference frontends speak the language that is read here; others speak their own. The
+/// directive is looked for as BuildKit's clients do: also behind a `#!`, also after `//`.
+fn check_syntax(text: &str) -> Result<(), SyntaxError> {
+    let mut lines = text.lines().enumerate().peekable();
+    lines.next_if(|(_, line)| line.starts_with("#!"));
+    let rest: Vec<(usize, &str)> =
+        lines.take_while(|(_, line)| line.starts_with('#') || line.starts_with("//")).collect();
+    for comment in ["#", "//"] {
+        let mut directives = Directives::default();
+        for (at, line) in &rest {
+            let Some(line) = line.strip_prefix(comment) else { break };
+            match directives.pair(line) {
+                Some(("syntax", value)) => {
+                    return known_syntax(value).map_err(|mistake| mistake.at(at + 1));
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn known_syntax(value: &str) -> Result<(), Mistake> {
     let name = value.split(['@', ' ']).next().unwrap_or(value);
-    let (name, tag) = match name.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => (name, tag),
-        _ => (name, "latest"),
+    let name = match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => name,
     };
     let known = ["docker/dockerfile", "docker/dockerfile-upstream"]
         .iter()
         .any(|known| name == *known || name.strip_suffix(known) == Some("docker.io/"));
-    if known && !tag.contains("labs") {
+    if known {
         return Ok(());
     }
     Err(Mistake::new(format!("`syntax={value}` asks for another frontend, which is not supported"))
         .hint("remove the line, or use `docker/dockerfile:1`"))
 }
 
-/// COPY, ADD and RUN take here-documents, in their shell form only.
+/// COPY, ADD and RUN take here-documents, in their shell form only; so do triggers of them.
 fn takes_heredocs(line: &str, escape: char) -> bool {
-    let (name, rest) = words::split_name(line);
+    let (mut name, mut rest) = words::split_name(line);
+    if name.eq_ignore_ascii_case("ONBUILD") {
+        (name, rest) = words::split_name(rest);
+    }
     let takes = ["COPY", "ADD", "RUN"].iter().any(|known| known.eq_ignore_ascii_case(name));
     takes && line.contains("<<") && words::json(words::flags(rest, escape).1).is_none()
 }

@@ -6,18 +6,34 @@
 //! | [`lines`] | logical lines: directives, continuations, comments, here-documents |
 //! | [`words`] | flags, JSON arrays, `NAME=value` |
 //! | [`instruction`] | one logical line → one [`Instruction`] |
+//! | [`run`], [`mount`], [`copy`] | what RUN, its `--mount`, COPY and ADD say |
 //! | [`expand`], [`pattern`] | variables, quotes, escapes |
 //! | [`duration`], [`ports`] | the little languages of HEALTHCHECK and EXPOSE |
+//! | `suggest` | what somebody may have meant |
 
+mod copy;
 pub mod duration;
 pub mod expand;
 mod instruction;
 mod lines;
+pub mod mount;
 pub mod pattern;
 pub mod ports;
+mod run;
+pub(crate) mod suggest;
 mod words;
 
 use kiln_core::image::Healthcheck;
+
+pub use self::copy::{Copy, Document};
+pub use self::mount::MountFlag;
+pub use self::run::Run;
+
+/// Bytes that a Dockerfile may have.
+pub(crate) const MAX_TEXT: usize = 4 << 20;
+
+/// So many stages are beyond what anybody writes.
+const MAX_STAGES: usize = 1000;
 
 /// A parsed Dockerfile.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +64,8 @@ pub struct Stage {
     pub text: String,
     /// What it is built from, not expanded.
     pub base: String,
+    /// `--platform`, not expanded.
+    pub platform: Option<String>,
     /// Its name, in lower case.
     pub name: Option<String>,
     /// What follows.
@@ -96,47 +114,33 @@ pub enum Instruction {
     Shell(Vec<String>),
     /// VOLUME.
     Volume(Vec<String>),
+    /// ONBUILD: the instruction that is to be carried out, as text.
+    OnBuild(String),
+    /// MAINTAINER.
+    Maintainer(String),
 }
 
-/// COPY and ADD.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Copy {
-    /// Whether it is an ADD.
-    pub add: bool,
-    /// `--from`.
-    pub from: Option<String>,
-    /// `--chown`.
-    pub chown: Option<String>,
-    /// `--chmod`.
-    pub chmod: Option<String>,
-    /// Paths to copy.
-    pub sources: Vec<String>,
-    /// Files written in the Dockerfile itself.
-    pub documents: Vec<Document>,
-    /// Where to.
-    pub dest: String,
-}
+impl Instruction {
+    /// What it takes from elsewhere, in order: the `--from` of a COPY, the `from` of each mount of
+    /// a RUN that has one.
+    pub fn froms(&self) -> Vec<&str> {
+        match self {
+            Self::Copy(copy) => {
+                copy.from.as_deref().filter(|it| !it.is_empty()).into_iter().collect()
+            }
+            Self::Run(run) => run.mounts.iter().filter_map(|it| it.from.as_deref()).collect(),
+            _ => Vec::new(),
+        }
+    }
 
-/// A here-document that becomes a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Document {
-    /// Its delimiter, which is the file's name if the destination is a directory.
-    pub name: String,
-    /// Its content, leading tabs removed where `<<-` asks for it.
-    pub content: String,
-    /// Whether variables in it are replaced.
-    pub expand: bool,
-}
-
-/// RUN.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Run {
-    /// The command.
-    pub command: CommandLine,
-    /// Here-documents, raw.
-    pub heredocs: Vec<Heredoc>,
-    /// `--network=default`: the step may use the network.
-    pub network: bool,
+    /// Whether it may read the build context.
+    pub fn reads_context(&self) -> bool {
+        match self {
+            Self::Copy(copy) => self.froms().is_empty() && !copy.sources.is_empty(),
+            Self::Run(run) => run.mounts.iter().any(MountFlag::may_read_context),
+            _ => false,
+        }
+    }
 }
 
 /// The two forms of a command.
@@ -185,9 +189,9 @@ pub struct SyntaxError {
 
 /// A mistake without its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Mistake {
-    what: String,
-    hint: Option<String>,
+pub(crate) struct Mistake {
+    pub(crate) what: String,
+    pub(crate) hint: Option<String>,
 }
 
 impl Mistake {
@@ -215,15 +219,24 @@ impl From<String> for Mistake {
 /// # Errors
 /// The first thing that is wrong or not supported.
 pub fn parse(text: &str) -> Result<Dockerfile, SyntaxError> {
+    if text.len() > MAX_TEXT {
+        let what = format!("the file has more than {} MiB", MAX_TEXT >> 20);
+        return Err(Mistake::new(what).hint("put data into files of the context").at(1));
+    }
     let lines::Lines { escape, lines, last } = lines::read(text)?;
     let mut file = Dockerfile { escape, args: Vec::new(), stages: Vec::new() };
     for line in lines {
         let at = line.line;
         let parsed = instruction::parse(&line, escape).map_err(|mistake| mistake.at(at))?;
         match (parsed, file.stages.last_mut()) {
-            (instruction::Parsed::From { base, name }, _) => {
-                let stage = Stage { line: at, text: line.text, base, name, steps: Vec::new() };
-                add_stage(&mut file.stages, stage)?;
+            (instruction::Parsed::From(from), _) => {
+                let instruction::From { base, platform, name } = from;
+                let (text, steps) = (line.text, Vec::new());
+                file.stages.push(Stage { line: at, text, base, platform, name, steps });
+                if file.stages.len() > MAX_STAGES {
+                    let what = format!("the file has more than {MAX_STAGES} stages");
+                    return Err(Mistake::new(what).hint("split it").at(at));
+                }
             }
             (instruction::Parsed::Step(instruction), Some(stage)) => {
                 stage.steps.push(Step { line: at, text: line.text, instruction });
@@ -232,18 +245,47 @@ pub fn parse(text: &str) -> Result<Dockerfile, SyntaxError> {
                 file.args.push(GlobalArg { line: at, args });
             }
             (instruction::Parsed::Step(_), None) => {
-                return Err(Mistake::new(format!("`{}` stands before the first FROM", line.text))
-                    .hint("only ARG may stand before FROM")
-                    .at(at));
+                let what = format!(
+                    "no build stage in current context: `{}` stands before the first FROM",
+                    line.text.chars().take(80).collect::<String>()
+                );
+                return Err(Mistake::new(what).hint("only ARG may stand before FROM").at(at));
             }
         }
     }
     if file.stages.is_empty() {
-        return Err(Mistake::new("the file has no FROM")
+        let what = match file.args.is_empty() {
+            true => "file with no instructions",
+            false => "dockerfile contains no stages to build",
+        };
+        return Err(Mistake::new(what)
             .hint("begin with `FROM name`, where name is a base of x-kiln.bases or `scratch`")
             .at(last.max(1)));
     }
     Ok(file)
+}
+
+/// Parses the text of an ONBUILD trigger; its line is that of the FROM that runs it.
+///
+/// # Errors
+/// It is not one instruction that may stand there.
+pub fn parse_trigger(text: &str, line: usize) -> Result<Step, SyntaxError> {
+    let wrong = |what: &str, hint: Option<String>| {
+        let what = format!("ONBUILD trigger `{}` of what this is built from: {what}", text.trim());
+        SyntaxError { line, what, hint }
+    };
+    let lines::Lines { escape, mut lines, .. } =
+        lines::read(text).map_err(|error| wrong(&error.what, error.hint))?;
+    let (Some(only), true) = (lines.pop(), lines.is_empty()) else {
+        return Err(wrong("it should be a single instruction", None));
+    };
+    match instruction::parse(&only, escape) {
+        Ok(instruction::Parsed::Step(instruction)) => {
+            Ok(Step { line, text: format!("ONBUILD {}", only.text), instruction })
+        }
+        Ok(instruction::Parsed::From(_)) => Err(wrong("FROM cannot stand there", None)),
+        Err(mistake) => Err(wrong(&mistake.what, mistake.hint)),
+    }
 }
 
 /// Whether `text` is one here-document and nothing else.
@@ -252,17 +294,6 @@ pub fn parse(text: &str) -> Result<Dockerfile, SyntaxError> {
 /// Its quotes are not closed.
 pub fn is_heredoc(text: &str) -> Result<bool, String> {
     Ok(lines::heredoc_word(text.trim())?.is_some())
-}
-
-fn add_stage(stages: &mut Vec<Stage>, stage: Stage) -> Result<(), SyntaxError> {
-    let twice = stages.iter().find(|old| old.name.is_some() && old.name == stage.name);
-    if let Some(old) = twice {
-        let name = stage.name.as_deref().unwrap_or_default();
-        let what = format!("stage name `{name}` is taken already by line {}", old.line);
-        return Err(Mistake::new(what).hint("give each stage its own name").at(stage.line));
-    }
-    stages.push(stage);
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! The patterns of `${v#p}`, `${v%p}` and `${v/p/r}`: literals, `?`, `*`. As in BuildKit there are
 //! no brackets, and wildcards do not match line ends.
 
+/// Steps that one expansion may take: a fraction of a second.
+const MAX_WORK: usize = 1 << 22;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
     One(char),
@@ -36,32 +39,52 @@ impl Pattern {
     }
 
     /// `value` without the shortest (or longest) prefix that matches.
-    pub fn trim_prefix(&self, value: &str, longest: bool) -> String {
+    ///
+    /// # Errors
+    /// It takes too long.
+    pub fn trim_prefix(&self, value: &str, longest: bool) -> Result<String, String> {
         let chars: Vec<char> = value.chars().collect();
-        let end = self.prefix(&chars, longest).unwrap_or(0);
-        chars[end..].iter().collect()
+        let end = self.prefix(&chars, longest, &mut 0)?.unwrap_or(0);
+        Ok(chars[end..].iter().collect())
     }
 
     /// `value` without the shortest (or longest) suffix that matches.
-    pub fn trim_suffix(&self, value: &str, longest: bool) -> String {
+    ///
+    /// # Errors
+    /// It takes too long.
+    pub fn trim_suffix(&self, value: &str, longest: bool) -> Result<String, String> {
         let backwards = Self(self.0.iter().rev().copied().collect());
         let chars: Vec<char> = value.chars().rev().collect();
-        let end = backwards.prefix(&chars, longest).unwrap_or(0);
-        chars[end..].iter().rev().collect()
+        let end = backwards.prefix(&chars, longest, &mut 0)?.unwrap_or(0);
+        Ok(chars[end..].iter().rev().collect())
     }
 
-    /// `value` with the first match (or every match) replaced.
-    pub fn replace(&self, value: &str, with: &str, all: bool) -> String {
+    /// `value` with the first match (or every match) replaced, `$` in the replacement without any
+    /// meaning.
+    ///
+    /// # Errors
+    /// It takes too long, or there would be more than `limit` bytes of replacements.
+    pub fn replace(
+        &self,
+        value: &str,
+        with: &str,
+        all: bool,
+        limit: usize,
+    ) -> Result<String, String> {
         let chars: Vec<char> = value.chars().collect();
         let mut out = String::with_capacity(value.len());
         let mut at = 0;
         // Go's rule: an empty match right after the one before does not count.
         let mut last_end = None;
-        let mut done = false;
+        let (mut done, mut work, mut added) = (false, 0, 0);
         while at <= chars.len() {
-            let found = if done { None } else { self.prefix(&chars[at..], true) };
+            let found = if done { None } else { self.prefix(&chars[at..], true, &mut work)? };
             match found {
                 Some(length) if length > 0 || last_end != Some(at) => {
+                    added += with.len();
+                    if added > limit {
+                        return Err("it expands to too much".into());
+                    }
                     out.push_str(with);
                     done = !all;
                     at += length;
@@ -77,31 +100,52 @@ impl Pattern {
             }
             at += 1;
         }
-        out
+        Ok(out)
     }
 
-    /// Length of the shortest or longest prefix that matches.
-    fn prefix(&self, chars: &[char], longest: bool) -> Option<usize> {
-        // Ends that can be reached after each token: a set, so that no pattern is slow.
-        let mut ends = vec![false; chars.len() + 1];
-        ends[0] = true;
+    /// Length of the shortest or longest prefix that matches; counts its steps in `work`.
+    fn prefix(
+        &self,
+        chars: &[char],
+        longest: bool,
+        work: &mut usize,
+    ) -> Result<Option<usize>, String> {
+        // Ends that can be reached after each token, ascending: a set, so no pattern backtracks.
+        let mut ends = vec![0];
         for token in &self.0 {
-            let mut next = vec![false; chars.len() + 1];
-            for at in 0..=chars.len() {
-                match token {
-                    Token::Many => {
-                        let came = at > 0 && next[at - 1] && chars[at - 1] != '\n';
-                        next[at] = ends[at] || came;
-                    }
-                    Token::Any if at > 0 => next[at] = ends[at - 1] && chars[at - 1] != '\n',
-                    Token::One(c) if at > 0 => next[at] = ends[at - 1] && chars[at - 1] == *c,
-                    _ => {}
-                }
+            *work += ends.len();
+            if *work > MAX_WORK {
+                return Err("its pattern takes too long".into());
             }
-            ends = next;
+            ends = match token {
+                Token::Many => spread(&ends, chars),
+                token => {
+                    let fits = |end: &usize| match (token, chars.get(*end)) {
+                        (Token::One(c), Some(found)) => c == found,
+                        (_, found) => found.is_some_and(|c| *c != '\n'),
+                    };
+                    ends.into_iter().filter(fits).map(|end| end + 1).collect()
+                }
+            };
+            if ends.is_empty() {
+                return Ok(None);
+            }
         }
-        if longest { ends.iter().rposition(|end| *end) } else { ends.iter().position(|end| *end) }
+        Ok(if longest { ends.pop() } else { ends.first().copied() })
     }
+}
+
+/// Everything up to the end of the line, from each of `starts` on.
+fn spread(starts: &[usize], chars: &[char]) -> Vec<usize> {
+    let mut ends: Vec<usize> = Vec::new();
+    for start in starts {
+        if ends.last().is_some_and(|last| last >= start) {
+            continue;
+        }
+        let line = chars[*start..].iter().take_while(|c| **c != '\n').count();
+        ends.extend(*start..=start + line);
+    }
+    ends
 }
 
 #[cfg(test)]
@@ -111,10 +155,19 @@ mod tests {
     #[test]
     fn replaces_empty_matches_like_go() {
         let empty = Pattern::parse("").unwrap();
-        assert_eq!(empty.replace("ab", "-", true), "-a-b-");
+        assert_eq!(empty.replace("ab", "-", true, 9).unwrap(), "-a-b-");
         let star = Pattern::parse("*").unwrap();
-        assert_eq!(star.replace("ab", "-", true), "-");
-        assert_eq!(star.replace("a\nb", "-", true), "-\n-");
+        assert_eq!(star.replace("ab", "-", true, 9).unwrap(), "-");
+        assert_eq!(star.replace("a\nb", "-", true, 9).unwrap(), "-\n-");
+    }
+
+    #[test]
+    fn bombs_are_refused() {
+        let value = "a".repeat(1 << 16);
+        assert!(Pattern::parse("*a*b").unwrap().replace(&value, "", true, 0).is_err());
+        assert!(Pattern::parse("a").unwrap().replace(&value, "1234", true, 1 << 16).is_err());
+        let line = "a".repeat(1000);
+        assert_eq!(Pattern::parse("*a*b").unwrap().replace(&line, "", true, 0).unwrap(), line);
     }
 
     #[test]

@@ -3,10 +3,13 @@
 
 use super::Mistake;
 
+/// What separates words.
+const BLANKS: [char; 5] = [' ', '\t', '\u{b}', '\u{c}', '\r'];
+
 /// The instruction's name and the rest of the line.
 pub(super) fn split_name(line: &str) -> (&str, &str) {
     let line = line.trim();
-    match line.find([' ', '\t', '\u{b}', '\u{c}', '\r']) {
+    match line.find(BLANKS) {
         Some(at) => (&line[..at], line[at..].trim_start()),
         None => (line, ""),
     }
@@ -63,7 +66,8 @@ pub(super) fn json(rest: &str) -> Option<Result<Vec<String>, Mistake>> {
 
 /// Words at blanks, without any meaning of quotes.
 pub(super) fn blanks(rest: &str) -> Vec<String> {
-    rest.split_whitespace().map(str::to_owned).collect()
+    let parts = rest.split(BLANKS).filter(|part| !part.is_empty());
+    parts.map(str::to_owned).collect()
 }
 
 /// Words at blanks outside quotes; quotes and escapes stay, they are removed when expanded.
@@ -119,15 +123,15 @@ pub(super) fn pairs(
     if !first.contains('=') {
         let (name, value) = split_name(rest);
         if value.is_empty() {
-            return Err(Mistake::new(format!("{instruction} `{name}` has no value"))
+            return Err(Mistake::new(format!("{instruction} must have two arguments"))
                 .hint(format!("write `{instruction} {name}=value`")));
         }
         return Ok(vec![(name.to_owned(), value.to_owned())]);
     }
     let pair = |word: &String| match word.split_once('=') {
-        None => Err(Mistake::new(format!("`{word}` has no `=`"))
+        None => Err(Mistake::new(format!("Syntax error - can't find = in \"{word}\""))
             .hint("write NAME=value, and put values with blanks in quotes")),
-        Some(("", _)) => Err(Mistake::new(format!("`{word}` has no name"))),
+        Some(("", _)) => Err(Mistake::new(format!("{instruction} names can not be blank"))),
         Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
     };
     words.iter().map(pair).collect()

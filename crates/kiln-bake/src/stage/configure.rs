@@ -5,6 +5,7 @@ use kiln_core::ImageConfig;
 use super::{Build, Stage};
 use crate::dockerfile::{CommandLine, Instruction, ports};
 use crate::error::BakeError;
+use crate::globals;
 use crate::plan::{lookup, set};
 use crate::signal;
 
@@ -23,13 +24,15 @@ impl Build<'_> {
                     state.config.env_set(&name, &value);
                     set(&mut state.env, &name, &value);
                 }
+                self.bounded(state)?;
             }
             Instruction::Label(pairs) => {
                 let pairs = self.pairs(state, pairs)?;
                 state.config.labels.extend(pairs);
             }
             Instruction::Cmd(command) => {
-                state.config.cmd = Some(with_shell(config, command));
+                let line = with_shell(config, command);
+                state.config.cmd = (!line.is_empty()).then_some(line);
                 state.cmd_set = true;
             }
             Instruction::Entrypoint(command) => {
@@ -53,10 +56,9 @@ impl Build<'_> {
                 }
                 state.config.stop_signal = Some(text);
             }
-            Instruction::Shell(shell) => {
-                let default = shell.as_slice() == ["/bin/sh", "-c"];
-                state.config.shell = (!default).then(|| shell.clone());
-            }
+            Instruction::Shell(shell) => state.config.shell = Some(shell.clone()),
+            Instruction::OnBuild(text) => state.config.on_build.push(text.clone()),
+            Instruction::Maintainer(text) => state.config.author = Some(text.clone()),
             Instruction::Volume(volumes) => {
                 for volume in volumes {
                     let path = self.expand(state, volume)?;
@@ -76,6 +78,7 @@ impl Build<'_> {
         for spec in specs {
             let words = self.lex().words(spec, &|name| lookup(&state.env, name));
             for word in words.map_err(|what| self.wrong(state.line, what, ""))? {
+                self.spend(state.line, word.len())?;
                 let found = ports::parse(&word)
                     .map_err(|what| self.wrong(state.line, what, "write `80` or `53/udp`"))?;
                 state.config.exposed_ports.extend(found);
@@ -100,18 +103,23 @@ impl Build<'_> {
             let value = match (self.given(name), default) {
                 (Some(given), _) => Some(given.to_owned()),
                 (None, Some(default)) => Some(self.expand(state, default)?),
-                (None, None) => lookup(&self.plan.globals, name),
+                (None, None) => lookup(&self.plan.globals.values, name),
             };
             if let Some(value) = value {
                 set(&mut state.env, name, &value);
+                self.bounded(state)?;
             }
         }
         Ok(())
     }
 
+    fn bounded(&self, state: &Stage) -> Result<(), BakeError> {
+        globals::bounded(&state.env).map_err(|what| self.wrong(state.line, what, ""))
+    }
+
     /// Value of a build argument that the request gives.
     fn given(&self, name: &str) -> Option<&str> {
-        self.request.args.get(name).and_then(Option::as_deref)
+        self.plan.globals.args.get(name).map(String::as_str)
     }
 }
 

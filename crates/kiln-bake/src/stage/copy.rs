@@ -1,24 +1,25 @@
 //! COPY and ADD: from the instruction to an edit that waits.
 
-use std::io::Read as _;
-use std::os::unix::ffi::OsStrExt as _;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kiln_core::tree::{Kind, Node};
+use kiln_core::tree::{Kind, Node, Path};
 use kiln_core::{Digest, Tree};
 
-use super::{Build, Stage};
+use super::{Build, Stage, add};
+use crate::context::Snapshot;
 use crate::dockerfile;
 use crate::dockerfile::expand::Lex;
 use crate::edit::{self, CopyOp, Edit, Op, Origin};
 use crate::error::BakeError;
+use crate::ignore::Ignore;
 use crate::mode::Chmod;
 use crate::plan::{Source, lookup};
 use crate::{copy, paths};
 
 impl Build<'_> {
     pub(super) fn copy(
-        &mut self,
+        &self,
         state: &mut Stage,
         copy: &dockerfile::Copy,
         from: Option<&Source>,
@@ -32,13 +33,26 @@ impl Build<'_> {
             }
         };
         let dest = self.expand(state, &copy.dest)?;
+        let exclude = Ignore::of(&copy.exclude)
+            .map_err(|what| self.wrong(state.line, format!("--exclude: {what}"), ""))?;
+        let which = Which { parents: copy.parents, exclude: &exclude };
         let mut sources = Vec::new();
         for source in &copy.sources {
             let source = self.expand(state, source)?;
-            sources.extend(self.select(state.line, &source, from)?);
-        }
-        if copy.add {
-            self.refuse_archives(state.line, &sources)?;
+            if !copy.add && add::is_remote(&source) {
+                let what = format!("COPY takes no address: `{source}`");
+                return Err(self.wrong(state.line, what, "ADD does"));
+            }
+            if copy.add && add::is_remote(&source) {
+                let mut fetched = self.fetch(state, copy, &source)?;
+                for source in &mut fetched {
+                    copy::narrow(source, None, &exclude);
+                }
+                sources.extend(fetched);
+                continue;
+            }
+            let found = self.select(state.line, &source, from, which)?;
+            sources.extend(if copy.add { self.unpack(state, copy, found)? } else { found });
         }
         for document in &copy.documents {
             let lex = Lex { skip_quotes: true, ..Lex::new('\\') };
@@ -48,6 +62,7 @@ impl Build<'_> {
                     .word(&document.content, &|name| lookup(&state.env, name))
                     .map_err(|what| self.wrong(state.line, what, ""))?,
             };
+            self.spend(state.line, content.len())?;
             sources.push(inline(&document.name, content.into_bytes()));
         }
         let dir = state.config.working_dir.as_deref().unwrap_or("/");
@@ -58,9 +73,11 @@ impl Build<'_> {
             dest: paths::absolute(dir, &dest),
             into_directory,
             chown: chown.filter(|text| !text.is_empty()),
+            // As in the reference: with a mode of its own it is no layer of its own.
+            link: copy.link && chmod.is_none(),
             chmod,
         };
-        let edit = Edit { number: self.number, line: state.line, op: Op::Copy(op) };
+        let edit = Edit { number: state.number, line: state.line, op: Op::Copy(op) };
         state.pending.push(edit);
         Ok(())
     }
@@ -71,6 +88,7 @@ impl Build<'_> {
         line: usize,
         source: &str,
         from: Option<&Source>,
+        which: Which<'_>,
     ) -> Result<Vec<edit::Source>, BakeError> {
         let snapshot = match from {
             None => self.context.as_ref(),
@@ -80,20 +98,12 @@ impl Build<'_> {
         if let Some(snapshot) = snapshot {
             let root = &snapshot.root;
             let origin = |path| Origin::Host(root.clone(), path);
-            return copy::select(&snapshot.tree, source, &origin).map_err(|what| {
-                let clean = paths::clean(&format!("/{source}"));
-                let special = snapshot.special.contains(&clean.as_bytes()[1..]);
-                let ignored = std::fs::symlink_metadata(root.join(&clean[1..])).is_ok();
-                let hint = match (special, ignored) {
-                    (true, _) => "sockets, pipes and devices cannot be copied".to_owned(),
-                    (false, true) => "it exists, but the ignore file leaves it out".to_owned(),
-                    (false, false) => format!("the context is {}", root.display()),
-                };
-                self.wrong(line, what, &hint)
-            });
+            return which
+                .of(&snapshot.tree, source, &origin)
+                .map_err(|what| self.wrong(line, what, &why_missing(snapshot, source)));
         }
         let tree = match from {
-            Some(Source::Stage(index)) => self.finished.get(index).map(|done| done.tree),
+            Some(Source::Stage(index)) => Some(self.finished(*index)?.tree),
             Some(Source::Base(name)) => Some(self.base(name)?.tree),
             _ => None,
         };
@@ -101,35 +111,40 @@ impl Build<'_> {
             Some(tree) => self.store.get_tree(&tree).map_err(BakeError::store)?,
             None => Arc::new(Tree::new()),
         };
-        copy::select(&tree, source, &|_| Origin::Store).map_err(|what| {
+        which.of(&tree, source, &|_| Origin::Store).map_err(|what| {
             self.wrong(line, what, "`--from` looks it up in that image, from its root")
         })
     }
+}
 
-    /// ADD would unpack an archive; that is not done yet, and copying it would be wrong.
-    fn refuse_archives(&self, line: usize, sources: &[edit::Source]) -> Result<(), BakeError> {
-        for source in sources {
-            let (Origin::Host(root, path), Some((_, node))) =
-                (&source.origin, source.entries.first())
-            else {
-                continue;
-            };
-            if !matches!(node.kind, Kind::File { .. }) {
-                continue;
-            }
-            let file = root.join(std::ffi::OsStr::from_bytes(path));
-            let mut head = Vec::new();
-            std::fs::File::open(&file)
-                .and_then(|open| open.take(512).read_to_end(&mut head))
-                .map_err(|error| BakeError::io("cannot read", &file, error))?;
-            if copy::is_archive(&head) {
-                let name = String::from_utf8_lossy(path).into_owned();
-                let what = format!("ADD of the archive `{name}` is not supported yet");
-                let hint = "COPY it and unpack it in a RUN; to keep it packed, COPY it";
-                return Err(self.wrong(line, what, hint));
-            }
-        }
-        Ok(())
+/// Which entries of a source are wanted.
+#[derive(Clone, Copy)]
+struct Which<'a> {
+    parents: bool,
+    exclude: &'a Ignore,
+}
+
+impl Which<'_> {
+    fn of(
+        self,
+        tree: &Tree,
+        source: &str,
+        origin: &dyn Fn(Path) -> Origin,
+    ) -> Result<Vec<edit::Source>, String> {
+        let select = if self.parents { copy::select_with_parents } else { copy::select };
+        select(tree, source, self.exclude, origin)
+    }
+}
+
+/// Why a context does not have what is asked of it.
+pub(super) fn why_missing(context: &Snapshot, source: &str) -> String {
+    let clean = paths::clean(&format!("/{source}"));
+    let special = context.special.contains(&clean.as_bytes()[1..]);
+    let ignored = std::fs::symlink_metadata(context.root.join(&clean[1..])).is_ok();
+    match (special, ignored) {
+        (true, _) => "sockets, pipes and devices cannot be copied".to_owned(),
+        (false, true) => "it exists, but the ignore file leaves it out".to_owned(),
+        (false, false) => format!("the context is {}", context.root.display()),
     }
 }
 
@@ -139,5 +154,7 @@ fn inline(name: &str, content: Vec<u8>) -> edit::Source {
         name: name.as_bytes().to_vec(),
         entries: vec![(Vec::new(), Node::new(kind, 0o644))],
         origin: Origin::Inline(content),
+        unpacked: None,
+        implied: BTreeSet::new(),
     }
 }

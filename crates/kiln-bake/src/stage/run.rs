@@ -1,72 +1,114 @@
 //! RUN: what the step is given, and what becomes of it.
 
+use kiln_core::Digest;
+
 use super::configure::with_shell;
 use super::{Build, Stage, shown};
-use crate::bake::Progress;
+use crate::bake::{Act, Progress, RecordedStep};
 use crate::dockerfile::{self, CommandLine, Run};
 use crate::error::{BakeError, FailedStep};
-use crate::plan::lookup;
+use crate::mount::{Caches, caches};
+use crate::plan::{Source, lookup};
 use crate::runner::StepExit;
-use crate::step::{Command, Script, Tail};
+use crate::step::{Command, HOSTNAME, Script, Tail};
 use crate::users;
 
 impl Build<'_> {
     pub(super) fn run(
-        &mut self,
+        &self,
         state: &mut Stage,
         run: &Run,
+        sources: &[Source],
         text: &str,
     ) -> Result<(), BakeError> {
         self.settle(state)?;
-        let mut command = self.command(state, run)?;
+        let mut command = self.command(state, run, sources)?;
         let key = command.key(&state.tree);
-        if let Some(known) = self.store.step_result(&key) {
-            state.tree = known.tree;
-            self.found(self.number);
-            return Ok(());
-        }
-        if lookup(&state.env, "HOME").is_none() {
+        let Some(_turn) = self.store.step_turn(&key, &|| self.cancelled()) else {
+            return Err(BakeError::Cancelled);
+        };
+        let known = self.store.step_result(&key);
+        if (known.is_none() || self.record.is_some()) && lookup(&state.env, "HOME").is_none() {
             let tree = self.store.get_tree(&state.tree).map_err(BakeError::store)?;
             let home = users::home(self.store, &tree, &command.user);
             command.unkeyed.push(format!("HOME={home}"));
         }
+        if let Some(known) = known {
+            self.record(state, text, Act::Run(Box::new(command)), known.tree);
+            state.tree = known.tree;
+            self.found(state.number);
+            return Ok(());
+        }
         let mut tail = Tail::default();
-        let (service, number) = (self.request.name.clone(), self.number);
+        let (service, number) = (self.request.name.clone(), state.number);
         let progress = self.progress;
         let mut output = |bytes: &[u8]| {
             tail.push(bytes);
             progress(Progress::Output { service: service.clone(), number, bytes: bytes.to_vec() });
         };
-        let ended = command.run(self.store, self.runner, &state.tree, &mut output);
-        if (self.cancelled)() {
+        let given_up = || self.cancelled();
+        let ended = command.carry_out(
+            self.store,
+            self.runner,
+            &state.tree,
+            &self.stop,
+            &given_up,
+            &mut output,
+        );
+        if self.cancelled() {
             return Err(BakeError::Cancelled);
         }
-        match ended? {
-            Ok(tree) => {
+        let (exit, left) = ended?;
+        for notice in &exit.notices {
+            let text = format!("{}:{}: `{}`: {notice}", self.label, state.line, shown(text));
+            (self.progress)(Progress::Notice { service: self.request.name.clone(), number, text });
+        }
+        match left {
+            Some(tree) => {
+                self.record(state, text, Act::Run(Box::new(command)), tree);
                 state.tree = tree;
                 self.remember(&key, tree)
             }
-            Err(exit) => {
+            None => {
                 let output = tail.finish();
                 Err(BakeError::Step(Box::new(FailedStep {
-                    number: self.number,
+                    number: state.number,
                     total: self.plan.steps,
                     text: shown(text),
                     file: self.label.clone(),
                     line: state.line,
-                    how: how(exit),
-                    hint: if run.network { None } else { network_hint(&output) },
+                    how: how(&exit),
+                    hint: if command.network { None } else { network_hint(&output) },
                     output,
                 })))
             }
         }
     }
 
-    fn command(&self, state: &Stage, run: &Run) -> Result<Command, BakeError> {
+    /// Tells whoever records the steps.
+    pub(super) fn record(&self, state: &Stage, text: &str, act: Act, output: Digest) {
+        let Some(record) = self.record else { return };
+        record(RecordedStep {
+            service: self.request.name.clone(),
+            number: state.number,
+            total: self.plan.steps,
+            text: shown(text),
+            file: self.label.clone(),
+            line: state.line,
+            act,
+            input: state.tree,
+            output,
+        });
+    }
+
+    fn command(&self, state: &Stage, run: &Run, sources: &[Source]) -> Result<Command, BakeError> {
+        let options = &self.request.options;
+        let network = run.network.unwrap_or(options.network);
         let (argv, script) = self.line(state, run)?;
         let config = &state.config;
         let mut env = state.env.clone();
-        let epoch = crate::EPOCH.to_string();
+        let given = self.plan.globals.epoch;
+        let epoch = given.map_or_else(|| crate::EPOCH.to_string(), |epoch| epoch.to_string());
         for (name, value) in
             [("SOURCE_DATE_EPOCH", epoch.as_str()), ("TZ", "UTC"), ("LC_ALL", "C.UTF-8")]
         {
@@ -74,8 +116,10 @@ impl Build<'_> {
                 env.push((name.into(), value.into()));
             }
         }
+        let hostname = self.plan.globals.args.get("BUILDKIT_SANDBOX_HOSTNAME");
+        let hostname = hostname.filter(|name| !name.is_empty());
         let mut unkeyed = Vec::new();
-        if run.network {
+        if network {
             for (name, value) in &self.request.args {
                 if let (true, Some(value), None) = (is_proxy(name), value, lookup(&env, name)) {
                     unkeyed.push(format!("{name}={value}"));
@@ -88,8 +132,13 @@ impl Build<'_> {
             unkeyed,
             cwd: config.working_dir.clone().unwrap_or_else(|| "/".into()),
             user: config.user.clone().unwrap_or_else(|| "0:0".into()),
-            network: run.network,
+            hostname: hostname.cloned().unwrap_or_else(|| HOSTNAME.into()),
+            network,
             script,
+            mounts: self.mounts(state, &run.mounts, sources)?,
+            caches: Caches::Kept(caches::room(self.store.root())),
+            shm_size: options.shm_size,
+            ulimits: options.ulimits.clone(),
         })
     }
 
@@ -139,7 +188,10 @@ fn is_proxy(name: &str) -> bool {
         .any(|known| known.eq_ignore_ascii_case(name))
 }
 
-fn how(exit: StepExit) -> String {
+fn how(exit: &StepExit) -> String {
+    if let Some(stopped) = &exit.stopped {
+        return stopped.clone();
+    }
     match exit.signal {
         Some(signal) => format!("was killed by signal {signal}"),
         None => format!("failed with exit status {}", exit.code),

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::error::ComposeError;
+use super::files::Shared;
 use super::keys;
-use super::model::Build;
+use super::model::{Build, BuildSecret};
+use super::project::Sections;
 use super::reader::{At, clean};
 
 /// Reads `build`; its short form was made long before.
-pub(super) fn read(at: &At<'_>) -> Result<Build, ComposeError> {
+pub(super) fn read(at: &At<'_>, sections: &Sections) -> Result<Build, ComposeError> {
     let mut build = Build { context: at.cx.dir.clone(), ..Build::default() };
     let mut dockerfile = None;
     for key in at.entries()? {
@@ -27,6 +29,13 @@ pub(super) fn read(at: &At<'_>) -> Result<Build, ComposeError> {
             "dockerfile_inline" => build.inline = Some(key.text()?),
             "args" => build.args = args(&key)?,
             "target" => build.target = Some(key.text()?),
+            "labels" => build.labels = labels(&key)?,
+            "network" => build.network = network(&key)?,
+            "platforms" => platforms(&key)?,
+            "secrets" => build.secrets = secrets(&key, &sections.secrets)?,
+            "shm_size" => build.shm_size = Some(key.bytes()?),
+            "ssh" => build.ssh = ssh(&key)?,
+            "ulimits" => build.ulimits = super::limits::ulimits(&key)?,
             _ => build.additional_contexts = additional(&key)?,
         }
     }
@@ -77,10 +86,108 @@ fn additional(at: &At<'_>) -> Result<BTreeMap<String, String>, ComposeError> {
         let text = entry.text()?;
         let value = if text.starts_with("service:") {
             text
+        } else if let Some(layout) = text.strip_prefix("oci-layout://") {
+            // What stands behind the path, `:NAME` or `@DIGEST`, stays there.
+            format!("oci-layout://{}", at.cx.absolute(layout).display())
         } else {
             context(&entry, &text)?.display().to_string()
         };
         contexts.insert(entry.key().to_owned(), value);
     }
     Ok(contexts)
+}
+
+fn labels(at: &At<'_>) -> Result<BTreeMap<String, String>, ComposeError> {
+    at.entries()?
+        .map(|entry| Ok((entry.key().to_owned(), entry.optional_text()?.unwrap_or_default())))
+        .collect()
+}
+
+/// Whether RUNs that do not say have a network. Other than in Compose, they have none if this key
+/// does not stand there.
+fn network(at: &At<'_>) -> Result<bool, ComposeError> {
+    match at.text()?.as_str() {
+        "default" => Ok(true),
+        "none" => Ok(false),
+        "host" => Err(at
+            .refuse("`host` is refused: a step would see all that listens on the host")
+            .with_hint("write `default`")),
+        other => Err(at
+            .refuse(format!("`{other}` is no network of a build"))
+            .with_hint("write `default` or `none`")),
+    }
+}
+
+/// Only this machine's own platform can be built for.
+fn platforms(at: &At<'_>) -> Result<(), ComposeError> {
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        other => other,
+    };
+    let own = format!("linux/{arch}");
+    for item in at.items()? {
+        let platform = item.text()?;
+        let variant = (arch == "arm64").then(|| format!("{own}/v8"));
+        if platform != own && Some(&platform) != variant.as_ref() {
+            return Err(item
+                .refuse(format!("`{platform}` is not this machine's platform, which is `{own}`"))
+                .with_hint("bake on a machine of that platform"));
+        }
+    }
+    Ok(())
+}
+
+/// The short form is a name; in the long form `target` is the id that the Dockerfile asks for.
+fn secrets(at: &At<'_>, shared: &Shared) -> Result<BTreeMap<String, BuildSecret>, ComposeError> {
+    let mut secrets = BTreeMap::new();
+    for item in at.items()? {
+        let (mut name, mut id) = (None, None);
+        let (mut uid, mut gid, mut mode) = (None, None, None);
+        if item.is_map() {
+            for key in item.entries()? {
+                if !keys::BUILD_SECRET.admit(&key)? || key.is_null() {
+                    continue;
+                }
+                match key.key() {
+                    "source" => name = Some(key.text()?),
+                    "target" => id = Some(key.text()?),
+                    "uid" => uid = Some(key.number("a numeric user")?),
+                    "gid" => gid = Some(key.number("a numeric group")?),
+                    _ => mode = Some(key.mode()?),
+                }
+            }
+        } else {
+            name = Some(item.text()?);
+        }
+        let Some(name) = name else { return Err(item.error("`source` is missing")) };
+        let source = super::files::named(&item, shared, &name, true)?.clone();
+        // A later file's entry counts before an earlier one's.
+        secrets.insert(id.unwrap_or(name), BuildSecret { source, uid, gid, mode });
+    }
+    Ok(secrets)
+}
+
+/// `default`, or `id=path` of a socket.
+fn ssh(at: &At<'_>) -> Result<BTreeMap<String, PathBuf>, ComposeError> {
+    let mut agents = BTreeMap::new();
+    for entry in at.entries()? {
+        let id = entry.key();
+        let path = match entry.optional_text()? {
+            Some(text) if !text.is_empty() => at.cx.absolute(&text),
+            _ if id == "default" => {
+                let socket = at.cx.env.get("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty());
+                // Whoever needs it is told; others can do without.
+                socket.map_or_else(|| "$SSH_AUTH_SOCK".into(), |socket| at.cx.absolute(socket))
+            }
+            _ => {
+                return Err(entry
+                    .error(format!("the agent `{id}` has no socket"))
+                    .with_hint(format!("write `{id}=/path/to/socket`")));
+            }
+        };
+        agents.insert(id.to_owned(), path);
+    }
+    Ok(agents)
 }

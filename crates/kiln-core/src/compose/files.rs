@@ -78,6 +78,23 @@ pub(super) fn mounts(
     Ok(mounts.into_iter().map(|(_, mount)| mount).collect())
 }
 
+/// The config or secret `name`.
+pub(super) fn named<'a>(
+    at: &At<'_>,
+    shared: &'a Shared,
+    name: &str,
+    secret: bool,
+) -> Result<&'a FileSource, ComposeError> {
+    shared.get(name).ok_or_else(|| {
+        let kind = if secret { "secret" } else { "config" };
+        let error = at.error(format!("the {kind} `{name}` is not defined"));
+        match super::closest(name, shared.keys().map(String::as_str)) {
+            Some(near) => error.with_hint(format!("did you mean `{near}`?")),
+            None => error.with_hint(format!("add it under `{kind}s:` at the top")),
+        }
+    })
+}
+
 fn mount(at: &At<'_>, shared: &Shared, secret: bool) -> Result<FileMount, ComposeError> {
     let (mut source, mut target) = (None, None);
     let (mut uid, mut gid, mut mode) = (0, 0, 0o444);
@@ -98,14 +115,7 @@ fn mount(at: &At<'_>, shared: &Shared, secret: bool) -> Result<FileMount, Compos
         source = Some(at.text()?);
     }
     let Some(name) = source else { return Err(at.error("`source` is missing")) };
-    let Some(source) = shared.get(&name) else {
-        let kind = if secret { "secret" } else { "config" };
-        let error = at.error(format!("the {kind} `{name}` is not defined"));
-        return Err(match super::closest(&name, shared.keys().map(String::as_str)) {
-            Some(near) => error.with_hint(format!("did you mean `{near}`?")),
-            None => error.with_hint(format!("add it under `{kind}s:` at the top")),
-        });
-    };
+    let source = named(at, shared, &name, secret)?;
     let target = target.unwrap_or_else(|| name.clone());
     // Relative ones lie where Compose puts them.
     let folder = if secret { "/run/secrets/" } else { "/" };

@@ -165,29 +165,21 @@ pub(super) const BUILD: Keys = Keys {
         "context",
         "dockerfile",
         "dockerfile_inline",
-        "target",
-    ],
-    listed: &[
-        "cache_from",
-        "cache_to",
         "labels",
-        "no_cache",
+        "network",
         "platforms",
-        "provenance",
-        "pull",
-        "sbom",
-        "tags",
+        "secrets",
+        "shm_size",
+        "ssh",
+        "target",
+        "ulimits",
     ],
+    listed: &["cache_from", "cache_to", "no_cache", "provenance", "pull", "sbom", "tags"],
     refused: &[
         ("entitlements", ""),
         ("extra_hosts", "steps have no network unless they ask: RUN --network=default"),
         ("isolation", ""),
-        ("network", "write RUN --network=default or none in the Dockerfile"),
         ("privileged", ""),
-        ("secrets", "a secret has no place in an image; give it to the service"),
-        ("shm_size", ""),
-        ("ssh", "a secret has no place in an image; copy the source in instead"),
-        ("ulimits", ""),
     ],
 };
 
@@ -254,6 +246,13 @@ pub(super) const MOUNT_TMPFS: Keys =
 
 pub(super) const FILE: Keys = Keys {
     name: "`configs` and `secrets` of a service, long form",
+    honoured: &["gid", "mode", "source", "target", "uid"],
+    listed: &[],
+    refused: &[],
+};
+
+pub(super) const BUILD_SECRET: Keys = Keys {
+    name: "`secrets` of `build`, long form",
     honoured: &["gid", "mode", "source", "target", "uid"],
     listed: &[],
     refused: &[],
@@ -402,6 +401,7 @@ mod tests {
         &MOUNT_VOLUME,
         &MOUNT_TMPFS,
         &FILE,
+        &BUILD_SECRET,
         &CONFIG,
         &SECRET,
         &TOP_VOLUME,

@@ -122,7 +122,7 @@ pub(super) fn canonicalise(cx: &Context<'_>, root: &mut Node) -> Result<(), Comp
             one_to_list(child(service, key));
         }
         if let Some(build) = child(service, "build") {
-            for key in ["args", "additional_contexts", "labels"] {
+            for key in ["args", "additional_contexts", "labels", "ssh"] {
                 pairs_to_map(cx, child(build, key), &format!("{path}.build.{key}"))?;
             }
         }

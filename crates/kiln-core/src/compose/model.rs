@@ -136,8 +136,41 @@ pub struct Build {
     pub args: BTreeMap<String, Option<String>>,
     /// `target`.
     pub target: Option<String>,
-    /// `additional_contexts`: name to absolute directory or `service:NAME`.
+    /// `additional_contexts`: name to absolute directory, `service:NAME` or
+    /// `oci-layout://PATH[:NAME|@DIGEST]`, its path absolute.
     pub additional_contexts: BTreeMap<String, String>,
+    /// `secrets`, by the id that the Dockerfile asks for.
+    #[serde(skip)]
+    pub secrets: BTreeMap<String, BuildSecret>,
+    /// `ssh`: sockets of agents by id. `default` without a path is that of `SSH_AUTH_SOCK`.
+    pub ssh: BTreeMap<String, PathBuf>,
+    /// `network`: whether a RUN without `--network` has one.
+    pub network: bool,
+    /// `shm_size` in bytes.
+    pub shm_size: Option<u64>,
+    /// `ulimits`: soft and hard limit, `-1` unlimited.
+    pub ulimits: BTreeMap<String, (i64, i64)>,
+    /// `labels` of the image.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// One secret of a build. What the step says of owner and mode counts before this.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BuildSecret {
+    /// Where the content comes from.
+    pub source: FileSource,
+    /// Owner of the file.
+    pub uid: Option<u32>,
+    /// Group of the file.
+    pub gid: Option<u32>,
+    /// Permission bits.
+    pub mode: Option<u32>,
+}
+
+impl std::fmt::Debug for BuildSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BuildSecret").finish_non_exhaustive()
+    }
 }
 
 /// One published port.

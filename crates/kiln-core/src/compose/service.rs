@@ -40,7 +40,7 @@ fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(
         return Ok(());
     }
     match at.key() {
-        "build" => service.build = Some(build::read(at)?),
+        "build" => service.build = Some(build::read(at, sections)?),
         "cap_add" => service.cap_add = limits::capabilities(at)?,
         "cap_drop" => service.cap_drop = limits::capabilities(at)?,
         "command" => service.command = Some(command(at)?),

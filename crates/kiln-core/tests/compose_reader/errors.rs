@@ -138,7 +138,16 @@ fn keys_of_a_service() {
         ("configs: [{source: conf, mode: 440}]", 3, "configs[0].mode", "octal", "write `0440`"),
         ("configs: [conf, conf]", 3, "configs[1]", "`/conf` is there already", ""),
         ("build: https://github.com/a/b.git", 3, "build.context", "no directory", "check it out"),
-        ("build: {context: ., network: host}", 3, "build.network", "not supported", "RUN"),
+        ("build: {context: ., network: host}", 3, "build.network", "host", "`default`"),
+        ("build: {secrets: [nope]}", 3, "build.secrets[0]", "secret `nope` is not defined", "top"),
+        ("build: {ssh: [other]}", 3, "build.ssh.other", "no socket", "other=/path"),
+        (
+            "build: {platforms: [linux/vax]}",
+            3,
+            "build.platforms[0]",
+            "`linux/vax` is not this machine's platform",
+            "bake on",
+        ),
         (
             "build: {dockerfile: a, dockerfile_inline: b}",
             3,

@@ -318,6 +318,37 @@ fn builds() {
 }
 
 #[test]
+fn what_a_build_may_use() {
+    let build = |yaml: &str| web(&format!("build: {yaml}")).build.unwrap();
+    let all = build(
+        "{context: ., network: default, shm_size: 128m, ulimits: {nofile: 5}, labels: [a=b, c], \
+         ssh: [default, other=~/agent], platforms: [], \
+         secrets: [key, {source: key, target: token, uid: \"3\", mode: \"0440\"}]}",
+    );
+    assert!(all.network && !build("{network: none}").network && !build(".").network);
+    assert_eq!((all.shm_size, all.ulimits["nofile"]), (Some(128 << 20), (5, 5)));
+    let labels: Vec<_> = all.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    assert_eq!(labels, [("a", "b"), ("c", "")]);
+    // The caller has no agent: whoever needs it is told so.
+    assert_eq!(all.ssh["default"], std::path::Path::new("$SSH_AUTH_SOCK"));
+    assert_eq!(all.ssh["other"], std::path::Path::new("/home/u/agent"));
+    let token = &all.secrets["token"];
+    assert_eq!((token.uid, token.gid, token.mode), (Some(3), None, Some(0o440)));
+    assert_eq!(all.secrets["key"].mode, None);
+    assert_eq!(all.secrets["key"].source, FileSource::File("/w/shop/key".into()));
+    let project = World::new("services: {a: {build: {context: ., ssh: default}}}")
+        .env("SSH_AUTH_SOCK", "/run/me")
+        .load();
+    assert!(project.is_err(), "one text is no list");
+    let project = World::new("services: {a: {build: {context: ., ssh: [default]}}}")
+        .env("SSH_AUTH_SOCK", "/run/me")
+        .load()
+        .unwrap();
+    let ssh = &project.services["a"].build.as_ref().unwrap().ssh;
+    assert_eq!(ssh["default"], std::path::Path::new("/run/me"));
+}
+
+#[test]
 fn dependencies() {
     let text = format!(
         "services:\n  a: {{image: base, depends_on: [b]}}\n  b: {{image: base, depends_on: \

@@ -85,6 +85,7 @@ pub(super) fn write_content(to: &Path, content: &Content<'_>) -> io::Result<()> 
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
     match content.source {
         super::layout::Source::Text(text) => file.write_all(text.as_bytes())?,
+        super::layout::Source::Bytes(bytes) => file.write_all(bytes)?,
         super::layout::Source::File(path) => {
             let mut from = File::open(path).map_err(|error| {
                 io::Error::new(error.kind(), format!("{}: {error}", path.display()))

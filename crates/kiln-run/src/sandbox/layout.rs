@@ -8,7 +8,7 @@ use rustix::fs::FileType;
 
 use super::resolve::{Place, resolve};
 use crate::error::{Context as _, Fault};
-use crate::spec::{BindMount, Sandbox};
+use crate::spec::{BindMount, ImageMount, Sandbox};
 
 /// One thing in the root.
 #[derive(Debug)]
@@ -37,6 +37,7 @@ pub(super) enum What<'a> {
         mount: &'a BindMount,
         dir: bool,
     },
+    Image(&'a ImageMount),
     File(Content<'a>),
 }
 
@@ -55,6 +56,7 @@ pub(super) struct Content<'a> {
 #[derive(Debug)]
 pub(super) enum Source<'a> {
     Text(&'a str),
+    Bytes(&'a [u8]),
     File(&'a Path),
 }
 
@@ -63,6 +65,7 @@ impl What<'_> {
     pub(super) fn is_dir(&self) -> bool {
         match self {
             Self::Bind { dir, .. } => *dir,
+            Self::Image(mount) => mount.dir,
             Self::File(_) => false,
             _ => true,
         }
@@ -121,6 +124,14 @@ pub(super) fn layout<'a>(
             .metadata()
             .step(|| format!("mount {} over `{}`", mount.source.display(), mount.target))?;
         add(&mount.target, What::Bind { mount, dir: meta.is_dir() })?;
+    }
+    for mount in &sandbox.images {
+        add(&mount.target, What::Image(mount))?;
+    }
+    for secret in &sandbox.secrets {
+        let source = Source::Bytes(&secret.content);
+        let (uid, gid, mode) = (secret.uid, secret.gid, secret.mode);
+        add(&secret.target, What::File(Content { source, uid, gid, mode, writable: false }))?;
     }
     for file in &sandbox.files {
         let source = Source::File(&file.source);

@@ -28,6 +28,7 @@ mod user;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+pub(crate) use init::Epilogue;
 pub(crate) use program::{Prepared, Stdio};
 
 use crate::error::{Context as _, Fault};

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use kiln_core::compose::Tmpfs;
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, symlinkat};
+use kiln_store::Upper;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, symlinkat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -13,6 +14,7 @@ use rustix::mount::{
 
 use super::root::ensure;
 use crate::error::{Context as _, Fault};
+use crate::spec::ImageMount;
 use crate::sys;
 
 /// Nodes of `/dev`: bound from the host, so that the tmpfs around them refuses devices.
@@ -110,6 +112,28 @@ pub(super) fn bind(source: &Path, target: BorrowedFd<'_>, read_only: bool) -> io
     let attrs = if read_only { NODEV | RDONLY } else { NODEV };
     sys::mount_setattr(tree.as_fd(), attrs, true)?;
     Ok(attach(&tree, target)?)
+}
+
+/// Mounts an image at the new directory `whole`, and what is wanted of it over `target`.
+pub(super) fn image(mount: &ImageMount, whole: &Path, target: BorrowedFd<'_>) -> io::Result<()> {
+    let upper = mount.upper.as_ref().map(|dir| Upper { dir: dir.clone() });
+    let fd = kiln_store::mount::mount_image(&mount.lower, upper.as_ref())?;
+    let attrs = if mount.read_only { NODEV | RDONLY } else { NODEV };
+    sys::mount_setattr(fd.as_fd(), attrs, false)?;
+    if mount.path.as_os_str().is_empty() {
+        return Ok(attach(&fd, target)?);
+    }
+    // Of a mount that is attached nowhere, older kernels clone no part.
+    std::fs::create_dir(whole)?;
+    move_mount(&fd, "", CWD, whole, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = openat(CWD, whole, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let part = openat2(&root, &mount.path, flags, Mode::empty(), resolve)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    Ok(attach(&open_tree(&part, "", flags)?, target)?)
 }
 
 pub(super) fn proc(target: BorrowedFd<'_>) -> Result<(), Fault> {

@@ -26,6 +26,8 @@ pub(crate) struct Stdio {
     pub(crate) stderr: OwnedFd,
     /// They are one terminal, which becomes the controlling one.
     pub(crate) tty: bool,
+    /// Where an init tells how it ended, see [`init::Epilogue`].
+    pub(crate) epilogue: Option<OwnedFd>,
 }
 
 /// A program with everything looked up and compiled that can be before its exec.
@@ -90,10 +92,11 @@ impl Prepared {
 
     fn try_run(
         self,
-        stdio: Stdio,
+        mut stdio: Stdio,
         reporter: &mut Reporter,
         gate: &OwnedFd,
     ) -> Result<std::convert::Infallible, Fault> {
+        let epilogue = stdio.epilogue.take();
         self.take_stdio(stdio)?;
         privileges::limit_by_default(&self.ulimits)?;
         let mut warnings = privileges::limit(&self.ulimits)?;
@@ -113,7 +116,7 @@ impl Prepared {
         sys::cloexec_from(3);
         self.seccomp.install()?;
         if self.init {
-            init::split()?;
+            init::split(epilogue)?;
         }
         sys::reset_signals();
         Err(self.exec())

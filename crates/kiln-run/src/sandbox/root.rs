@@ -52,7 +52,7 @@ fn prepare_scratch(scratch: &Path) -> Result<(), Fault> {
     let fd = mounts::tmpfs(&[("mode", "0700")], MountAttrFlags::MOUNT_ATTR_NODEV).step(step)?;
     let from_fd = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&fd, "", CWD, scratch, from_fd).step(step)?;
-    for name in ["stub", "files", "root"] {
+    for name in ["stub", "files", "images", "root"] {
         fs::create_dir(scratch.join(name)).step(step)?;
     }
     Ok(())
@@ -108,7 +108,13 @@ fn place(
     if entry.path.as_os_str().is_empty() {
         return Ok(());
     }
-    let target = ensure(root, &entry.path, entry.what.is_dir()).step(step)?;
+    let target = match ensure(root, &entry.path, entry.what.is_dir()) {
+        Err(Errno::ROFS) => {
+            let message = "what is mounted above it is read-only, and has no such place";
+            return Err(Fault::new(step(), message));
+        }
+        target => target.step(step)?,
+    };
     match &entry.what {
         What::Cwd => Ok(()),
         What::Proc => mounts::proc(target.as_fd()),
@@ -117,6 +123,10 @@ fn place(
         What::Tmpfs(tmpfs) => mounts::user_tmpfs(tmpfs, target.as_fd()).step(step),
         What::Bind { mount, .. } => {
             mounts::bind(&mount.source, target.as_fd(), mount.read_only).step(step)
+        }
+        What::Image(mount) => {
+            let whole = scratch.join("images").join(number.to_string());
+            mounts::image(mount, &whole, target.as_fd()).step(step)
         }
         What::File(content) => {
             let copy = scratch.join("files").join(number.to_string());

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use super::wire::{Order, Request, SessionReply, send_request};
+use super::wire::{Order, Request, SessionReply, StepEnd, send_request};
 use crate::error::{Context as _, RunError};
 use crate::report::Report;
 
@@ -87,9 +87,16 @@ impl Session {
 
     /// Waits for the end: exit status (128 + signal if one ended it) and signal.
     pub(crate) fn wait(&mut self) -> Result<(i32, Option<i32>), RunError> {
+        self.wait_step().map(|(code, signal, _)| (code, signal))
+    }
+
+    /// As [`Session::wait`], with what more there is to say of a step.
+    pub(crate) fn wait_step(&mut self) -> Result<(i32, Option<i32>, StepEnd), RunError> {
         loop {
             match self.next()? {
-                Some(SessionReply::Exited { code, signal }) => return Ok((code, signal)),
+                Some(SessionReply::Exited { code, signal, step }) => {
+                    return Ok((code, signal, step));
+                }
                 Some(SessionReply::Report(Report::Failed(fault))) => {
                     return Err(fault.of(&self.id));
                 }

@@ -5,17 +5,20 @@
 //! standard input and output, then orders; replies go the other way.
 
 mod client;
+mod guard;
 mod join;
 mod serve;
 mod wire;
 
+use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use kiln_core::compose::Limits;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 pub(crate) use client::Session;
-pub(crate) use wire::{Exec, Order, Request, What};
+pub(crate) use guard::Bounds;
+pub(crate) use wire::{Exec, Order, Request, StepEnd, What};
 
 use crate::cgroup::{Cgroups, Group};
 use crate::error::{Context as _, Fault};
@@ -55,18 +58,33 @@ fn run(socket: &std::os::unix::net::UnixStream) -> Result<(), Fault> {
     let (request, [stdin, stdout, stderr]) =
         wire::receive_request(socket).step(|| "receive the request".to_owned())?;
     let cgroups = Cgroups::find()?;
-    let ended = match request.what {
-        What::Step { sandbox, scratch } => {
+    let (ended, step) = match request.what {
+        What::Step { sandbox, scratch, conditions, bounds } => {
+            conditions.prepare()?;
             let group = cgroups.group(&request.group, &Limits::default())?;
             let place = Place { group: &group, limits: None };
-            let stdio = Stdio { stdin, stdout, stderr, tty: false };
+            let (told, epilogue) =
+                pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe".to_owned())?;
+            let epilogue = Some(epilogue);
+            let stdio = Stdio { stdin, stdout, stderr, tty: false, epilogue };
             let flags = sandbox::namespaces(&sandbox.network);
-            let started = start(socket, &place, flags, |reporter, gate| {
-                sandbox::enter(&sandbox, &scratch, stdio, reporter, gate)
+            let started = start(socket, &place, flags, |reporter, gate| match conditions.enter() {
+                Ok(()) => sandbox::enter(&sandbox, &scratch, stdio, reporter, gate),
+                Err(fault) => fault,
             });
-            let ended = started.map(|started| serve::until_end(socket, &started, &group, None));
+            let ended = started.map(|started| {
+                let mut guard = guard::Guard::new(bounds, &group);
+                let ended = serve::until_end(socket, &started, &group, None, Some(&mut guard));
+                (ended, guard.end())
+            });
             vacate(&group);
-            ended?
+            let (ended, (stopped, memory_kills)) = ended?;
+            let mut text = Vec::new();
+            let _ = std::fs::File::from(told).read_to_end(&mut text);
+            let epilogue: sandbox::Epilogue = serde_json::from_slice(&text).unwrap_or_default();
+            let signal = epilogue.signal.or(ended.signal);
+            let end = StepEnd { stopped, memory_kills, left: epilogue.left };
+            (sys::Ended { signal, ..ended }, end)
         }
         What::Exec(exec) => {
             let target = join::Target::open(&exec)?;
@@ -75,10 +93,11 @@ fn run(socket: &std::os::unix::net::UnixStream) -> Result<(), Fault> {
             let place = Place { group: &group, limits };
             let ended = exec_in(socket, &place, &target, exec.terminal, [stdin, stdout, stderr]);
             vacate(&group);
-            ended?
+            (ended?, StepEnd::default())
         }
     };
-    wire::reply(socket, &SessionReply::Exited { code: ended.code, signal: ended.signal });
+    let sys::Ended { code, signal } = ended;
+    wire::reply(socket, &SessionReply::Exited { code, signal, step });
     Ok(())
 }
 
@@ -102,12 +121,13 @@ fn exec_in(
     let (stdio, terminal) = match terminal {
         None => {
             let [stdin, stdout, stderr] = user;
-            (Stdio { stdin, stdout, stderr, tty: false }, None)
+            (Stdio { stdin, stdout, stderr, tty: false, epilogue: None }, None)
         }
         Some(size) => {
             let (master, side) = target.terminal(size)?;
             let copy = || side.try_clone().step(|| "open a terminal".to_owned());
-            let stdio = Stdio { stdin: copy()?, stdout: copy()?, stderr: side, tty: true };
+            let (stdin, stdout) = (copy()?, copy()?);
+            let stdio = Stdio { stdin, stdout, stderr: side, tty: true, epilogue: None };
             let [stdin, stdout, _] = user;
             (stdio, Some(serve::Terminal { master, stdin: Some(stdin), stdout }))
         }
@@ -116,7 +136,7 @@ fn exec_in(
         Ok(prepared) => prepared.run(stdio, reporter, gate),
         Err(fault) => fault,
     })?;
-    Ok(serve::until_end(socket, &started, place.group, terminal))
+    Ok(serve::until_end(socket, &started, place.group, terminal, None))
 }
 
 /// A program that was executed.

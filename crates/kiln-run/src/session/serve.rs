@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use super::guard::Guard;
 use super::wire::Order;
 use super::{Started, join};
 use crate::cgroup::Group;
@@ -21,18 +22,23 @@ pub(super) struct Terminal {
     pub(super) stdout: OwnedFd,
 }
 
-/// Waits for the end of the program, which comes at once when the starter goes away.
+/// Waits for the end of the program, which comes at once when the starter goes away, or when
+/// `guard` sees it go too far.
 pub(super) fn until_end(
     mut socket: &UnixStream,
     started: &Started,
     group: &Group,
     mut terminal: Option<Terminal>,
+    mut guard: Option<&mut Guard<'_>>,
 ) -> Ended {
     let _ = socket.set_nonblocking(true);
     let mut orders = Vec::new();
     let mut there = true;
     loop {
-        let ready = wait(socket, there, started, terminal.as_ref());
+        let ready = wait(socket, there, started, terminal.as_ref(), guard.is_some());
+        if let Some(guard) = &mut guard {
+            guard.look();
+        }
         if let Some(terminal) = &mut terminal {
             relay(terminal, ready[2], ready[3]);
         }
@@ -70,6 +76,7 @@ fn wait(
     there: bool,
     started: &Started,
     terminal: Option<&Terminal>,
+    guarded: bool,
 ) -> [bool; 4] {
     let mut fds = vec![PollFd::new(&started.pidfd, PollFlags::IN)];
     let mut which = vec![0];
@@ -86,7 +93,7 @@ fn wait(
         }
     }
     let mut ready = [false; 4];
-    if poll(&mut fds, None).is_ok() {
+    if poll(&mut fds, guarded.then_some(&super::guard::PERIOD)).is_ok() {
         for (fd, at) in fds.iter().zip(which) {
             ready[at] = !fd.revents().is_empty();
         }

@@ -12,8 +12,11 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::conditions::Conditions;
 use crate::report::Report;
+use crate::session::guard::Bounds;
 use crate::spec::Sandbox;
+use crate::step::Stopped;
 
 /// Bytes of a request: a command line and an environment, each at most what exec takes.
 const LONGEST_REQUEST: u64 = 16 << 20;
@@ -37,6 +40,10 @@ pub(crate) enum What {
         sandbox: Box<Sandbox>,
         /// An empty directory to assemble the root on.
         scratch: PathBuf,
+        #[serde(default)]
+        conditions: Conditions,
+        /// What it may use of the machine.
+        bounds: Bounds,
     },
 }
 
@@ -73,7 +80,18 @@ pub(crate) enum Order {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SessionReply {
     Report(Report),
-    Exited { code: i32, signal: Option<i32> },
+    Exited { code: i32, signal: Option<i32>, step: StepEnd },
+}
+
+/// What more there is to say of a step that has ended.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct StepEnd {
+    /// Why it was ended, if it did not end by itself.
+    pub(crate) stopped: Option<Stopped>,
+    /// Processes of the machine that were killed meanwhile for want of memory.
+    pub(crate) memory_kills: u64,
+    /// Names of the processes that it left running.
+    pub(crate) left: Vec<String>,
 }
 
 /// Sends the request with the program's standard descriptors.

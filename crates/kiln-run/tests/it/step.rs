@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use kiln_run::{BindMount, StepExit, StepSpec};
+use kiln_core::compose::Tmpfs;
+use kiln_run::{Around, BindMount, ImageMount, SecretFile, StepExit, StepSpec, Stopped};
 
 use crate::kit::Kit;
 
@@ -19,6 +20,7 @@ fn step(kit: &Kit, script: &str) -> StepSpec {
         mounts: vec![],
         stdin: vec![],
         rootful: false,
+        around: Around::default(),
     }
 }
 
@@ -60,7 +62,7 @@ fn only_what_the_step_did_is_in_the_upper_layer() {
     spec.mounts = vec![BindMount { source, target: "/in/deep".into(), read_only: true }];
     spec.stdin = b"from stdin\n".to_vec();
     let (exit, text) = run(&kit, &spec);
-    assert_eq!(exit, StepExit { code: 4, signal: None });
+    assert_eq!(exit, StepExit { code: 4, ..StepExit::default() });
     assert_eq!(text, "mounted\nfrom stdin\nbuilder\n1\n");
     assert_eq!(changes(&kit), ["bin", "bin/plain", "etc", "etc/new", "opt"]);
     kit.assert_clean();
@@ -110,5 +112,134 @@ fn a_step_that_cannot_begin_says_why() {
     spec.argv = vec!["make".into()];
     let error = kit.runtime.run_step(&spec, &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("exec `make`: not found in PATH"), "{error}");
+    kit.assert_clean();
+}
+
+#[test]
+fn images_memory_and_secrets_are_around_it() {
+    let kit = Kit::new();
+    let mut spec = step(
+        &kit,
+        "ls /os/bin/sh && head -n 1 /one/line && ! touch /os/x 2> /dev/null && touch /rw/x && ls /rw/x && \
+        echo t > /deep/mem/t && stat -c %a:%u:%g:%s /run/secrets/key && cat /run/secrets/key && \
+        dd if=/dev/zero of=/deep/mem/big bs=1M count=3 2> /dev/null || echo full; \
+        ulimit -n; touch /kept",
+    );
+    let image = |path: &str, dir: bool, target: &str| ImageMount {
+        lower: kit.lower.clone(),
+        upper: None,
+        path: path.into(),
+        dir,
+        target: target.into(),
+        read_only: true,
+    };
+    std::fs::create_dir(kit.dir.path().join("thrown")).unwrap();
+    spec.around.images = vec![
+        image("", true, "/os"),
+        image("etc/passwd", false, "/one/line"),
+        ImageMount {
+            upper: Some(kit.dir.path().join("thrown")),
+            read_only: false,
+            ..image("", true, "/rw")
+        },
+    ];
+    spec.around.tmpfs.push(Tmpfs { target: "/deep/mem".into(), size: Some(2 << 20), mode: None });
+    spec.around.secrets.push(SecretFile {
+        content: b"hush\n".to_vec(),
+        target: "/run/secrets/key".into(),
+        uid: 3,
+        gid: 4,
+        mode: 0o440,
+    });
+    spec.around.ulimits.insert("nofile".into(), (77, 77));
+    let (exit, text) = run(&kit, &spec);
+    assert_eq!(exit.code, 0, "{text}");
+    assert_eq!(
+        text,
+        "/os/bin/sh\nroot:x:0:0:root:/root:/bin/sh\n/rw/x\n440:3:4:5\nhush\nfull\n77\n"
+    );
+    // No mount point of them shows up.
+    assert_eq!(changes(&kit), ["kept"]);
+    kit.assert_clean();
+}
+
+#[test]
+fn a_place_below_what_is_read_only_has_to_be_there() {
+    let kit = Kit::new();
+    let mut spec = step(&kit, "true");
+    let (lower, target) = (kit.lower.clone(), "/os".to_owned());
+    spec.around.images.push(ImageMount {
+        lower,
+        upper: None,
+        path: "".into(),
+        dir: true,
+        target,
+        read_only: true,
+    });
+    let below = |path: &str| Tmpfs { target: path.into(), size: None, mode: None };
+    spec.around.tmpfs = vec![below("/os/bin")];
+    assert_eq!(run(&kit, &spec).0.code, 0);
+    std::fs::remove_dir_all(&spec.upper_dir).unwrap();
+    spec.around.tmpfs = vec![below("/os/new")];
+    let error = kit.runtime.run_step(&spec, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("os/new") && error.contains("is read-only"), "{error}");
+    kit.assert_clean();
+}
+
+#[test]
+fn what_it_leaves_running_is_named_and_killed() {
+    let kit = Kit::new();
+    let spec = step(&kit, "sleep 1000 & setsid sleep 999 > /dev/null & echo started");
+    let (exit, text) = run(&kit, &spec);
+    assert_eq!((exit.code, text.as_str()), (0, "started\n"));
+    // Their names are those of programs that they may not have become yet.
+    assert_eq!(exit.left.len(), 2, "{exit:?}");
+    kit.assert_clean();
+}
+
+#[test]
+fn a_step_may_close_its_output_and_go_on() {
+    let kit = Kit::new();
+    let spec = step(&kit, "exec > /dev/null 2>&1; sleep 1; touch /late; exit 5");
+    let (exit, _) = run(&kit, &spec);
+    assert_eq!(exit.code, 5);
+    let upper = kit.dir.path().join("step/upper");
+    assert!(upper.join("late").exists());
+    std::fs::remove_dir_all(kit.dir.path().join("step")).unwrap();
+    // And is still killed when nobody wants it any more.
+    let spec = step(&kit, "echo ready; exec > /dev/null 2>&1; sleep 1000");
+    let ready = std::cell::Cell::new(false);
+    let exit = kit.runtime.run_step_unless(&spec, &|| ready.get(), &mut |_| ready.set(true));
+    assert_eq!(exit.unwrap().signal, Some(9));
+    kit.assert_clean();
+}
+
+#[test]
+fn a_fork_bomb_is_ended_and_named() {
+    let kit = Kit::new();
+    let mut spec = step(&kit, "f() { sleep 1000 & f & f & wait; }; f");
+    spec.around.tasks = 200;
+    let (exit, _) = run(&kit, &spec);
+    assert_eq!(exit.stopped, Some(Stopped::Processes { most: 200 }));
+    kit.assert_clean();
+}
+
+#[test]
+fn a_full_disk_is_ended_and_named() {
+    let kit = Kit::new();
+    let small = kit.dir.path().join("small");
+    std::fs::create_dir(&small).unwrap();
+    let flags = rustix::mount::MountAttrFlags::empty();
+    let tmpfs = kiln_store::mount::tmpfs(64 << 20, 0o755, flags).unwrap();
+    kiln_store::mount::attach(&tmpfs, &small).unwrap();
+    let mut spec = step(&kit, "echo begin; while :; do cat /bin/busybox >> /grows; done");
+    spec.upper_dir = small.join("layer");
+    spec.around.reserve = 24 << 20;
+    let (exit, _) = run(&kit, &spec);
+    let Some(Stopped::Disk { free, path, .. }) = &exit.stopped else { panic!("{exit:?}") };
+    assert!(*free < 24 << 20 && path == &small, "{exit:?}");
+    // What was mounted is gone with it, so it can be taken away.
+    drop(tmpfs);
+    kiln_store::mount::unmount_below(&small).unwrap();
     kit.assert_clean();
 }

@@ -169,3 +169,25 @@ fn images_are_listed_with_their_sizes() {
     assert_eq!(images.len(), 1);
     assert_eq!((images[0].tree, images[0].files, images[0].bytes), (digest, 2, 5));
 }
+
+#[test]
+fn old_caches_of_contexts_go() {
+    let (_dir, store) = store(Backing::Links);
+    let dir = store.root().join("cache/contexts");
+    fs::create_dir_all(&dir).unwrap();
+    let now = std::time::SystemTime::now();
+    let day = Duration::from_secs(24 * 60 * 60);
+    for days in 0..40 {
+        let file = fs::File::create(dir.join(format!("{days}"))).unwrap();
+        file.set_modified(now - day * days).unwrap();
+    }
+    assert_eq!(store.gc(&BTreeSet::new(), true).unwrap().contexts, 10);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 40);
+    assert_eq!(store.gc(&BTreeSet::new(), false).unwrap().contexts, 10);
+    assert!(dir.join("29").exists() && !dir.join("30").exists());
+    for n in 0..300 {
+        fs::write(dir.join(format!("new {n}")), "x").unwrap();
+    }
+    assert_eq!(store.gc(&BTreeSet::new(), false).unwrap().contexts, 130);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 200);
+}

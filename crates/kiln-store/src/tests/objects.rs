@@ -1,6 +1,6 @@
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::thread;
 
 use kiln_core::Digest;
@@ -44,6 +44,52 @@ fn large_contents_by_every_door() {
     lent.read_exact(&mut next).unwrap();
     assert_eq!(next, [7]);
     assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_becomes_an_object_itself() {
+    let (dir, store) = store(Backing::Links);
+    let path = dir.path().join("root/tmp/large");
+    let mut content: Vec<u8> = (0..2_000_003_u32).map(|at| (at % 251) as u8).collect();
+    let put = |content: &[u8]| {
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o4711)).unwrap();
+        let file = File::open(&path).unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::fsetxattr(&file, "user.note", b"x", flags).unwrap();
+        file
+    };
+    let file = put(&content);
+    let expected = (Digest::of(&content), content.len() as u64);
+    assert_eq!(store.adopt_file(&file).unwrap(), Some(expected));
+    let object = store.object_path(&expected.0);
+    let meta = fs::metadata(&object).unwrap();
+    assert_eq!(meta.ino(), file.metadata().unwrap().ino());
+    assert_eq!((meta.mode() & 0o7777, meta.mtime(), meta.nlink()), (0o644, crate::EPOCH, 2));
+    assert!(rustix::fs::lgetxattr(&object, "user.note", &mut [0_u8; 0]).is_err());
+    fs::remove_file(&path).unwrap();
+    assert_eq!(store.get(&expected.0).unwrap(), content);
+    // What is there already stays, and so does the file.
+    let again = put(&content);
+    assert_eq!(store.adopt_file(&again).unwrap(), Some(expected));
+    assert_eq!(again.metadata().unwrap().mode() & 0o7777, 0o4711);
+    // A small one is left to `put_open_file`.
+    content.truncate(1000);
+    assert_eq!(store.adopt_file(&put(&content)).unwrap(), None);
+    assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 1);
+}
+
+#[test]
+fn zeros_take_no_room() {
+    let (dir, store) = store(Backing::Links);
+    let mut content = vec![0; 40 << 20];
+    content[17 << 20] = 1;
+    let path = dir.path().join("sparse");
+    fs::write(&path, &content).unwrap();
+    let (digest, size) = store.put_file(&path).unwrap();
+    assert_eq!((digest, size), (Digest::of(&content), content.len() as u64));
+    assert!(store.get(&digest).unwrap() == content);
+    assert!(fs::metadata(store.object_path(&digest)).unwrap().blocks() * 512 < 1 << 20);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! | [`session`] | one request under way |
 //! | [`stage`] | stages, slots and instances: the state |
 //! | [`bake`] | lock, bases and Dockerfiles → images → settings |
+//! | [`git`] | a project's repository, read without trusting it |
 //! | [`provision`] | candidate slots: opened, filled, switched to, cleared away |
 //! | [`instances`], [`volumes`] | one instance: started, stopped |
 //! | [`watch`] | readiness, health, ends, fresh instances |
@@ -14,12 +15,15 @@
 //! | [`addresses`] | which addresses are free |
 //! | [`restore`] | finding everything again after a restart, rebuilding after a reboot |
 //! | [`record`] | the ledger |
+//! | [`released`] | releases that were cut from commits |
 
 mod addresses;
 pub(crate) mod bake;
+pub(crate) mod git;
 mod instances;
 pub(crate) mod provision;
 pub(crate) mod record;
+pub(crate) mod released;
 mod restore;
 mod routes;
 mod serve;
@@ -71,6 +75,8 @@ pub(crate) struct Agent {
     keep: Mutex<BTreeMap<StageId, usize>>,
     mapped: Mutex<BTreeMap<Ipv4Addr, Ipv4Addr>>,
     resolv_conf: String,
+    /// How many steps of bakes may run at once.
+    steps: bake::Permits,
     working: AtomicUsize,
     leaving: AtomicBool,
     /// Held while rules are put back or taken away, so that neither undoes the other.

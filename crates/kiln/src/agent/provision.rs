@@ -417,7 +417,7 @@ pub(crate) fn missing_services(
     };
     let missing = release.start_order().into_iter().filter(|service| !there(service)).collect();
     let release = Arc::clone(release);
-    Some((Published { digest: slot.release, release, fresh: false }, missing))
+    Some((Published::of(slot.release, release), missing))
 }
 
 /// After a switch: what neither serves nor is kept warm is drained and stopped, behind the user's

@@ -202,7 +202,7 @@ fn rebuild(agent: &Arc<Agent>, stage: &Arc<Stage>) {
     let (agent, stage) = (Arc::clone(agent), Arc::clone(stage));
     agent.clone().background(move || {
         let _turn = stage.turn();
-        let target = Published { digest: active, release, fresh: false };
+        let target = Published::of(active, release);
         let session = Session::own();
         let patience = Patience { limit: None };
         let result = converge(&agent, &session, &stage, &target, Reason::Restore, patience);

@@ -153,6 +153,7 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
         keep: Mutex::default(),
         mapped: Mutex::default(),
         resolv_conf: resolv_conf.text,
+        steps: super::bake::Permits::of_machine(),
         working: AtomicUsize::new(0),
         leaving: AtomicBool::new(false),
         network: Mutex::default(),
@@ -396,7 +397,7 @@ fn answer(agent: &Arc<Agent>, stream: UnixStream) {
     let _ = stream.shutdown(std::net::Shutdown::Both);
 }
 
-/// Reads the request and, for `exec`, the three file descriptors that follow it.
+/// Reads the request and the file descriptors that follow it.
 fn receive(stream: &UnixStream) -> Option<(Request, Vec<OwnedFd>)> {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     let mut bytes = Vec::new();
@@ -422,9 +423,7 @@ fn receive(stream: &UnixStream) -> Option<(Request, Vec<OwnedFd>)> {
             request.as_ref()?;
         }
         match request.take() {
-            Some(exec @ Request { verb: Verb::Exec { .. }, .. }) if fds.len() < 3 => {
-                request = Some(exec);
-            }
+            Some(waiting) if fds.len() < waiting.verb.descriptors() => request = Some(waiting),
             Some(request) => return Some((request, fds)),
             None => {}
         }

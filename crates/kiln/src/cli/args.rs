@@ -41,6 +41,70 @@ pub(crate) enum Command {
         /// Only these services
         services: Vec<String>,
     },
+    /// Write images as standard OCI: a layout folder, or an archive for `podman` and `docker load`
+    Export {
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// Only these services
+        services: Vec<String>,
+        /// Where to: a folder for `oci`, else a file, or `-` for standard output
+        #[arg(short, long, value_name = "PATH")]
+        output: PathBuf,
+        /// oci, oci-archive or docker-archive
+        #[arg(long, value_name = "FORMAT", default_value = "oci")]
+        format: kiln_oci::Format,
+        /// gzip, zstd or none
+        #[arg(long, value_name = "HOW", default_value = "gzip")]
+        compression: kiln_oci::Compression,
+        /// The images of this release instead of the working tree's
+        #[arg(long, value_name = "DIGEST")]
+        release: Option<String>,
+        /// One image: TREE,CONFIG, the beginning of its tree digest, or the name of an import
+        #[arg(long, value_name = "DIGEST", conflicts_with_all = ["services", "release"])]
+        image: Option<String>,
+        /// What that image is called in the export
+        #[arg(long, value_name = "NAME", requires = "image")]
+        name: Option<String>,
+    },
+    /// Read an image that anybody wrote: OCI layout folder, OCI archive or `docker save` archive
+    Import {
+        /// The folder or file, or `-` for standard input
+        #[arg(required_unless_present = "remove")]
+        path: Option<PathBuf>,
+        /// Which image of several: its name there, or the digest of its manifest
+        #[arg(long, value_name = "IMAGE")]
+        select: Option<String>,
+        /// Keep it under this name
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Keep an image no longer
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["path", "select", "name"])]
+        remove: Option<String>,
+    },
+    /// Bake each step again under varied conditions and compare; exit 3 if any differs
+    Verify {
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// Only these services
+        services: Vec<String>,
+        /// Bake everything twice from nothing, bases too, and compare the images
+        #[arg(long)]
+        deep: bool,
+        /// Compare with an exported image (OCI layout folder or archive) baked elsewhere
+        #[arg(long, value_name = "PATH", conflicts_with = "deep")]
+        against: Option<PathBuf>,
+    },
+    /// Cut a release from a clean Git commit; prints its digest
+    Release {
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// This revision, whatever the working tree looks like
+        #[arg(long, value_name = "REV")]
+        commit: Option<String>,
+        /// Let a variable of the environment count
+        #[arg(long, value_name = "NAME")]
+        env: Vec<String>,
+    },
     /// Bake, cut a release and deploy it to the stage `dev`; returns when it serves
     Up {
         #[command(flatten)]
@@ -51,6 +115,27 @@ pub(crate) enum Command {
         /// Accepted for the habit: Kiln always returns when the release serves
         #[arg(short, long)]
         detach: bool,
+    },
+    /// Say what differs between two images or releases; exit code 3 if anything does
+    #[command(after_help = DIFF_NAMES)]
+    Diff {
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// The old one; without any, what serves in `dev`
+        #[arg(value_name = "A")]
+        old: Option<String>,
+        /// The new one; without it, the working tree
+        #[arg(value_name = "B")]
+        new: Option<String>,
+        /// Compare small texts line by line
+        #[arg(long)]
+        text: bool,
+        /// Also list files of packages that differ
+        #[arg(long)]
+        files: bool,
+        /// Everything, folded nowhere
+        #[arg(long)]
+        all: bool,
     },
     /// Say what `up` would do, and whether it needs a pause; changes nothing that runs
     Plan {
@@ -161,6 +246,14 @@ pub(crate) enum Command {
     Agent,
 }
 
+const DIFF_NAMES: &str = "\
+A and B are each one of
+  DIGEST           a release's or a tree's, or its beginning (4 digits or more)
+  STAGE            its active release; also STAGE:active, STAGE:standby, STAGE:previous
+  SERVICE          its image as the working tree gives it
+  .                the working tree as a release
+  RELEASE:SERVICE  the image of one service of any of these releases";
+
 /// [`ProjectArgs`] where `-f` means follow, as it does for Compose.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogsProject {
@@ -191,6 +284,40 @@ impl Command {
             Self::Init | Self::Serve | Self::Agent => Verb::Ping,
             Self::Lock { project: p, update } => Verb::Lock { project: project.and(p), update },
             Self::Bake { project: p, services } => Verb::Bake { project: project.and(p), services },
+            Self::Verify { project: p, services, deep, against } => {
+                Verb::Verify { project: project.and(p), services, deep, against }
+            }
+            Self::Diff { project: p, old, new, text, files, all } => {
+                let names = old.into_iter().chain(new).collect();
+                Verb::Diff { project: project.and(p), names, text, files, all }
+            }
+            Self::Release { project: p, commit, env } => {
+                Verb::Release { project: project.and(p), commit, env }
+            }
+            Self::Export {
+                project: p,
+                services,
+                output,
+                format,
+                compression,
+                release,
+                image,
+                name,
+            } => Verb::Export {
+                project: project.and(p),
+                services,
+                image,
+                release,
+                name,
+                format,
+                compression,
+                output,
+                owner: super::carrier::wanted_owner(),
+            },
+            Self::Import { remove: Some(name), .. } => Verb::Forget { name },
+            Self::Import { path, select, name, remove: None } => {
+                Verb::Import { path: path.unwrap_or_default(), select, name }
+            }
             Self::Up { project: p, timeout, detach: _ } => {
                 Verb::Up { project: project.and(p), timeout }
             }

@@ -1,6 +1,7 @@
 //! The client's end of the socket: finds the agent, or starts one.
 
 use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -55,8 +56,9 @@ pub(crate) fn agent_is_there(root: &Path) -> bool {
     UnixStream::connect(socket_path(root)).is_ok()
 }
 
-/// Sends `verb`, starting or replacing the agent first where that is needed.
-pub(crate) fn send(root: &Path, verb: Verb) -> Result<Answers, Report> {
+/// Sends `verb` and the files that go with it, starting or replacing the agent first where that is
+/// needed.
+pub(crate) fn send(root: &Path, verb: Verb, fds: &[BorrowedFd<'_>]) -> Result<Answers, Report> {
     let exe = std::env::current_exe().because(|| "finding kiln's own binary".into())?;
     let request = Request {
         version: VERSION,
@@ -74,8 +76,8 @@ pub(crate) fn send(root: &Path, verb: Verb) -> Result<Answers, Report> {
         false => replace_older(root, &stream, &request, &theirs)?,
     };
     write_request(&stream, &request)?;
-    if matches!(request.verb, Verb::Exec { .. }) {
-        send_standard_fds(&stream)?;
+    if !fds.is_empty() {
+        send_fds(&stream, fds)?;
     }
     Ok(Answers(BufReader::new(stream)))
 }
@@ -243,17 +245,14 @@ fn tail(path: &Path, lines: usize) -> Vec<String> {
     all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect()
 }
 
-/// Hands standard input, output and error to the agent, for `exec`.
-fn send_standard_fds(stream: &UnixStream) -> Result<(), Report> {
+/// Hands open files to the agent, at most three.
+fn send_fds(stream: &UnixStream, fds: &[BorrowedFd<'_>]) -> Result<(), Report> {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-    let (stdin, stdout, stderr) =
-        (rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr());
-    let fds = [stdin, stdout, stderr];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&fds));
+    control.push(SendAncillaryMessage::ScmRights(fds));
     let bytes = [std::io::IoSlice::new(b"\n")];
     sendmsg(stream, &bytes, &mut control, SendFlags::empty())
-        .because(|| "handing the terminal to the agent".into())?;
+        .because(|| "handing files to the agent".into())?;
     Ok(())
 }

@@ -83,6 +83,11 @@ impl Live {
             lines.push(format!("\x1b[1m{phase}\x1b[0m"));
             for node in self.nodes.iter().filter(|node| node.phase == phase) {
                 lines.push(self.line(node, width));
+                // A bake says one line for each step that runs.
+                if node.state == State::Running {
+                    let more = node.detail.lines().skip(1);
+                    lines.extend(more.map(|detail| continued(detail, width)));
+                }
             }
         }
         // What scrolled away cannot be redrawn: keep to the last lines that fit.
@@ -103,9 +108,18 @@ impl Live {
         };
         let time = node.ms.map(|ms| format!(" {}", duration(ms))).unwrap_or_default();
         let room = width.saturating_sub(6 + 12 + time.len()).max(8);
-        let detail: String = node.detail.chars().filter(|c| !c.is_control()).take(room).collect();
+        let detail = fitting(node.detail.lines().next().unwrap_or_default(), room);
         format!("  {mark} {:<12} {detail}\x1b[90m{time}\x1b[0m", node.name)
     }
+}
+
+/// A further line of a node.
+fn continued(detail: &str, width: usize) -> String {
+    format!("{:17}{}", "", fitting(detail, width.saturating_sub(6 + 12).max(8)))
+}
+
+fn fitting(text: &str, room: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(room).collect()
 }
 
 fn plain(node: &Progress) -> String {

@@ -1,6 +1,7 @@
 //! The verbs: arguments in, a request to the agent, what a person or a script sees out.
 
 mod args;
+mod carrier;
 mod client;
 mod init;
 mod live;
@@ -61,10 +62,19 @@ fn dispatch(cli: Cli) -> Result<u8, Report> {
 /// Sends `verb` and shows what comes back until it ends. Gives the exit code: of `exec`, the
 /// command's own.
 fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
-    let mut answers = client::send(root, verb.clone())?;
+    let hand = carrier::Hand::of(&verb, json)?;
+    let mut answers = client::send(root, verb.clone(), &hand.fds())?;
     if matches!(
         verb,
-        Verb::Up { .. } | Verb::Rollback { .. } | Verb::Bake { .. } | Verb::Lock { .. }
+        Verb::Up { .. }
+            | Verb::Rollback { .. }
+            | Verb::Bake { .. }
+            | Verb::Lock { .. }
+            | Verb::Release { .. }
+            | Verb::Diff { .. }
+            | Verb::Verify { .. }
+            | Verb::Export { .. }
+            | Verb::Import { .. }
     ) {
         answers.cancel_on_interrupt();
     }
@@ -87,6 +97,7 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
                     let code = data["code"].as_i64().unwrap_or(0);
                     return Ok(u8::try_from(code).unwrap_or(Exit::Failed.code()));
                 }
+                hand.keep()?;
                 finish(&verb, &data, json);
                 return Ok(exit.code());
             }

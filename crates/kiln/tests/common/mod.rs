@@ -23,7 +23,7 @@ x-kiln:
 ";
 
 /// Where the template is: made once by whichever test comes first.
-fn template() -> PathBuf {
+pub(crate) fn template() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("template");
     fs::create_dir_all(&dir).unwrap();
     let lock = File::create(dir.join("lock")).unwrap();

@@ -60,5 +60,5 @@ fn in_namespace(spec: &StepSpec, writer: std::io::PipeWriter) -> std::io::Result
         .current_dir("/")
         .status()?;
     let signal = std::os::unix::process::ExitStatusExt::signal(&status);
-    Ok(StepExit { code: status.code().unwrap_or(-1), signal })
+    Ok(StepExit { code: status.code().unwrap_or(-1), signal, ..StepExit::default() })
 }

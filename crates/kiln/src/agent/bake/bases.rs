@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock};
 
 use kiln_bake::base::{self, Lock};
+use kiln_bake::remote::{FETCH_BYTES, Mode, Options, Pins, Proxies, Remotes};
 use kiln_core::ImageId;
 use kiln_core::compose::Project;
 use kiln_core::exit::Exit;
 
+use super::oven::Oven;
 use super::steps::Steps;
 use crate::agent::session::Session;
 use crate::agent::{Agent, lock as locked};
@@ -38,10 +40,16 @@ pub(crate) fn lock_file(
         watch,
     )
     .map_err(|error| base_report(&error));
+    let resolved = resolved.and_then(|mut lock| {
+        if update {
+            refresh(agent, session, &mut lock, &|what| node.update(what))?;
+        }
+        Ok(lock)
+    });
     let changed = resolved.as_ref().is_ok_and(|lock| Some(lock) != existing.as_ref());
     let saved = resolved.and_then(|lock| {
         if changed {
-            lock.save(&path).map_err(|error| base_report(&error))?;
+            save_lock(project, &lock)?;
         }
         Ok(lock)
     });
@@ -49,13 +57,38 @@ pub(crate) fn lock_file(
     Ok((saved?, changed))
 }
 
+/// Pins anew what ADD takes from outside.
+fn refresh(
+    agent: &Agent,
+    session: &Session,
+    lock: &mut Lock,
+    told: &dyn Fn(&str),
+) -> Result<(), Report> {
+    let pins = Pins::new(&lock.urls, &lock.git);
+    let remotes = Remotes::new(&agent.store, pins, Mode::Pin, session.cancelled());
+    let proxies = Proxies::of(&BTreeMap::new());
+    let options = Options { proxies, limit: FETCH_BYTES, told };
+    remotes.refresh(&options).map_err(|error| {
+        let exit = if error.is_usage() { Exit::Usage } else { Exit::Failed };
+        Report::from_error(exit, &error)
+    })?;
+    lock.pin(&remotes.pins());
+    Ok(())
+}
+
+/// Writes the project's lock.
+pub(super) fn save_lock(project: &Project, lock: &Lock) -> Result<(), Report> {
+    lock.save(&project.dir.join(LOCK_FILE)).map_err(|error| base_report(&error))
+}
+
 /// The lock that a bake goes by: the one that is there, if it fits the Compose file.
 pub(crate) fn lock(agent: &Agent, session: &Session, project: &Project) -> Result<Lock, Report> {
     let path = project.dir.join(LOCK_FILE);
+    let found = Lock::load(&path).map_err(|error| base_report(&error))?;
     if project.kiln.bases.is_empty() {
-        return Ok(Lock::new(""));
+        return Ok(found.unwrap_or_else(|| Lock::new("")));
     }
-    let Some(lock) = Lock::load(&path).map_err(|error| base_report(&error))? else {
+    let Some(lock) = found else {
         return Ok(lock_file(agent, session, project, false)?.0);
     };
     let differences = lock.differences(&project.kiln.bases);
@@ -89,29 +122,37 @@ fn base_words(progress: &base::Progress) -> String {
 
 /// Bases of one run, each baked at most once however many services want it.
 pub(super) struct Bases<'a> {
+    pub(super) oven: Oven<'a>,
     agent: &'a Agent,
     session: &'a Session,
     lock: &'a Lock,
+    pub(super) remotes: &'a Remotes<'a>,
     baked: BTreeMap<String, OnceLock<Result<ImageId, String>>>,
     pub(super) failure: Mutex<Option<Report>>,
 }
 
 impl<'a> Bases<'a> {
     pub(super) fn new(
+        oven: Oven<'a>,
         agent: &'a Agent,
         session: &'a Session,
         project: &Project,
         lock: &'a Lock,
+        remotes: &'a Remotes<'a>,
     ) -> Self {
         let baked = project.kiln.bases.keys().map(|name| (name.clone(), OnceLock::new())).collect();
-        Self { agent, session, lock, baked, failure: Mutex::new(None) }
+        Self { oven, agent, session, lock, remotes, baked, failure: Mutex::new(None) }
     }
 
     /// The image of base `name`, if the project has one of that name.
     pub(super) fn get(&self, name: &str) -> Option<Result<ImageId, Report>> {
         let cell = self.baked.get(name)?;
         let result = cell.get_or_init(|| {
-            self.bake(name).map_err(|report| {
+            let baked = self.bake(name);
+            if let (Ok(image), Some(used)) = (&baked, self.oven.base) {
+                used(name, *image);
+            }
+            baked.map_err(|report| {
                 let text = report.message.clone();
                 locked(&self.failure).get_or_insert(report);
                 text
@@ -128,21 +169,15 @@ impl<'a> Bases<'a> {
         let pinned = self.lock.bases.get(name).ok_or_else(|| {
             Report::usage(format!("base `{name}` is not in {LOCK_FILE}")).hint("kiln lock")
         })?;
-        let store = &self.agent.store;
+        let store = self.oven.store;
         if let Some(image) = store.step_result(&base::key(pinned)) {
             return Ok(image);
         }
         let node = self.session.begin("base", name, "");
         let progress = |progress: &base::Progress| node.update(&base_words(progress));
         let watch = base::Watch { progress: &progress, cancel: self.session.cancelled() };
-        let result = base::bake_base(
-            store,
-            name,
-            pinned,
-            &Steps(self.agent, self.session.cancelled()),
-            watch,
-        )
-        .map_err(|error| base_report(&error));
+        let result = base::bake_base(store, name, pinned, self.oven.runner, watch)
+            .map_err(|error| base_report(&error));
         let result = result.and_then(|image| self.keep(pinned, image));
         let words = result.as_ref().map(|image| image.tree.short()).unwrap_or_default();
         node.end(&result, &words);
@@ -151,6 +186,9 @@ impl<'a> Bases<'a> {
 
     /// A lock names its bases as much as its packages: collection leaves them alone.
     fn keep(&self, pinned: &base::LockedBase, image: ImageId) -> Result<ImageId, Report> {
+        if !self.oven.keeps {
+            return Ok(image);
+        }
         self.agent.flush_objects()?;
         let digests = [image.tree, image.config].into();
         let name = base::key(pinned).hex();

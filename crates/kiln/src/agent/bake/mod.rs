@@ -1,25 +1,35 @@
 //! Source → images → settings: what comes before a release.
 
 mod bases;
+mod layout;
+mod options;
+mod oven;
+mod permits;
 mod settings;
 mod source;
 mod steps;
+mod words;
 
 use std::collections::BTreeMap;
 
 use kiln_bake::base::Lock;
+use kiln_bake::remote::{Mode, Pins, Remotes};
 use kiln_bake::{BakeError, Baked, Baker, BuildRequest};
 use kiln_core::ImageId;
 use kiln_core::compose::{Project, Service};
 use kiln_core::exit::Exit;
 
 pub(crate) use self::bases::{LOCK_FILE, lock, lock_file};
+pub(crate) use self::oven::{Oven, VariedSteps};
+pub(crate) use self::permits::Permits;
 pub(crate) use self::settings::settings;
-pub(crate) use self::source::source;
+pub(crate) use self::source::{Checkout, cage, contexts, seen_by_git, source};
 
-use self::bases::Bases;
+use self::bases::{Bases, save_lock};
+use self::options::options;
 use self::steps::Steps;
-use super::session::{Node, Session};
+use self::words::Words;
+use super::session::Session;
 use super::{Agent, lock as locked};
 use crate::report::Report;
 
@@ -28,24 +38,24 @@ fn bake_report(error: &BakeError) -> Report {
     Report::from_error(exit, error)
 }
 
-/// One moment of a bake, in words.
-fn step_words(node: &Node<'_>, progress: &kiln_bake::Progress) {
-    use kiln_bake::Progress;
-    match progress {
-        Progress::Step { number, total, text, .. } => {
-            node.update(&format!("{number}/{total} {text}"));
-        }
-        Progress::Output { bytes, .. } => {
-            let text = String::from_utf8_lossy(bytes);
-            if let Some(line) = text.lines().rev().find(|line| !line.trim().is_empty()) {
-                node.update(line.trim());
-            }
-        }
-        Progress::Cached { .. } | Progress::Done { .. } => {}
+/// A service's image and what it took to make it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Bake {
+    #[serde(flatten)]
+    pub image: ImageId,
+    /// Number of steps; none for a service that runs a base as it is.
+    pub steps: usize,
+    /// Steps for which nothing had to be done.
+    pub cached: usize,
+}
+
+impl From<ImageId> for Bake {
+    fn from(image: ImageId) -> Self {
+        Self { image, steps: 0, cached: 0 }
     }
 }
 
-/// Bakes `only` these services (all, if it is empty) and gives the image of each.
+/// [`bakes`], for those who want the images alone.
 pub(crate) fn images(
     agent: &Agent,
     session: &Session,
@@ -53,26 +63,70 @@ pub(crate) fn images(
     lock: &Lock,
     only: &[String],
 ) -> Result<BTreeMap<String, ImageId>, Report> {
-    let bases = Bases::new(agent, session, project, lock);
+    let bakes = bakes(agent, session, project, lock, only)?;
+    Ok(bakes.into_iter().map(|(name, bake)| (name, bake.image)).collect())
+}
+
+/// [`images`] of a commit, whose lock is part of it: what it does not pin is refused.
+pub(crate) fn images_of_commit(
+    agent: &Agent,
+    session: &Session,
+    project: &Project,
+    lock: &Lock,
+) -> Result<BTreeMap<String, ImageId>, Report> {
+    let runner = Steps(agent, session.cancelled());
+    let oven = Oven { frozen: true, ..Oven::new(&agent.store, &runner) };
+    let bakes = bakes_in(oven, agent, session, project, lock, &[])?;
+    Ok(bakes.into_iter().map(|(name, bake)| (name, bake.image)).collect())
+}
+
+/// Bakes `only` these services (all, if it is empty) side by side and gives the image of each.
+pub(crate) fn bakes(
+    agent: &Agent,
+    session: &Session,
+    project: &Project,
+    lock: &Lock,
+    only: &[String],
+) -> Result<BTreeMap<String, Bake>, Report> {
+    let runner = Steps(agent, session.cancelled());
+    bakes_in(Oven::new(&agent.store, &runner), agent, session, project, lock, only)
+}
+
+/// [`bakes`] in an oven of the caller's.
+pub(crate) fn bakes_in(
+    oven: Oven<'_>,
+    agent: &Agent,
+    session: &Session,
+    project: &Project,
+    lock: &Lock,
+    only: &[String],
+) -> Result<BTreeMap<String, Bake>, Report> {
+    let mode = if oven.frozen { Mode::Frozen } else { Mode::Pin };
+    let pins = Pins::new(&lock.urls, &lock.git);
+    let remotes = Remotes::new(oven.store, pins, mode, session.cancelled());
+    let bases = Bases::new(oven, agent, session, project, lock, &remotes);
     let wanted: Vec<(&String, &Service)> = project
         .services
         .iter()
         .filter(|(name, _)| only.is_empty() || only.contains(name))
         .collect();
-    let bake = |name: &String, service: &Service| -> Result<ImageId, Report> {
+    let bake = |name: &String, service: &Service| -> Result<Bake, Report> {
         session.check()?;
         match (&service.build, &service.image) {
             (Some(_), _) => build(agent, session, project, name, service, &bases),
-            (None, Some(image)) => bases.get(image).unwrap_or_else(|| {
-                Err(Report::usage(format!("{}: no base is called `{image}`", service.place)))
-            }),
+            (None, Some(image)) => match bases.get(image) {
+                Some(image) => image.map(Bake::from),
+                None => {
+                    Err(Report::usage(format!("{}: no base is called `{image}`", service.place)))
+                }
+            },
             (None, None) => Err(Report::usage(format!(
                 "{}: service `{name}` has neither `build` nor `image`",
                 service.place
             ))),
         }
     };
-    let results: Vec<(String, Result<ImageId, Report>)> = std::thread::scope(|scope| {
+    let results: Vec<(String, Result<Bake, Report>)> = std::thread::scope(|scope| {
         let threads: Vec<_> = wanted
             .iter()
             .map(|(name, service)| ((*name).clone(), scope.spawn(|| bake(name, service))))
@@ -83,6 +137,12 @@ pub(crate) fn images(
             .map(|(name, thread)| (name, thread.join().unwrap_or_else(|_| Err(bug()))))
             .collect()
     });
+    // Also when another service failed: what came is pinned.
+    let mut pinned = lock.clone();
+    if !bases.oven.frozen && pinned.pin(&remotes.pins()) {
+        agent.flush_objects()?;
+        save_lock(project, &pinned)?;
+    }
     results.into_iter().map(|(name, result)| Ok((name, result?))).collect()
 }
 
@@ -93,13 +153,18 @@ fn build(
     name: &str,
     service: &Service,
     bases: &Bases<'_>,
-) -> Result<ImageId, Report> {
+) -> Result<Bake, Report> {
     let Some(build) = &service.build else {
         return Err(Report::new(Exit::Bug, format!("`{name}` is built without `build`")));
     };
     let mut contexts = BTreeMap::new();
     let mut images = BTreeMap::new();
     for (alias, source) in &build.additional_contexts {
+        if let Some(layout) = source.strip_prefix("oci-layout://") {
+            let limits = super::verbs::carrier::limits(agent, session);
+            images.insert(alias.clone(), layout::image(bases.oven.store, layout, &limits)?);
+            continue;
+        }
         match source.strip_prefix("service:") {
             None => {
                 contexts.insert(alias.clone(), source.into());
@@ -108,7 +173,7 @@ fn build(
                 let service = project.services.get(other).ok_or_else(|| {
                     Report::usage(format!("{}: no service `{other}`", service.place))
                 })?;
-                let image = build_of(agent, session, project, other, service, bases)?;
+                let image = build_of(agent, session, project, other, service, bases)?.image;
                 images.insert(alias.clone(), image);
             }
         }
@@ -131,15 +196,29 @@ fn build(
         args: build.args.clone(),
         target: build.target.clone(),
         contexts,
+        images: images.keys().cloned().collect(),
         bases: &base,
+        options: options(project, build),
     };
     let node = session.begin("bake", name, "");
-    let progress = |progress: kiln_bake::Progress| step_words(&node, &progress);
+    let words = Words::new(&node);
+    let oven = &bases.oven;
+    let progress = |progress: kiln_bake::Progress| {
+        if let kiln_bake::Progress::Notice { text, .. } = &progress {
+            session.notice(text.clone());
+        }
+        if let Some(told) = oven.told {
+            told(&progress);
+        }
+        words.tell(progress);
+    };
     let baker = Baker {
-        store: &agent.store,
-        runner: &Steps(agent, session.cancelled()),
+        store: oven.store,
+        runner: oven.runner,
         progress: &progress,
         cancel: session.cancelled(),
+        record: oven.record,
+        remotes: Some(bases.remotes),
     };
     let result = baker.bake(&request).map_err(|error| {
         // A base that failed has the better words.
@@ -147,7 +226,8 @@ fn build(
     });
     let words = result.as_ref().map(baked_words).unwrap_or_default();
     node.end(&result, &words);
-    Ok(result?.image)
+    let Baked { image, steps, cached, .. } = result?;
+    Ok(Bake { image, steps, cached })
 }
 
 fn build_of(
@@ -157,11 +237,12 @@ fn build_of(
     name: &str,
     service: &Service,
     bases: &Bases<'_>,
-) -> Result<ImageId, Report> {
+) -> Result<Bake, Report> {
     match &service.image {
         Some(image) if service.build.is_none() => bases
             .get(image)
-            .unwrap_or_else(|| Err(Report::usage(format!("no base is called `{image}`")))),
+            .unwrap_or_else(|| Err(Report::usage(format!("no base is called `{image}`"))))
+            .map(Bake::from),
         _ => build(agent, session, project, name, service, bases),
     }
 }

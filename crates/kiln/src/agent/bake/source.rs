@@ -1,42 +1,132 @@
-//! Where the source is in Git.
+//! Where the source is in Git, and whether it is what the commit says.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
-use kiln_core::compose::Project;
+use kiln_bake::context::Snapshot;
+use kiln_bake::ignore::Ignore;
+use kiln_core::compose::{FileSource, Project};
 use kiln_core::release::Source;
 
-/// Commit and state of the working tree, if it is in Git and Git is there to ask.
-pub(crate) fn source(project: &Project) -> Source {
-    if !in_git(&project.dir) {
-        return Source::default();
-    }
-    let status = || -> Option<String> {
-        let output = Command::new("git")
-            .arg("-C")
-            .arg(&project.dir)
-            .args(["status", "--porcelain=v2", "--branch", "--", "."])
-            // The project belongs to the user, the agent is root: Git asks to be told.
-            .env("GIT_CONFIG_COUNT", "1")
-            .env("GIT_CONFIG_KEY_0", "safe.directory")
-            .env("GIT_CONFIG_VALUE_0", "*")
-            .env("GIT_OPTIONAL_LOCKS", "0")
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .output()
-            .ok()?;
-        String::from_utf8(output.stdout).ok().filter(|_| output.status.success())
-    };
-    let Some(status) = status() else { return Source::default() };
-    let commit = status
-        .lines()
-        .find_map(|line| line.strip_prefix("# branch.oid "))
-        .filter(|commit| *commit != "(initial)");
-    let dirty = status.lines().any(|line| !line.starts_with('#'));
-    Source { commit: commit.map(str::to_owned), dirty }
+use crate::agent::Agent;
+use crate::agent::git::commit::Commit;
+use crate::agent::git::compare::{self, Difference};
+use crate::agent::git::{Cage, Repository};
+use crate::agent::session::Session;
+use crate::report::{Because, Report};
+
+/// A working tree beside its commit.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Checkout {
+    /// What a release records.
+    pub source: Source,
+    /// Why it is dirty, if it is: all that Git sees, or else the first context's differences.
+    pub differences: Vec<Difference>,
 }
 
-/// Asked by looking, so that projects outside of Git pay for no process.
-fn in_git(dir: &Path) -> bool {
-    dir.ancestors().any(|dir| dir.join(".git").exists())
+/// Commit and state of the working tree, if it is in Git. What cannot be found out is said, and
+/// the source is then of no known commit.
+pub(crate) fn source(agent: &Agent, session: &Session, project: &Project) -> Checkout {
+    let Some(repository) = Repository::find(&project.dir) else { return Checkout::default() };
+    checkout(agent, session, project, &repository).unwrap_or_else(|report| {
+        session.notice(format!("the commit is not known: {}", report.message));
+        Checkout::default()
+    })
+}
+
+fn checkout(
+    agent: &Agent,
+    session: &Session,
+    project: &Project,
+    repository: &Repository,
+) -> Result<Checkout, Report> {
+    let cage = cage(agent, session, repository)?;
+    let Ok(name) = cage.commit("HEAD") else { return Ok(Checkout::default()) };
+    let mut differences = seen_by_git(&cage, project)?;
+    if differences.is_empty() {
+        let commit = Commit::read(&cage, name.clone())?;
+        differences = seen_by_kiln(agent, &commit, project)?;
+    }
+    let source = Source { commit: Some(name), dirty: !differences.is_empty() };
+    Ok(Checkout { source, differences })
+}
+
+/// A cage over `repository` for the client's user.
+pub(crate) fn cage<'a>(
+    agent: &Agent,
+    session: &Session,
+    repository: &'a Repository,
+) -> Result<Cage<'a>, Report> {
+    let dir = agent.store.scratch_dir().because(|| "making a scratch folder".into())?;
+    Cage::new(repository, dir, session.env.get("HOME").map(Path::new))
+}
+
+/// What Git finds changed or untracked in the project's folder and in whatever else it is baked
+/// from.
+///
+/// # Errors
+/// Git cannot look.
+pub(crate) fn seen_by_git(cage: &Cage<'_>, project: &Project) -> Result<Vec<Difference>, Report> {
+    let mut scope = BTreeSet::from([project.dir.clone()]);
+    scope.extend(inputs(project));
+    let inside: Vec<PathBuf> =
+        scope.iter().filter_map(|path| cage.repository.relative(path)).collect();
+    compare::status(cage, &inside)
+}
+
+/// What a bake of the working tree would read otherwise than one of the commit.
+fn seen_by_kiln(
+    agent: &Agent,
+    commit: &Commit<'_>,
+    project: &Project,
+) -> Result<Vec<Difference>, Report> {
+    for (root, dockerfile) in contexts(project) {
+        let Some(at) = commit.cage().repository.relative(&root) else {
+            let path = root.display().to_string();
+            return Ok(vec![Difference { path, what: "outside of the repository" }]);
+        };
+        let doing = || format!("comparing {} with its commit", root.display());
+        let ignore = Ignore::load(&root, dockerfile.as_deref()).because(doing)?;
+        let mut files = Snapshot::take(&agent.store, &root, &ignore).because(doing)?.tree;
+        // Git's own folder is in no commit and in every checkout.
+        files.entries.retain(|path, _| !path.split(|byte| *byte == b'/').any(|c| c == b".git"));
+        let found = compare::contents(commit, &at, &files)?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Folders that are baked from, each with the Dockerfile whose ignore file counts there.
+pub(crate) fn contexts(project: &Project) -> BTreeSet<(PathBuf, Option<PathBuf>)> {
+    let mut all = BTreeSet::new();
+    for build in project.services.values().filter_map(|service| service.build.as_ref()) {
+        let own = build.inline.is_none().then(|| build.dockerfile.clone());
+        all.insert((build.context.clone(), own));
+        let named = build.additional_contexts.values().filter(|source| source.starts_with('/'));
+        all.extend(named.map(|source| (PathBuf::from(source), None)));
+    }
+    all
+}
+
+/// Every path that is read when the project is baked and its settings are pinned, absolute.
+fn inputs(project: &Project) -> BTreeSet<PathBuf> {
+    let mut all = BTreeSet::new();
+    for service in project.services.values() {
+        if let Some(build) = &service.build {
+            all.insert(build.context.clone());
+            let named = build.additional_contexts.values();
+            all.extend(named.filter(|source| source.starts_with('/')).map(PathBuf::from));
+            if build.inline.is_none() {
+                all.insert(build.dockerfile.clone());
+            }
+        }
+        for file in &service.files {
+            if let FileSource::File(path) = &file.source {
+                all.insert(path.clone());
+            }
+        }
+    }
+    all
 }

@@ -1,18 +1,31 @@
 //! Steps run in the same sandbox as instances.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_bake::{StepExit, StepRunner, StepSpec};
 use kiln_core::exit::Exit;
+use kiln_run::Stopped;
 
 use crate::agent::Agent;
 use crate::report::Report;
 
-/// Runs steps for an agent until the flag is set.
+/// Runs steps for an agent until the flag is set, no more at once than the machine has cores.
 pub(super) struct Steps<'a>(pub(super) &'a Agent, pub(super) &'a AtomicBool);
 
 impl StepRunner for Steps<'_> {
     fn run(&self, spec: &StepSpec, output: &mut dyn FnMut(&[u8])) -> Result<StepExit, String> {
+        self.run_under(&kiln_run::Conditions::default(), spec, output)
+    }
+}
+
+impl Steps<'_> {
+    /// Runs a step under `conditions`.
+    pub(super) fn run_under(
+        &self,
+        conditions: &kiln_run::Conditions,
+        spec: &StepSpec,
+        output: &mut dyn FnMut(&[u8]),
+    ) -> Result<StepExit, String> {
         let mounts = spec.mounts.iter().map(|mount| kiln_run::BindMount {
             source: mount.source.clone(),
             target: mount.target.clone(),
@@ -30,11 +43,111 @@ impl StepRunner for Steps<'_> {
             stdin: spec.stdin.clone(),
             network: spec.network,
             rootful: spec.rootful,
+            around: around(&spec.around),
         };
-        let exit = self.0.runtime.run_step_unless(&step, self.1, output).map_err(|error| {
+        let ended = || self.1.load(Ordering::Acquire) || spec.stop.load(Ordering::Acquire);
+        let Some(_permit) = self.0.steps.take(&ended) else {
+            return Err("it was interrupted before it began".into());
+        };
+        let exit = self.0.runtime.run_step_under(&step, conditions, &ended, output);
+        let exit = exit.map_err(|error| {
             let report = Report::from_error(Exit::Failed, &error);
             report.to_string()
         })?;
-        Ok(StepExit { code: exit.code, signal: exit.signal })
+        Ok(StepExit {
+            notices: notices(&exit),
+            stopped: exit.stopped.map(|stopped| said(&stopped)),
+            code: exit.code,
+            signal: exit.signal,
+        })
+    }
+}
+
+fn around(around: &kiln_bake::Around) -> kiln_run::Around {
+    let images = around.images.iter().map(|image| kiln_run::ImageMount {
+        lower: image.lower.clone(),
+        upper: image.upper_dir.clone(),
+        path: image.path.clone(),
+        dir: image.dir,
+        target: image.target.clone(),
+        read_only: image.read_only,
+    });
+    let secrets = around.secrets.iter().map(|secret| kiln_run::SecretFile {
+        content: secret.content.clone(),
+        target: secret.target.clone(),
+        uid: secret.uid,
+        gid: secret.gid,
+        mode: secret.mode,
+    });
+    let usual = kiln_run::Around::default();
+    kiln_run::Around {
+        images: images.collect(),
+        tmpfs: around.tmpfs.clone(),
+        secrets: secrets.collect(),
+        shm_size: around.shm_size.unwrap_or(usual.shm_size),
+        ulimits: around.ulimits.clone(),
+        ..usual
+    }
+}
+
+fn said(stopped: &Stopped) -> String {
+    match stopped {
+        Stopped::Processes { most } => {
+            format!("was ended: it had more than {most} processes and threads at once")
+        }
+        Stopped::Disk { path, free, inodes } => format!(
+            "was ended: it left only {} MB and {inodes} inodes of the file system of {}",
+            free >> 20,
+            path.display()
+        ),
+        Stopped::Memory => "failed: the kernel killed a process of it for want of memory".into(),
+    }
+}
+
+fn notices(exit: &kiln_run::StepExit) -> Vec<String> {
+    let mut notices = Vec::new();
+    if !exit.left.is_empty() {
+        notices.push(format!(
+            "it left {} running, which ended with it: what a step starts does not go on, and what \
+             it was writing may be incomplete; wait for it, or start it with the instance",
+            exit.left.join(", ")
+        ));
+    }
+    if exit.memory_kills > 0 && exit.stopped.is_none() {
+        notices.push(format!(
+            "the kernel killed {} process(es) of this machine for want of memory while it ran; if \
+             one was a part of a pipeline, the step may have succeeded without it: `SHELL \
+             [\"/bin/bash\", \"-o\", \"pipefail\", \"-c\"]` has it fail then",
+            exit.memory_kills
+        ));
+    }
+    notices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_went_wrong_is_named() {
+        let disk = Stopped::Disk { path: "/var/lib/kiln".into(), free: 700 << 20, inodes: 9 };
+        for (stopped, words) in [
+            (Stopped::Processes { most: 5 }, "more than 5 processes"),
+            (disk, "only 700 MB and 9 inodes of the file system of /var/lib/kiln"),
+            (Stopped::Memory, "want of memory"),
+        ] {
+            assert!(said(&stopped).contains(words), "{stopped:?}");
+        }
+        let mut exit = kiln_run::StepExit::default();
+        assert!(notices(&exit).is_empty());
+        (exit.left, exit.memory_kills) = (vec!["redis-server".into()], 2);
+        let told = notices(&exit);
+        assert!(
+            told[0].contains("redis-server running") && told[1].contains("pipefail"),
+            "{told:?}"
+        );
+        // A failure of its own says it better.
+        exit.stopped = Some(Stopped::Memory);
+        assert_eq!(notices(&exit).len(), 1);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kiln_core::compose::Project;
 use serde_json::json;
 
 use super::{Answer, load_and_tell};
@@ -39,6 +40,18 @@ pub(super) fn bake(
     services: &[String],
 ) -> Result<Answer, Report> {
     let project = load_and_tell(agent, session, args)?;
+    known_services(&project, services)?;
+    let _lease = agent.lease()?;
+    let lock = bake::lock(agent, session, &project)?;
+    let bakes = bake::bakes(agent, session, &project, &lock, services)?;
+    agent.flush_objects()?;
+    let images: serde_json::Map<_, _> =
+        bakes.into_iter().map(|(name, bake)| (name, json!(bake))).collect();
+    Ok(json!({ "images": images }).into())
+}
+
+/// Refuses services that the project does not have.
+pub(super) fn known_services(project: &Project, services: &[String]) -> Result<(), Report> {
     for service in services {
         if !project.services.contains_key(service) {
             let known: Vec<&str> = project.services.keys().map(String::as_str).collect();
@@ -46,11 +59,5 @@ pub(super) fn bake(
                 .hint(format!("its services are {}", known.join(", "))));
         }
     }
-    let _lease = agent.lease()?;
-    let lock = bake::lock(agent, session, &project)?;
-    let images = bake::images(agent, session, &project, &lock, services)?;
-    agent.flush_objects()?;
-    let images: serde_json::Map<_, _> =
-        images.into_iter().map(|(name, image)| (name, json!(image))).collect();
-    Ok(json!({ "images": images }).into())
+    Ok(())
 }

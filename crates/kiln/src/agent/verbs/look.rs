@@ -1,6 +1,7 @@
 //! `ps`, `status`, `releases`, `history`, `images`, `gc`: what is there and what was.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use kiln_core::Digest;
 use kiln_store::ledger::Filter;
@@ -10,8 +11,11 @@ use super::serve::ports;
 use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
 use crate::agent::stage::{Instance, Role, Stage, StageState};
-use crate::agent::{Agent, record};
+use crate::agent::{Agent, record, released};
 use crate::report::{Because, Report};
+
+/// So long a cache of steps that nobody uses is kept.
+const CACHE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// `kiln ps`: every instance, with its slots.
 pub(super) fn ps(agent: &Agent, project: Option<&str>) -> Answer {
@@ -144,6 +148,19 @@ pub(super) fn releases(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
             "services": release.services.len(),
         }));
     }
+    for cut in released::of(agent, &stage.id.project)? {
+        if seen.insert(cut.release) {
+            let release = agent.release(&cut.release)?;
+            rows.push(json!({
+                "release": cut.release,
+                "role": "released",
+                "time": cut.time,
+                "quarantined": pointer.quarantined.contains(&cut.release),
+                "source": release.source,
+                "services": release.services.len(),
+            }));
+        }
+    }
     Ok(json!({ "releases": rows }).into())
 }
 
@@ -188,6 +205,7 @@ fn named(agent: &Agent) -> Result<Named, Report> {
         releases.extend(pointer.active.iter().chain(&pointer.standby).chain(&pointer.previous));
         releases.extend(state.slots.iter().map(|slot| slot.release));
     }
+    releases.extend(released::all(agent)?.into_iter().map(|cut| cut.release));
     let mut keep = releases.clone();
     let mut trees = Vec::new();
     for digest in releases {
@@ -196,6 +214,11 @@ fn named(agent: &Agent) -> Result<Named, Report> {
         for (name, released) in &release.services {
             trees.push((released.image.tree, format!("{}/{name}", release.project)));
         }
+    }
+    let refs = agent.store.refs().because(|| "listing images".into())?;
+    for ((_, name), digests) in refs.into_iter().filter(|((kind, _), _)| kind == "imports") {
+        // One of the two is the tree; the other matches none.
+        trees.extend(digests.into_iter().map(|digest| (digest, format!("import {name}"))));
     }
     Ok(Named { keep, trees })
 }
@@ -221,7 +244,12 @@ pub(super) fn images(agent: &Agent) -> Result<Answer, Report> {
 pub(super) fn gc(agent: &Agent, dry_run: bool) -> Result<Answer, Report> {
     let named = named(agent)?;
     let report = agent.store.gc(&named.keep, dry_run).because(|| "collecting".into())?;
-    let data = serde_json::to_value(&report).because(|| "collecting".into())?;
+    let mut data = serde_json::to_value(&report).because(|| "collecting".into())?;
+    let room = kiln_bake::mount::caches::room(agent.store.root());
+    let caches = kiln_bake::mount::caches::collect(&room, CACHE_AGE, dry_run)
+        .because(|| "collecting the caches of steps".into())?;
+    data["step_caches"] = json!(caches.caches);
+    data["step_cache_bytes"] = json!(caches.bytes);
     if !dry_run {
         record::root_note(agent, "gc", data.clone());
     }

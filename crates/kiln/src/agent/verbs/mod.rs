@@ -1,11 +1,15 @@
 //! What each request does.
 
 mod build;
+pub(crate) mod carrier;
+mod diff;
 mod down;
 mod exec;
 mod logs;
 mod look;
+mod release;
 mod serve;
+mod verify;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -51,6 +55,45 @@ pub(crate) fn run(
         Verb::Ping | Verb::Replace => Ok(json!({ "agent": super::build_id() }).into()),
         Verb::Lock { project, update } => build::lock(agent, session, &project, update),
         Verb::Bake { project, services } => build::bake(agent, session, &project, &services),
+        Verb::Export {
+            project,
+            services,
+            image,
+            release,
+            name,
+            format,
+            compression,
+            output,
+            owner,
+        } => {
+            let wish = carrier::Export {
+                project: &project,
+                services: &services,
+                image: image.as_deref(),
+                release: release.as_deref(),
+                name: name.as_deref(),
+                format,
+                compression,
+                output,
+                owner,
+            };
+            carrier::export(agent, session, &wish, fds)
+        }
+        Verb::Import { path, select, name } => {
+            carrier::import(agent, session, &path, select.as_deref(), name.as_deref(), fds)
+        }
+        Verb::Forget { name } => carrier::forget(agent, &name),
+        Verb::Verify { project, services, deep, against } => {
+            let asked = verify::Asked { services, deep, against };
+            verify::verify(agent, session, &project, &asked, fds)
+        }
+        Verb::Diff { project, names, text, .. } => {
+            diff::diff(agent, session, &project, &names, text)
+        }
+        Verb::Release { project, commit, env } => {
+            let wish = release::Wish { project: &project, commit: commit.as_deref(), env: &env };
+            release::release(agent, session, &wish)
+        }
         Verb::Up { project, timeout } => serve::up(agent, session, &project, timeout),
         Verb::Plan { project, stage } => serve::plan(agent, session, &project, &stage),
         Verb::Rollback { project, stage, release, timeout } => {

@@ -1,5 +1,6 @@
 //! `up`, `plan` and `rollback`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,10 +8,10 @@ use kiln_core::{Digest, Release};
 use serde_json::{Value, json};
 
 use super::{Answer, load_and_tell, nothing_serves, with_turn};
-use crate::agent::Agent;
 use crate::agent::provision::Patience;
 use crate::agent::session::Session;
 use crate::agent::stage::{Stage, StageId};
+use crate::agent::{Agent, released};
 use crate::deliver::{Converged, Published, Reason, assemble, converge, publish};
 use crate::protocol::ProjectArgs;
 use crate::report::Report;
@@ -63,6 +64,8 @@ fn outcome(stage: &Stage, target: &Published, done: &Converged, began: Instant) 
         "release": target.digest,
         "switched": done.switched,
         "fresh": target.fresh,
+        "source": target.release.source,
+        "differences": target.differences.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "services": services,
         "ports": ports(&target.release, &stage.id.stage),
         "paused": done.plan.paused,
@@ -126,16 +129,16 @@ pub(super) fn rollback(
 ) -> Result<Answer, Report> {
     let began = Instant::now();
     with_turn(session, stage, || {
-        let digest = choose(stage, release)?;
+        let digest = choose(agent, stage, release)?;
         let release = agent.release(&digest)?;
-        let target = Published { digest, release, fresh: false };
+        let target = Published::of(digest, release);
         let done = converge(agent, session, stage, &target, Reason::Rollback, patience(timeout))?;
         Ok(outcome(stage, &target, &done, began).into())
     })
 }
 
 /// The release that is meant: the newest before that nobody rolled back from, or the one named.
-fn choose(stage: &Stage, named: Option<&str>) -> Result<Digest, Report> {
+fn choose(agent: &Agent, stage: &Stage, named: Option<&str>) -> Result<Digest, Report> {
     let pointer = stage.state().pointer.clone();
     if pointer.active.is_none() && named.is_none() {
         return Err(nothing_serves(stage));
@@ -148,10 +151,12 @@ fn choose(stage: &Stage, named: Option<&str>) -> Result<Digest, Report> {
         });
     };
     let wanted = named.trim_start_matches("sha256:");
-    let all = pointer.active.iter().chain(&pointer.previous);
-    let mut found: Vec<Digest> =
+    let cuts: Vec<Digest> =
+        released::of(agent, &stage.id.project)?.into_iter().map(|cut| cut.release).collect();
+    let all = pointer.active.iter().chain(&pointer.previous).chain(&cuts);
+    let found: BTreeSet<Digest> =
         all.filter(|digest| digest.hex().starts_with(wanted)).copied().collect();
-    found.dedup();
+    let found: Vec<Digest> = found.into_iter().collect();
     match found.as_slice() {
         [one] => Ok(*one),
         [] => {

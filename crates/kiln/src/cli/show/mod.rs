@@ -1,5 +1,11 @@
 //! What a person sees of a document that a script would read as JSON.
 
+mod verify;
+
+mod carrier;
+mod diff;
+mod release;
+
 use std::fmt::Write as _;
 
 use serde_json::Value;
@@ -14,6 +20,11 @@ pub(crate) fn done(verb: &Verb, data: &Value) -> String {
         Verb::Plan { .. } => plan(data),
         Verb::Lock { .. } => lock(data),
         Verb::Bake { .. } => bake(data),
+        Verb::Release { .. } => release::release(data),
+        Verb::Diff { files, all, .. } => diff::diff(data, diff::Style::new(*files, *all)),
+        Verb::Verify { .. } => verify::verify(data),
+        Verb::Export { .. } => carrier::export(data),
+        Verb::Import { .. } | Verb::Forget { .. } => carrier::import(data),
         Verb::Ps { .. } => ps(data),
         Verb::Status { .. } => status(data),
         Verb::Releases { .. } => releases(data),
@@ -84,6 +95,7 @@ fn up(data: &Value) -> String {
     } else {
         format!("{place} serves release {release} already: nothing to do ({time})\n")
     };
+    out.push_str(&release::source_line(data));
     out.push_str(&addresses(&data["ports"]));
     out
 }
@@ -144,11 +156,21 @@ fn lock(data: &Value) -> String {
 }
 
 fn bake(data: &Value) -> String {
-    let mut rows = vec![row(["SERVICE", "TREE", "CONFIG"])];
+    let mut rows = vec![row(["SERVICE", "TREE", "CONFIG", "DONE"])];
     for (name, image) in data["images"].as_object().into_iter().flatten() {
-        rows.push(row([name, text(&image["tree"]), short(&image["config"])]));
+        let done = steps_done(number(&image["steps"]), number(&image["cached"]));
+        rows.push(row([name, text(&image["tree"]), short(&image["config"]), &done]));
     }
     table(&rows)
+}
+
+/// What a bake had to do.
+fn steps_done(steps: u64, cached: u64) -> String {
+    match (steps, steps - cached.min(steps)) {
+        (0, _) => "the base as it is".into(),
+        (_, 0) => "nothing: unchanged".into(),
+        (steps, done) => format!("{done} of {steps} steps"),
+    }
 }
 
 fn slots(instance: &Value) -> String {
@@ -237,13 +259,9 @@ fn status(data: &Value) -> String {
     if data["stages"].is_array() {
         return overview(data);
     }
-    let source = match data["source"]["commit"].as_str() {
-        Some(commit) => {
-            let dirty = data["source"]["dirty"].as_bool() == Some(true);
-            let dirty = if dirty { " and changes" } else { "" };
-            format!(" from commit {}{dirty}", commit.get(..12).unwrap_or(commit))
-        }
-        None => String::new(),
+    let source = match release::source(&data["source"]) {
+        words if words.is_empty() => words,
+        words => format!(" from {words}"),
     };
     let mut out = format!(
         "{}/{} serves release {}{source}\n",
@@ -271,11 +289,7 @@ fn releases(data: &Value) -> String {
         if release["quarantined"].as_bool() == Some(true) {
             role.push_str(", quarantined");
         }
-        let commit = text(&release["source"]["commit"]);
-        let mut source = commit.get(..12).unwrap_or(commit).to_owned();
-        if release["source"]["dirty"].as_bool() == Some(true) {
-            source.push_str(" and changes");
-        }
+        let source = release::source(&release["source"]);
         let services = number(&release["services"]).to_string();
         rows.push(vec![short(&release["release"]).to_owned(), role, services, source]);
     }
@@ -362,6 +376,7 @@ fn shutdown(data: &Value) -> String {
 fn history(entry: &Value) -> String {
     let place = match (entry["project"].as_str(), entry["stage"].as_str()) {
         (Some(project), Some(stage)) => format!("{project}/{stage}"),
+        (Some(project), None) => project.to_owned(),
         _ => String::new(),
     };
     let data = &entry["data"];
@@ -376,6 +391,7 @@ fn history(entry: &Value) -> String {
             what.push(short(&data[key]).to_owned());
         }
     }
+    what.extend(Some(release::source(&data["source"])).filter(|words| !words.is_empty()));
     let time = time(number(&entry["time"]));
     let line = format!("{time}  {place:<14} {:<17} {}", text(&entry["kind"]), what.join(" "));
     line.trim_end().to_owned()

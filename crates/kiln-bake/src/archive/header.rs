@@ -1,0 +1,129 @@
+//! One header block of a tar archive: V7, ustar, star and GNU tar.
+
+use super::ArchiveError;
+
+/// Bytes of a block.
+pub(super) const BLOCK: usize = 512;
+
+/// What a block says, before extended headers change it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) name: Vec<u8>,
+    pub(super) mode: u64,
+    pub(super) uid: u64,
+    pub(super) gid: u64,
+    pub(super) size: u64,
+    pub(super) flag: u8,
+    pub(super) link: Vec<u8>,
+    pub(super) major: u64,
+    pub(super) minor: u64,
+}
+
+impl Header {
+    /// Reads a block; `None` if it is all zeros, which ends an archive.
+    pub(super) fn parse(block: &[u8; BLOCK]) -> Result<Option<Self>, ArchiveError> {
+        if block.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        check_sum(block)?;
+        let name = text(&block[..100]);
+        let at = |what: &str, field: &[u8]| {
+            number(field).ok_or_else(|| {
+                ArchiveError::Damaged(format!(
+                    "the {what} of `{}` is no number",
+                    super::shown(&name)
+                ))
+            })
+        };
+        let ustar = &block[257..265] == b"ustar\x0000";
+        let gnu = &block[257..265] == b"ustar  \0";
+        let prefix = match (ustar, &block[508..] == b"tar\0") {
+            (true, true) => text(&block[345..476]),
+            (true, false) => text(&block[345..500]),
+            (false, _) => Vec::new(),
+        };
+        // Before ustar, these bytes may be anything.
+        let (major, minor) = match ustar || gnu {
+            true => (at("device", &block[329..337])?, at("device", &block[337..345])?),
+            false => (0, 0),
+        };
+        let mut header = Self {
+            mode: at("mode", &block[100..108])?,
+            uid: at("owner", &block[108..116])?,
+            gid: at("group", &block[116..124])?,
+            size: at("size", &block[124..136])?,
+            flag: block[156],
+            link: text(&block[157..257]),
+            major,
+            minor,
+            name: Vec::new(),
+        };
+        header.name = if prefix.is_empty() { name } else { [&prefix, &b"/"[..], &name].concat() };
+        Ok(Some(header))
+    }
+}
+
+/// The sum of all bytes, the sum's own field taken as blanks. Some old writers took bytes as signed.
+fn check_sum(block: &[u8; BLOCK]) -> Result<(), ArchiveError> {
+    let said = number(&block[148..156]);
+    let blanked = |at: usize, byte: u8| if (148..156).contains(&at) { b' ' } else { byte };
+    let bytes = || block.iter().enumerate().map(|(at, byte)| blanked(at, *byte));
+    let unsigned: u64 = bytes().map(u64::from).sum();
+    let signed: i64 = bytes().map(|byte| i64::from(byte.cast_signed())).sum();
+    if said == Some(unsigned) || said.map(u64::cast_signed) == Some(signed) {
+        return Ok(());
+    }
+    Err(ArchiveError::damaged("the checksum of a header is wrong"))
+}
+
+/// Text up to the first zero byte.
+fn text(field: &[u8]) -> Vec<u8> {
+    field.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
+}
+
+/// A number: octal digits between blanks, or big-endian with the highest bit set. `None` for what
+/// is neither, negative or too large; an empty field is 0.
+pub(super) fn number(field: &[u8]) -> Option<u64> {
+    if let Some(first) = field.first().filter(|first| **first & 0x80 != 0) {
+        if first & 0x40 != 0 {
+            return None;
+        }
+        let mut rest = field[1..].iter();
+        return rest.try_fold(u64::from(first & 0x3f), |sum, byte| {
+            (sum >> 56 == 0).then(|| sum << 8 | u64::from(*byte))
+        });
+    }
+    let digits = text(field.trim_ascii_start());
+    let digits = digits.trim_ascii();
+    if digits.is_empty() {
+        return Some(0);
+    }
+    digits.iter().try_fold(0_u64, |sum, digit| match digit {
+        b'0'..=b'7' if sum >> 61 == 0 => Some(sum << 3 | u64::from(digit - b'0')),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn numbers() {
+        for (field, expected) in [
+            (&b"0000644\0"[..], Some(0o644)),
+            (b"   644 \0", Some(0o644)),
+            (b"\0\0\0\0\0\0\0\0", Some(0)),
+            (b"", Some(0)),
+            (b"0000a44\0", None),
+            (b"-000644\0", None),
+            (b"\x80\0\0\0\0\0\x01\x02", Some(258)),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xfe", None),
+            (b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", Some(u64::MAX >> 1)),
+            (b"\x80\0\0\x01\0\0\0\0\0\0\0\0", None),
+            (b"777777777777777777777777", None),
+        ] {
+            assert_eq!(number(field), expected, "{field:?}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! What ADD takes from outside: URLs and Git repositories, fetched once and pinned.
+//!
+//! `--checksum` pins, a whole commit pins itself, `kiln.lock` pins all else: what a bake takes for
+//! the first time it notes there. What is pinned and in the store is never asked for again, and what
+//! comes and is something else is refused.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`reference`] | what a source names |
+//! | [`pins`] | the lock's part |
+//! | `http` | fetching a file |
+//! | `git`, `dot_git` | fetching a commit; its `.git`, always the same |
+//! | [`error`] | what can go wrong |
+
+mod dot_git;
+pub mod error;
+mod git;
+mod http;
+pub mod pins;
+pub mod reference;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kiln_core::{Digest, ImageConfig, ImageId};
+use kiln_store::Store;
+
+use crate::dockerfile::Instruction;
+use crate::plan::Plan;
+
+pub use error::RemoteError;
+pub use http::Proxies;
+pub use pins::{LockedGit, LockedUrl, Pins};
+pub use reference::{GitReference, Reference};
+pub(crate) use reference::{checksum as commit_checksum, file_name};
+
+/// The build argument by which a user allows files larger than [`FETCH_BYTES`].
+pub const FETCH_LIMIT: &str = "KILN_FETCH_LIMIT";
+/// Largest file that is fetched, in bytes.
+pub const FETCH_BYTES: u64 = 16 << 30;
+/// Kind of the references that keep contents which a lock pins: one for each pin, named by its
+/// digest.
+pub const REF_KIND: &str = "remotes";
+
+/// Fetches for all bakes of one run.
+pub struct Remotes<'a> {
+    store: &'a Store,
+    cancel: &'a AtomicBool,
+    mode: Mode,
+    pins: Mutex<Pins>,
+    /// One at a time for each address.
+    turns: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+}
+
+/// What may be done about pins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// What is not pinned gets pinned.
+    Pin,
+    /// What is not pinned is refused: the lock is part of a commit.
+    Frozen,
+}
+
+impl std::fmt::Debug for Remotes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remotes").field("mode", &self.mode).finish_non_exhaustive()
+    }
+}
+
+/// How a source is fetched.
+pub struct Options<'a> {
+    /// Over which proxies.
+    pub proxies: Proxies,
+    /// Largest file, in bytes.
+    pub limit: u64,
+    /// Told what is being fetched.
+    pub told: &'a dyn Fn(&str),
+}
+
+impl std::fmt::Debug for Options<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options").field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Remotes<'a> {
+    /// With the pins of a lock.
+    pub fn new(store: &'a Store, pins: Pins, mode: Mode, cancel: &'a AtomicBool) -> Self {
+        Self { store, cancel, mode, pins: Mutex::new(pins), turns: Mutex::default() }
+    }
+
+    /// Equal for equal pins.
+    pub(crate) fn digest(&self) -> Digest {
+        locked(&self.pins).digest()
+    }
+
+    /// The pins as they are now.
+    pub fn pins(&self) -> Pins {
+        locked(&self.pins).clone()
+    }
+
+    /// The file behind `url`, in the store. `checksum` is what it has to be.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub fn url(
+        &self,
+        url: &str,
+        checksum: Option<Digest>,
+        options: &Options<'_>,
+    ) -> Result<LockedUrl, RemoteError> {
+        let name = reference::redacted(url);
+        let turn = self.turn(&name);
+        let _turn = locked(&turn);
+        let pinned = locked(&self.pins).urls.get(&name).cloned();
+        let by_lock = checksum.is_none();
+        let keep = |pin: LockedUrl| -> Result<LockedUrl, RemoteError> {
+            self.keep_url(&pin)?;
+            // What the Dockerfile pins stands there only.
+            if by_lock {
+                locked(&self.pins).urls.insert(pin.url.clone(), pin.clone());
+            }
+            Ok(pin)
+        };
+        let expected = checksum.or(pinned.map(|pin| pin.sha256));
+        if let Some(sha256) = expected
+            && let Some(size) = self.store.object_size(&sha256)?
+        {
+            return keep(LockedUrl { url: name, size, sha256 });
+        }
+        if expected.is_none() && self.mode == Mode::Frozen {
+            return Err(RemoteError::NotPinned(name));
+        }
+        (options.told)(&name);
+        let (sha256, size) =
+            http::fetch(self.store, url, &options.proxies, options.limit, self.cancel)?;
+        if let Some(expected) = expected.filter(|expected| *expected != sha256) {
+            return Err(RemoteError::differs(url, sha256, expected, by_lock));
+        }
+        self.store.flush()?;
+        keep(LockedUrl { url: name, size, sha256 })
+    }
+
+    /// Collection leaves alone what is pinned.
+    fn keep_url(&self, pin: &LockedUrl) -> Result<(), RemoteError> {
+        let name = Digest::of(format!("{}\n{}", pin.url, pin.sha256)).hex();
+        Ok(self.store.set_ref(REF_KIND, &name, &BTreeSet::from([pin.sha256]))?)
+    }
+
+    /// Pins anew whatever is pinned: what the addresses have now. Repositories are asked for their
+    /// references only.
+    ///
+    /// # Errors
+    /// [`RemoteError`]; nothing is pinned anew then.
+    pub fn refresh(&self, options: &Options<'_>) -> Result<(), RemoteError> {
+        let mut pins = self.pins();
+        for (url, pin) in &mut pins.urls {
+            (options.told)(url);
+            let found = http::fetch(self.store, url, &options.proxies, options.limit, self.cancel);
+            (pin.sha256, pin.size) = found?;
+        }
+        for ((remote, name), pin) in &mut pins.git {
+            (options.told)(&format!("{remote}#{name}"));
+            let (remote, name) = (remote.clone(), name.clone());
+            let reference = GitReference { remote, name, ..GitReference::default() };
+            let git = git::Git::new(self.store, &reference, &options.proxies, self.cancel);
+            *pin = git.resolve()?;
+        }
+        self.store.flush()?;
+        pins.urls.values().try_for_each(|pin| self.keep_url(pin))?;
+        *locked(&self.pins) = pins;
+        Ok(())
+    }
+
+    /// The files of a commit, as a tree in the store, below its `subdir` if it names one.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub fn git(
+        &self,
+        reference: &GitReference,
+        keep_git_dir: bool,
+        options: &Options<'_>,
+    ) -> Result<Digest, RemoteError> {
+        let remote = reference::redacted(&reference.remote);
+        let shown = format!("{remote}#{}", reference.name);
+        let turn = self.turn(&shown);
+        let _turn = locked(&turn);
+        let key = (remote.clone(), reference.name.clone());
+        let pinned = locked(&self.pins).git.get(&key).cloned();
+        let git = git::Git::new(self.store, reference, &options.proxies, self.cancel);
+        let pin = match pinned {
+            Some(pin) => pin,
+            None if reference.is_commit() => LockedGit {
+                remote,
+                name: reference.name.clone(),
+                full: String::new(),
+                tag: String::new(),
+                commit: reference.name.clone(),
+            },
+            None if self.mode == Mode::Frozen => return Err(RemoteError::NotPinned(shown)),
+            None => {
+                (options.told)(&shown);
+                git.resolve()?
+            }
+        };
+        if let Some(checksum) = &reference.checksum
+            && !pin.commit.starts_with(checksum)
+            && !pin.tag.starts_with(checksum)
+        {
+            return Err(RemoteError::Differs {
+                source_text: shown,
+                found: pin.commit,
+                expected: checksum.clone(),
+                pinned_by: "--checksum",
+            });
+        }
+        // As in the reference, a folder of a repository comes without its history.
+        let keep = keep_git_dir && reference.subdir.is_empty();
+        let step = step_key(&pin, keep, reference.no_submodules);
+        let tree = match self.store.step_result(&step) {
+            Some(known) => known.tree,
+            None => {
+                (options.told)(&shown);
+                let tree = self.store.put_tree(&git.checkout(&pin, keep)?)?;
+                let config = self.store.put_config(&ImageConfig::default())?;
+                self.store.set_step_result(&step, &ImageId { tree, config })?;
+                self.store.flush()?;
+                self.store.set_ref(REF_KIND, &step.hex(), &BTreeSet::from([tree, config]))?;
+                tree
+            }
+        };
+        if !reference.is_commit() {
+            locked(&self.pins).git.insert(key, pin);
+        }
+        self.below(tree, reference)
+    }
+
+    /// The folder that is asked for: of folders only, for a link could lead anywhere.
+    fn below(&self, tree: Digest, reference: &GitReference) -> Result<Digest, RemoteError> {
+        if reference.subdir.is_empty() {
+            return Ok(tree);
+        }
+        let whole = self.store.get_tree(&tree)?;
+        let subdir = reference.subdir.as_bytes();
+        let mut end = 0;
+        for part in subdir.split(|byte| *byte == b'/') {
+            end += part.len();
+            if !whole.get(&subdir[..end]).is_some_and(kiln_core::tree::Node::is_dir) {
+                let what = format!("there is no folder `{}` in it", reference.subdir);
+                return Err(RemoteError::reference(&reference.remote, what));
+            }
+            end += 1;
+        }
+        Ok(self.store.put_tree(&git::subtree(&whole, subdir))?)
+    }
+
+    fn turn(&self, name: &str) -> Arc<Mutex<()>> {
+        locked(&self.turns).entry(name.to_owned()).or_default().clone()
+    }
+}
+
+/// Whether what is planned has an ADD that may take something from outside; with a variable in it,
+/// any may.
+pub(crate) fn may_fetch(plan: &Plan) -> bool {
+    let outside = |source: &String| source.contains(['$', '@']) || source.contains("://");
+    let steps = plan.stages.iter().flat_map(|stage| &stage.steps);
+    steps.map(|planned| &planned.step.instruction).any(|instruction| match instruction {
+        Instruction::Copy(copy) => copy.add && copy.sources.iter().any(outside),
+        _ => false,
+    })
+}
+
+/// Key of a checkout. The reference's name stands in `.git`, so there it counts.
+fn step_key(pin: &LockedGit, keep: bool, no_submodules: bool) -> Digest {
+    let LockedGit { remote, full, tag, commit, .. } = pin;
+    let (full, tag) = if keep { (full.as_str(), tag.as_str()) } else { ("", "") };
+    Digest::of(format!("kiln git 1\n{remote}\n{commit}\n{full}\n{tag}\n{keep} {no_submodules}\n"))
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

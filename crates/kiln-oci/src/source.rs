@@ -1,0 +1,254 @@
+//! One file of what is read: a layout folder, or an archive of one.
+//!
+//! A folder's files are opened below it, wherever links in it lead. An archive is read where its
+//! entries lie; one that is compressed, or comes through a pipe, is laid down in the store's
+//! scratch space first.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek as _, SeekFrom};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use kiln_store::Store;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use crate::entry::{Reader, Type};
+use crate::error::{Doing as _, Error, Result};
+use crate::read::Limits;
+
+/// Bytes of a manifest, index or configuration: registries take 4 MiB.
+const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// Files in an archive of images.
+const MAX_FILES: usize = 100_000;
+
+/// A layout folder, or an archive, open for reading.
+#[derive(Debug)]
+pub struct Source {
+    pub(crate) name: String,
+    kind: Where,
+}
+
+#[derive(Debug)]
+enum Where {
+    Folder(OwnedFd),
+    Archive { file: Arc<File>, files: BTreeMap<Vec<u8>, Place> },
+}
+
+/// What an archive has under a name.
+#[derive(Debug, Clone)]
+enum Place {
+    At(u64, u64),
+    /// Docker before 25 wrote links for layers that it had written already.
+    Link(Vec<u8>),
+}
+
+impl Source {
+    /// Opens the layout folder or archive at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`], [`Error::TooMuch`].
+    pub fn open(path: &Path, store: &Store, limits: &Limits<'_>) -> Result<Self> {
+        let name = path.display().to_string();
+        let doing = || format!("opening {name}");
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).doing(doing)?;
+        Self::of_fd(fd, name, store, limits)
+    }
+
+    /// Whatever `fd` is open on: a folder, a file or a pipe. `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub fn of_fd(fd: OwnedFd, name: String, store: &Store, limits: &Limits<'_>) -> Result<Self> {
+        let file = File::from(fd);
+        let meta = file.metadata().doing(|| format!("looking at {name}"))?;
+        if meta.is_dir() {
+            return Self::of_folder(file.into(), name);
+        }
+        let flags = rustix::fs::fcntl_getfl(&file).doing(|| format!("looking at {name}"))?;
+        rustix::fs::fcntl_setfl(&file, flags - OFlags::NONBLOCK)
+            .doing(|| format!("looking at {name}"))?;
+        let plain = match meta.is_file() {
+            true => uncompressed(&file, &name)?,
+            false => false,
+        };
+        let file = if plain { file } else { lay_down(file, &name, store, limits)? };
+        Self::of_archive(file, name)
+    }
+
+    /// The layout folder that `fd` is open on.
+    pub(crate) fn of_folder(fd: OwnedFd, name: String) -> Result<Self> {
+        Ok(Self { name, kind: Where::Folder(fd) })
+    }
+
+    fn of_archive(mut file: File, name: String) -> Result<Self> {
+        file.seek(SeekFrom::Start(0)).doing(|| format!("reading {name}"))?;
+        let file = Arc::new(file);
+        let mut files = BTreeMap::new();
+        let mut reader = Reader::of_file(&file);
+        while let Some(entry) = reader.next()? {
+            let place = match entry.kind {
+                Type::File => Place::At(entry.offset, entry.size),
+                Type::Hardlink(to) => Place::Link(to),
+                Type::Symlink(target) => match beside(&entry.path, &target) {
+                    Some(to) => Place::Link(to),
+                    None => continue,
+                },
+                _ => continue,
+            };
+            files.insert(entry.path, place);
+            if files.len() > MAX_FILES {
+                return Err(Error::too_much(format!("{name}: the files in it"), "100,000"));
+            }
+        }
+        Ok(Self { name, kind: Where::Archive { file, files } })
+    }
+
+    /// Whether there is a file of that name.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.stream(path).is_ok()
+    }
+
+    /// All of a small file.
+    pub(crate) fn document(&self, path: &str) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let doing = || format!("reading `{path}` of {}", self.name);
+        self.stream(path)?.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).doing(doing)?;
+        if bytes.len() as u64 > MAX_DOCUMENT {
+            return Err(Error::too_much(format!("`{path}` of {}", self.name), "4 MiB"));
+        }
+        Ok(bytes)
+    }
+
+    /// A file from its start.
+    pub(crate) fn stream(&self, path: &str) -> Result<Box<dyn Read>> {
+        let missing = || Error::malformed(&self.name, format!("it has no `{path}`"));
+        match &self.kind {
+            Where::Folder(dir) => {
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+                let below = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+                let fd = match rustix::fs::openat2(dir.as_fd(), path, flags, Mode::empty(), below) {
+                    Err(rustix::io::Errno::NOENT) => return Err(missing()),
+                    opened => opened.doing(|| format!("opening `{path}` of {}", self.name))?,
+                };
+                let file = File::from(fd);
+                // A pipe would be waited for.
+                match file.metadata() {
+                    Ok(meta) if meta.is_file() => Ok(Box::new(file)),
+                    _ => Err(Error::malformed(&self.name, format!("`{path}` is no file"))),
+                }
+            }
+            Where::Archive { file, files } => {
+                let mut name = path.as_bytes();
+                // A link to a link is nothing that anybody writes.
+                for _ in 0..2 {
+                    match files.get(name) {
+                        Some(Place::At(offset, size)) => {
+                            let (at, end) = (*offset, offset + size);
+                            return Ok(Box::new(Part { file: Arc::clone(file), at, end }));
+                        }
+                        Some(Place::Link(to)) => name = to,
+                        None => break,
+                    }
+                }
+                Err(missing())
+            }
+        }
+    }
+}
+
+/// Where the link `target` of the entry at `path` leads to, if that is in the archive.
+fn beside(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
+    let mut parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+    parts.pop();
+    for part in target.split(|byte| *byte == b'/') {
+        match part {
+            b"." => {}
+            b"" => return None,
+            b".." => drop(parts.pop()?),
+            other => parts.push(other),
+        }
+    }
+    Some(parts.join(&b'/'))
+}
+
+/// Whether a file is a tar as it is.
+fn uncompressed(file: &File, name: &str) -> Result<bool> {
+    let mut head = [0; 4];
+    let read = file.read_at(&mut head, 0).doing(|| format!("reading {name}"))?;
+    Ok(Packing::of(&head[..read]) == Packing::None)
+}
+
+/// Writes a pipe's or compressed file's content into a file without a name.
+fn lay_down(from: File, name: &str, store: &Store, limits: &Limits<'_>) -> Result<File> {
+    let scratch = store.scratch_dir()?;
+    let mut file = tempfile::tempfile_in(scratch.path()).doing(|| "preparing".into())?;
+    let mut from = unpack(Box::new(from)).doing(|| format!("reading {name}"))?;
+    let bound = limits.unpacked;
+    let copied = io::copy(&mut (&mut from).take(bound + 1), &mut file);
+    if copied.doing(|| format!("unpacking {name}"))? > bound {
+        return Err(Error::too_much(format!("{name}, unpacked,"), format!("{bound} bytes")));
+    }
+    Ok(file)
+}
+
+/// How a stream is compressed, by its first bytes: media types are wrong too often, and the digest
+/// of what comes out is checked in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Packing {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Packing {
+    fn of(head: &[u8]) -> Self {
+        match head {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+}
+
+/// Largest window of a Zstandard frame, as a power of two: 128 MiB, the library's own default.
+const ZSTD_WINDOW: u32 = 27;
+
+/// The stream without its compression, whichever it has.
+pub(crate) fn unpack<'a>(mut from: Box<dyn Read + 'a>) -> io::Result<Box<dyn Read + 'a>> {
+    let mut head = Vec::with_capacity(4);
+    (&mut from).take(4).read_to_end(&mut head)?;
+    let packing = Packing::of(&head);
+    let whole = io::Cursor::new(head).chain(from);
+    Ok(match packing {
+        Packing::None => Box::new(whole),
+        Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(
+            io::BufReader::with_capacity(256 << 10, whole),
+        )),
+        Packing::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::new(whole)?;
+            decoder.window_log_max(ZSTD_WINDOW)?;
+            Box::new(decoder)
+        }
+    })
+}
+
+/// Reads a part of a file without moving its offset.
+struct Part {
+    file: Arc<File>,
+    at: u64,
+    end: u64,
+}
+
+impl Read for Part {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let room = (buffer.len() as u64).min(self.end - self.at) as usize;
+        let read = self.file.read_at(&mut buffer[..room], self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}

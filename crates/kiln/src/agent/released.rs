@@ -1,0 +1,80 @@
+//! Releases that were cut from commits, and how they stay.
+//!
+//! Each is held by a reference of its own, `refs/releases/<project>.<ms>.<16 hex>`: collection
+//! leaves alone what references name, and the name alone says whose it is and when it was cut. The
+//! newest of a project stay; those that a stage names stay by that.
+
+use kiln_core::Digest;
+use kiln_store::ledger::{Durability, Record};
+use serde_json::json;
+
+use super::{Agent, KEEP, now_ms};
+use crate::deliver::Published;
+use crate::report::{Because, Report};
+
+const KIND: &str = "releases";
+
+/// A release that was cut from a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// Name of the project.
+    pub project: String,
+    /// When, in Unix milliseconds.
+    pub time: u64,
+    /// The release.
+    pub release: Digest,
+    /// Name of its reference.
+    name: String,
+}
+
+/// All that are kept, the newest first.
+pub(crate) fn all(agent: &Agent) -> Result<Vec<Cut>, Report> {
+    let refs = agent.store.refs().because(|| "listing releases".into())?;
+    let mut cuts: Vec<Cut> = refs
+        .into_iter()
+        .filter(|((kind, _), _)| kind == KIND)
+        .filter_map(|((_, name), digests)| {
+            let mut parts = name.split('.');
+            let (project, time) = (parts.next()?.to_owned(), parts.next()?.parse().ok()?);
+            Some(Cut { project, time, release: digests.first().copied()?, name })
+        })
+        .collect();
+    cuts.sort_by_key(|cut| std::cmp::Reverse(cut.time));
+    Ok(cuts)
+}
+
+/// Those of one project, the newest first.
+pub(crate) fn of(agent: &Agent, project: &str) -> Result<Vec<Cut>, Report> {
+    let mut cuts = all(agent)?;
+    cuts.retain(|cut| cut.project == project);
+    Ok(cuts)
+}
+
+/// Records a release: contents, then its reference, then the ledger's line, each durable before
+/// the next. One that is kept already stays as it is. Says whether it is a new one.
+pub(crate) fn keep(agent: &Agent, published: &Published) -> Result<bool, Report> {
+    let Published { digest, release, .. } = published;
+    let project = &release.project;
+    let cuts = of(agent, project)?;
+    if cuts.iter().any(|cut| cut.release == *digest) {
+        return Ok(false);
+    }
+    let doing = || format!("keeping release {}", digest.short());
+    agent.put_release(release)?;
+    agent.flush_objects()?;
+    let name = format!("{project}.{:013}.{}", now_ms(), &digest.hex()[..16]);
+    agent.store.set_ref(KIND, &name, &[*digest].into()).because(doing)?;
+    let services: serde_json::Map<_, _> = release
+        .services
+        .iter()
+        .map(|(name, released)| (name.clone(), json!(released.image.tree)))
+        .collect();
+    let data = json!({ "release": digest, "source": release.source, "services": services });
+    let (time, kind) = (now_ms(), "release.cut".to_owned());
+    let record = Record { time, kind, project: Some(project.clone()), stage: None, data };
+    agent.store.ledger().append(&[record], Durability::Now).because(doing)?;
+    for old in cuts.iter().skip(KEEP - 1) {
+        agent.store.remove_ref(KIND, &old.name).because(doing)?;
+    }
+    Ok(true)
+}

@@ -1,0 +1,169 @@
+//! `kiln diff`: two images or two releases side by side. The document is in `docs/diff.md`.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`name`] | what a word on the command line means |
+//! | [`image`] | two images: packages, files, configuration |
+//! | [`packages`] | what dpkg knows in each of two trees |
+//! | [`values`] | two JSON values, key by key |
+
+mod image;
+mod name;
+mod packages;
+mod values;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use kiln_core::exit::Exit;
+use kiln_core::release::{ReleasedService, Settings};
+use kiln_core::{Digest, Release};
+use serde_json::{Map, Value, json};
+
+use self::image::{Image, Options};
+use self::name::{Names, Side, What};
+use super::Answer;
+use crate::agent::Agent;
+use crate::agent::session::Session;
+use crate::protocol::ProjectArgs;
+use crate::report::{Because, Report};
+
+/// Version of the document.
+const FORMAT: u32 = 1;
+
+/// `kiln diff`.
+pub(super) fn diff(
+    agent: &Arc<Agent>,
+    session: &Session,
+    project: &ProjectArgs,
+    words: &[String],
+    text: bool,
+) -> Result<Answer, Report> {
+    let _lease = agent.lease()?;
+    let mut names = Names::new(agent, session, project);
+    let (old, new) = match words {
+        [] => (names.side("dev")?, names.side(".")?),
+        [old] => names.with_working(old)?,
+        [old, new, ..] => (names.side(old)?, names.side(new)?),
+    };
+    let options = Options { agent, text };
+    let mut document = json!({ "format": FORMAT, "old": old.json(), "new": new.json() });
+    let found = match (&old.what, &new.what) {
+        (What::Release { release: old, .. }, What::Release { release: new, .. }) => {
+            document["kind"] = json!("release");
+            let services = services(&options, old, new)?;
+            let same = services.is_empty() && old.project == new.project;
+            document["services"] = json!(services);
+            !same
+        }
+        (What::Image(old), What::Image(new)) => {
+            document["kind"] = json!("image");
+            let image = image::diff(&options, Some(old), Some(new))?;
+            let same = old == new || image::is_empty(&image);
+            if let (Value::Object(document), Value::Object(image)) = (&mut document, image) {
+                document.extend(image);
+            }
+            !same
+        }
+        _ => return Err(apples_and_pears(&old, &new)),
+    };
+    document["same"] = json!(!found);
+    let exit = if found { Exit::Difference } else { Exit::Done };
+    Ok(Answer { exit, data: document })
+}
+
+fn apples_and_pears(old: &Side, new: &Side) -> Report {
+    let word = |side: &Side| match side.what {
+        What::Release { .. } => format!("`{}` is a release", side.name),
+        What::Image(_) => format!("`{}` is an image", side.name),
+    };
+    let release = if matches!(old.what, What::Release { .. }) { old } else { new };
+    Report::usage(format!("{}, {}", word(old), word(new)))
+        .hint(format!("name an image of the release: {}:SERVICE", release.name))
+}
+
+/// All services of which something differs.
+fn services(options: &Options<'_>, old: &Release, new: &Release) -> Result<Vec<Value>, Report> {
+    let names: BTreeSet<&String> = old.services.keys().chain(new.services.keys()).collect();
+    let mut all = Vec::new();
+    for name in names {
+        let (before, after) = (old.services.get(name), new.services.get(name));
+        if before == after {
+            continue;
+        }
+        let image = |service: &ReleasedService| Image::from(service.image);
+        let same_image = before.map(image) == after.map(image);
+        let mut document = Map::new();
+        document.insert("name".into(), json!(name));
+        let change = match (before, after) {
+            (None, _) => "added",
+            (_, None) => "removed",
+            _ => "changed",
+        };
+        document.insert("change".into(), json!(change));
+        if let (Some(before), Some(after)) = (before, after) {
+            if !same_image {
+                let (old, new) = (image(before), image(after));
+                let image = image::diff(options, Some(&old), Some(&new))?;
+                document.insert("image".into(), image);
+            }
+            let settings = settings(options, &before.settings, &after.settings)?;
+            document.insert("settings".into(), json!(settings));
+        } else if let Some(one) = before.or(after) {
+            document.insert("tree".into(), json!(one.image.tree));
+            document.insert("config".into(), json!(one.image.config));
+        }
+        all.push(document.into());
+    }
+    Ok(all)
+}
+
+/// Settings, key by key. Of secrets nothing is told but that they differ: a digest of something
+/// short can be guessed back.
+fn settings(options: &Options<'_>, old: &Settings, new: &Settings) -> Result<Vec<Value>, Report> {
+    let mut changes = values::diff(&plain(old)?, &plain(new)?);
+    let targets = |settings: &Settings| -> Vec<(String, Digest, bool)> {
+        let files = settings.files.iter();
+        files.map(|file| (file.target.clone(), file.digest, file.secret)).collect()
+    };
+    for (target, before, was_secret) in targets(old) {
+        let Some((_, after, secret)) = targets(new).into_iter().find(|file| file.0 == target)
+        else {
+            continue;
+        };
+        if before == after {
+            continue;
+        }
+        let key = format!("files.{target}.content");
+        changes.push(match was_secret || secret {
+            true => json!({ "key": key, "secret": true }),
+            false => {
+                let text = options.text_diff(&before, &after);
+                let mut change = json!({ "key": key, "old": before, "new": after });
+                if let Some(text) = text {
+                    change["text"] = json!(text);
+                }
+                change
+            }
+        });
+    }
+    Ok(changes)
+}
+
+/// Settings as JSON in which lists of named things are maps, and no content of a file shows.
+fn plain(settings: &Settings) -> Result<Value, Report> {
+    let mut value = serde_json::to_value(settings).because(|| "comparing settings".into())?;
+    values::name_pairs(&mut value["env"]);
+    for key in ["mounts", "tmpfs", "files"] {
+        values::name_by(&mut value[key], "target");
+    }
+    for file in value["files"].as_object_mut().into_iter().flat_map(Map::values_mut) {
+        if let Some(file) = file.as_object_mut() {
+            file.remove("digest");
+        }
+    }
+    for key in ["aliases", "capabilities"] {
+        values::name_items(&mut value[key]);
+    }
+    Ok(value)
+}

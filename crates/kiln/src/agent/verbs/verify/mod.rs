@@ -1,0 +1,182 @@
+//! `kiln verify`: the proof that the same source gives the same bits.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`recorded`] | a bake whose steps were written down |
+//! | [`against`] | an image that was baked elsewhere |
+//! | [`deep`] | everything baked twice from nothing |
+
+mod against;
+mod deep;
+mod recorded;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kiln_bake::verify::{Conditions, StepReport, Subject, Verdict, Verifier, available_cores};
+use kiln_bake::{BakeError, StepRunner};
+use kiln_core::ImageId;
+use kiln_core::compose::Project;
+use kiln_core::exit::Exit;
+use serde::Serialize;
+use serde_json::json;
+
+use self::recorded::Recorded;
+use super::{Answer, carrier, load_and_tell};
+use crate::agent::Agent;
+use crate::agent::bake::{self, VariedSteps};
+use crate::agent::session::Session;
+use crate::protocol::ProjectArgs;
+use crate::report::Report;
+
+/// What the user asks for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// Only these services; all if there are none.
+    pub services: Vec<String>,
+    /// Bake twice from nothing.
+    pub deep: bool,
+    /// Compare with the image that is open; the path is for messages.
+    pub against: Option<PathBuf>,
+}
+
+/// A service, verified step by step.
+#[derive(Debug, Serialize)]
+struct ServiceReport {
+    image: ImageId,
+    verdict: Verdict,
+    /// Number of the first step that diverged or whose inputs differ.
+    first: Option<usize>,
+    steps: Vec<StepReport>,
+}
+
+/// `kiln verify`.
+pub(super) fn verify(
+    agent: &Arc<Agent>,
+    session: &Session,
+    args: &ProjectArgs,
+    asked: &Asked,
+    fds: Vec<OwnedFd>,
+) -> Result<Answer, Report> {
+    let began = Instant::now();
+    let project = load_and_tell(agent, session, args)?;
+    super::build::known_services(&project, &asked.services)?;
+    let _lease = agent.lease()?;
+    let lock = bake::lock(agent, session, &project)?;
+    if asked.deep {
+        return deep::deep(agent, session, &project, &lock, &asked.services);
+    }
+    let one = match &asked.against {
+        None => None,
+        Some(path) => Some((path, one_service(&project, &asked.services)?)),
+    };
+    let recorded = Recorded::bake(agent, session, &project, &lock, &asked.services)?;
+    agent.flush_objects()?;
+    if let Some((path, service)) = one {
+        let Some(here) = recorded.images.get(&service) else {
+            return Err(Report::new(Exit::Bug, format!("`{service}` was baked to no image")));
+        };
+        let path = session.cwd.join(path);
+        let there = carrier::Opened::of(agent, session, &path, fds)?;
+        let found = against::against(&agent.store, &service, *here, &there)?;
+        let verdict = found.verdict;
+        let data = json!({
+            "project": project.name, "verdict": verdict, "path": path, "against": found,
+        });
+        return Ok(Answer { exit: exit(verdict), data });
+    }
+    let cores = available_cores();
+    let node = session.begin("verify", &project.name, "");
+    let told = |words: &str| node.update(words);
+    let sandboxes = |conditions: &Conditions| -> Box<dyn StepRunner + '_> {
+        Box::new(VariedSteps::new(agent, session.cancelled(), conditions))
+    };
+    let verifier = Verifier {
+        store: &agent.store,
+        sandboxes: &sandboxes,
+        cancel: session.cancelled(),
+        told: &told,
+        cores: cores.clone(),
+    };
+    let subjects = recorded.subjects(&lock);
+    let reports = verifier.verify(&subjects).map_err(|error| failed(&error));
+    node.end(&reports, &reports.as_ref().map(|reports| words(reports)).unwrap_or_default());
+    let found = recorded.assemble(&subjects, reports?);
+    let verdict = found.verdict();
+    let second = Conditions::varied(&cores, 0);
+    let data = json!({
+        "project": project.name,
+        "verdict": verdict,
+        "conditions": {
+            "first": Conditions::plain(&cores),
+            "not_varied": VariedSteps::missing(&second),
+            "second": second,
+        },
+        "bases": found.bases,
+        "services": found.services,
+        "ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+    });
+    Ok(Answer { exit: exit(verdict), data })
+}
+
+/// The one service that is to be compared with an image.
+fn one_service(project: &Project, asked: &[String]) -> Result<String, Report> {
+    let built = |name: &&String| project.services[*name].build.is_some();
+    let names: Vec<&String> = match asked {
+        [] => project.services.keys().filter(built).collect(),
+        asked => asked.iter().collect(),
+    };
+    match names.as_slice() {
+        [one] => Ok((*one).clone()),
+        several => Err(Report::usage(format!(
+            "`--against` compares one service's image, and {} are meant",
+            several.len()
+        ))
+        .hint("name one: kiln verify SERVICE --against PATH")),
+    }
+}
+
+/// All that was found.
+struct Found {
+    bases: BTreeMap<String, StepReport>,
+    services: BTreeMap<String, ServiceReport>,
+}
+
+impl Found {
+    fn verdict(&self) -> Verdict {
+        let bases = self.bases.values().map(|base| base.verdict);
+        let services = self.services.values().map(|service| service.verdict);
+        bases.chain(services).max().unwrap_or(Verdict::Same)
+    }
+}
+
+/// Where the same bits cannot be promised, that is said by the exit code: it diverged, or it took
+/// something from outside that differs.
+const fn exit(verdict: Verdict) -> Exit {
+    match verdict {
+        Verdict::Same | Verdict::NotRun => Exit::Done,
+        Verdict::Inputs | Verdict::Diverged => Exit::Difference,
+    }
+}
+
+fn words(reports: &[StepReport]) -> String {
+    let count = |verdict| reports.iter().filter(|report| report.verdict == verdict).count();
+    let mut words = format!("{} the same", count(Verdict::Same));
+    for (verdict, word) in [(Verdict::Diverged, "diverged"), (Verdict::Inputs, "with other inputs")]
+    {
+        if count(verdict) > 0 {
+            words.push_str(&format!(", {} {word}", count(verdict)));
+        }
+    }
+    words
+}
+
+fn failed(error: &BakeError) -> Report {
+    Report::from_error(if error.is_usage() { Exit::Usage } else { Exit::Failed }, error)
+}
+
+/// The subjects of a verification: bases by name, then steps.
+type Subjects = Vec<Subject>;

@@ -1,0 +1,60 @@
+//! `kiln release`, and where a release came from.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use super::{list, row, short, table, text};
+
+/// The end of `kiln release`: the digest in the first line, for scripts that have no JSON.
+pub(super) fn release(data: &Value) -> String {
+    let mut out = format!("{}\n", text(&data["release"]));
+    let known = if data["fresh"].as_bool() == Some(true) { "" } else { ", which is kept already" };
+    let _ = writeln!(out, "{} from {}{known}", text(&data["project"]), source(&data["source"]));
+    let mut rows = vec![row(["SERVICE", "TREE", "CONFIG"])];
+    for (name, image) in data["images"].as_object().into_iter().flatten() {
+        rows.push(row([name, short(&image["tree"]), short(&image["config"])]));
+    }
+    out + &table(&rows)
+}
+
+/// `commit 0123456789ab`, with `dirty` behind it if the working tree was not that; empty if the
+/// commit is not known.
+pub(super) fn source(source: &Value) -> String {
+    let Some(commit) = source["commit"].as_str() else { return String::new() };
+    let dirty = if source["dirty"].as_bool() == Some(true) { " dirty" } else { "" };
+    format!("commit {}{dirty}", commit.get(..12).unwrap_or(commit))
+}
+
+/// Where what `up` brought up came from, as a line of its own.
+pub(super) fn source_line(data: &Value) -> String {
+    let words = source(&data["source"]);
+    let differences: Vec<&str> = list(&data["differences"]).map(text).collect();
+    match (words.as_str(), differences.as_slice()) {
+        ("", _) => String::new(),
+        (words, []) => format!("from {words}\n"),
+        (words, [one]) => format!("from {words}: {one}\n"),
+        (words, [one, two]) => format!("from {words}: {one}, {two}\n"),
+        (words, [one, rest @ ..]) => format!("from {words}: {one} and {} more\n", rest.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_dirty_source_is_named() {
+        let data = |differences: &[&str]| {
+            let commit = "0123456789abcdef0123456789abcdef01234567";
+            let source = json!({ "commit": commit, "dirty": !differences.is_empty() });
+            source_line(&json!({ "source": source, "differences": differences }))
+        };
+        assert_eq!(data(&[]), "from commit 0123456789ab\n");
+        assert_eq!(data(&["a (changed)"]), "from commit 0123456789ab dirty: a (changed)\n");
+        assert_eq!(data(&["a", "b", "c"]), "from commit 0123456789ab dirty: a and 2 more\n");
+        assert_eq!(source_line(&json!({ "source": {} })), "");
+    }
+}

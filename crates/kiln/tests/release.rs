@@ -1,0 +1,270 @@
+//! `kiln release`: what a commit gives, what is refused, and that it stays.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use common::{page, project, world};
+use kiln_testkit::{Call, Output, Port, Project, World};
+use serde_json::Value;
+
+fn sh(project: &Project, script: &str) -> String {
+    let call = Call::new("sh").args(["-ec", script]).dir(project.dir());
+    let call = call.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
+    let call = call.env("GIT_AUTHOR_NAME", "a").env("GIT_AUTHOR_EMAIL", "a@example.org");
+    let call = call.env("GIT_COMMITTER_NAME", "a").env("GIT_COMMITTER_EMAIL", "a@example.org");
+    call.run_ok().unwrap_or_else(|error| panic!("{error:#}")).stdout.trim().to_owned()
+}
+
+fn commit(project: &Project, message: &str) -> String {
+    sh(project, &format!("git add -A && git commit -qm {message} && git rev-parse HEAD"))
+}
+
+/// A committed project with one service.
+fn repository(world: &World) -> (Project, String) {
+    let project = project(world, "demo", "name: demo\nservices:\n  web: { build: ./web }\n");
+    page(&project, "web", "one");
+    sh(&project, "git init -q -b main .");
+    let name = commit(&project, "one");
+    (project, name)
+}
+
+fn release(world: &World, project: &Project, args: &[&str]) -> Output {
+    let call = world.call(["release", "--json"]).args(args).dir(project.dir());
+    call.run().unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+#[track_caller]
+fn digest(output: &Output) -> String {
+    output.json()["release"].as_str().unwrap_or_else(|| panic!("{output}")).to_owned()
+}
+
+#[test]
+fn a_commit_gives_one_release_on_every_machine() {
+    let one = world();
+    let (project, name) = repository(&one);
+    let output = release(&one, &project, &[]).expect_done();
+    let first = digest(&output);
+    assert_eq!(output.json()["source"], serde_json::json!({ "commit": name }));
+    assert_eq!(output.json()["fresh"], true);
+    assert_eq!(release(&one, &project, &[]).expect_done().json()["fresh"], false);
+
+    // A person gets the digest in the first line.
+    let printed = one.kiln_in(&project, ["release"]).expect_done().stdout;
+    assert_eq!(printed.lines().next(), Some(first.as_str()));
+    assert!(printed.contains(&format!("demo from commit {}", &name[..12])), "{printed}");
+
+    // Another machine: another store, other things before, another folder.
+    let two = world();
+    sh(&project, &format!("git clone -q . {}", two.home().join("elsewhere").display()));
+    let other = Project::new(two.home().join("elsewhere"), &project.read("compose.yaml"));
+    page(&other, "web", "two");
+    two.kiln_in(&other, ["bake"]).expect_done();
+    let output = release(&two, &other, &["--commit", "HEAD"]).expect_done();
+    assert_eq!(digest(&output), first);
+
+    // The commit counts, not the working tree, from wherever in it one asks.
+    project.write("web/index.html", "another").write("web/new", "x");
+    fs::remove_file(project.path("kiln.lock")).unwrap();
+    assert_eq!(digest(&release(&one, &project, &["--commit", "main"]).expect_done()), first);
+    let call = one.call(["release", "--json", "--commit", &name[..10]]).dir(project.path("web"));
+    assert_eq!(digest(&call.run().unwrap().expect_done()), first);
+    sh(&project, "git checkout -q kiln.lock");
+    let second = commit(&project, "two");
+    let later = release(&one, &project, &[]).expect_done();
+    assert_ne!(digest(&later), first);
+    assert_eq!(later.json()["source"]["commit"], Value::from(second));
+    assert_eq!(digest(&release(&one, &project, &["--commit", "HEAD~1"]).expect_done()), first);
+}
+
+#[test]
+fn a_working_tree_that_is_not_clean_is_refused() {
+    let world = world();
+    let (project, _) = repository(&world);
+    for (script, word) in [
+        ("echo x >> web/index.html", "web/index.html (changed)"),
+        ("echo x > web/new", "web/new (untracked)"),
+        ("rm web/index.html", "web/index.html (deleted)"),
+        ("chmod +x web/index.html", "web/index.html (changed)"),
+        ("echo x > web/new; git add web/new", "web/new (added)"),
+        ("ln -sf x web/index.html", "web/index.html (changed)"),
+    ] {
+        sh(&project, script);
+        let refused = world.kiln_in(&project, ["release"]).expect_code(4);
+        assert!(refused.stderr.contains(word), "{script}: {refused}");
+        assert!(refused.stderr.contains("kiln release --commit HEAD"), "{refused}");
+        sh(&project, "git reset -q --hard && git clean -qfdx -e kiln.lock");
+    }
+    // What Git is told to ignore is no change, and what is elsewhere is none of this project.
+    project.write(".gitignore", "*.log\n");
+    commit(&project, "ignore");
+    project.write("web/a.log", "x");
+    release(&world, &project, &[]).expect_done();
+    sh(&project, "mkdir ../demo-sub; git mv compose.yaml web && git mv kiln.lock web");
+    project.edit("web/compose.yaml", "./web", ".");
+    commit(&project, "sub");
+    project.write("README", "not of the project");
+    let call = world.call(["release", "--json"]).dir(project.path("web"));
+    call.run().unwrap().expect_done();
+}
+
+#[test]
+fn what_a_commit_does_not_have_is_named() {
+    let world = world();
+    let (project, _) = repository(&world);
+    let refused = |args: &[&str], code: i32, text: &str| {
+        let call = world.call(["release"]).args(args).dir(project.dir());
+        call.run().unwrap().expect_code(code).expect_stderr(text);
+    };
+    refused(&["--commit", "nonsense"], 2, "`nonsense` is no commit");
+    refused(&["--commit=--help"], 2, "`--help` is no commit");
+    let at_head = ["--commit", "HEAD"];
+
+    sh(&project, "git rm -q --cached kiln.lock && git commit -qm unlocked");
+    refused(&at_head, 2, "has no kiln.lock");
+    sh(&project, "git add kiln.lock && git commit -qm locked");
+
+    let sub = format!("160000,{},web/vendor", "1".repeat(40));
+    sh(&project, &format!("git update-index --add --cacheinfo {sub} && git commit -qm sub"));
+    refused(&at_head, 4, "`web/vendor` is a submodule");
+    // Where nothing reads it, it does no harm.
+    project.write("web/.dockerignore", "vendor\n");
+    sh(&project, "git add web/.dockerignore && git commit -qm ignored");
+    release(&world, &project, &at_head).expect_done();
+    sh(&project, "git rm -qf --cached web/vendor web/.dockerignore && git commit -qm no-sub");
+    fs::remove_file(project.path("web/.dockerignore")).unwrap();
+
+    project
+        .write("web/large", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n");
+    commit(&project, "lfs");
+    refused(&at_head, 4, "`web/large` is a pointer of Git LFS");
+    sh(&project, "git rm -qf web/large && git commit -qm no-lfs");
+
+    // Links that lead out of the commit lead to what the machine has.
+    fs::remove_file(project.path("compose.yaml")).unwrap();
+    symlink("/etc/hostname", project.path("compose.yaml")).unwrap();
+    commit(&project, "out");
+    refused(&["--commit", "HEAD", "-f", "compose.yaml"], 2, "compose.yaml");
+    sh(&project, "git reset -q --hard HEAD~1");
+
+    project.edit("compose.yaml", "./web", "'./${WHERE:-web}'");
+    commit(&project, "variable");
+    let with = |value: &str, args: &[&str]| {
+        let call = world.call(["release"]).args(at_head).args(args).dir(project.dir());
+        call.env("WHERE", value).run().unwrap()
+    };
+    with("web", &[]).expect_code(2).expect_stderr("would depend on the environment: `WHERE`");
+    with("web", &["--env", "WHERE"]).expect_done();
+    with("missing", &["--env", "WHERE"]).expect_code(2).expect_stderr("is not in commit");
+    // `.env` counts if it is committed.
+    project.write(".env", "WHERE=other\n");
+    refused(&[], 4, ".env (untracked)");
+    world.call(["release"]).args(at_head).dir(project.dir()).run_ok().unwrap();
+    commit(&project, "env");
+    refused(&at_head, 2, "other is not in commit");
+
+    let outside = world.project("outside", "services: { a: { image: x } }\n");
+    world.kiln_in(&outside, ["release"]).expect_code(2).expect_stderr("is in no Git repository");
+}
+
+#[test]
+fn secrets_and_bind_mounts_are_those_of_the_real_folder() {
+    let world = world();
+    let (project, _) = repository(&world);
+    let compose = project.read("compose.yaml").replace(
+        "build: ./web",
+        "build: ./web, volumes: ['./data:/data:ro'], secrets: [key], configs: [conf]",
+    );
+    project.write("compose.yaml", compose).write("conf", "committed\n").write("data/x", "");
+    project.edit(
+        "compose.yaml",
+        "x-kiln",
+        "secrets: { key: { file: ./key } }\nconfigs: { conf: { file: ./conf } }\nx-kiln",
+    );
+    project.write(".gitignore", "key\n");
+    commit(&project, "files");
+    release(&world, &project, &[]).expect_code(2);
+    project.write("key", "secret");
+    let output = release(&world, &project, &[]).expect_done();
+    let hex = digest(&output).trim_start_matches("sha256:").to_owned();
+    let object = |hex: &str| {
+        let path = world.root().join("objects").join(&hex[..2]).join(&hex[2..]);
+        fs::read_to_string(path).unwrap()
+    };
+    let metafile: Value = serde_json::from_str(&object(&hex)).unwrap();
+    let settings = &metafile["services"]["web"]["settings"];
+    let source = settings["mounts"][0]["source"]["bind"].as_str().unwrap();
+    assert_eq!(source, project.path("data").to_str().unwrap());
+    let content = |target: &str| {
+        let files = settings["files"].as_array().unwrap();
+        let file = files.iter().find(|file| file["target"] == target).unwrap();
+        object(file["digest"].as_str().unwrap().trim_start_matches("sha256:"))
+    };
+    assert_eq!(content("/conf"), "committed\n");
+    assert_eq!(content("/run/secrets/key"), "secret");
+    // Configs are the commit's, whatever lies there now.
+    project.write("conf", "edited\n");
+    let again = release(&world, &project, &["--commit", "HEAD"]).expect_done();
+    assert_eq!(digest(&again), digest(&output));
+}
+
+#[test]
+fn releases_are_listed_and_kept() {
+    let world = world();
+    let (project, name) = repository(&world);
+    let mut all = vec![digest(&release(&world, &project, &[]).expect_done())];
+    for n in 0..11 {
+        project.write("web/index.html", format!("page {n}"));
+        commit(&project, "more");
+        all.push(digest(&release(&world, &project, &[]).expect_done()));
+    }
+    world.kiln(["gc"]).expect_done();
+    let listed = world.kiln_in(&project, ["releases", "--json"]).expect_done().json();
+    let listed: Vec<&str> = listed["releases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["release"].as_str().unwrap())
+        .collect();
+    // The newest ten, the newest first.
+    let newest: Vec<&str> = all[2..].iter().rev().map(String::as_str).collect();
+    assert_eq!(listed, newest);
+    // And they are whole.
+    world.kiln_in(&project, ["diff", newest[0], newest[9]]).expect_code(3);
+    world.kiln_in(&project, ["diff", &all[0], newest[0]]).expect_code(2);
+    let history = world.kiln_in(&project, ["history"]).expect_done();
+    assert!(history.stdout.contains(&format!("commit {}", &name[..12])), "{history}");
+}
+
+#[test]
+fn a_release_can_be_switched_to_and_up_says_what_is_dirty() {
+    let world = world();
+    let port = Port::claim();
+    let (project, _) = repository(&world);
+    let ports = format!("{{ build: ./web, ports: ['{}:8080'] }}", port.number());
+    project.edit("compose.yaml", "{ build: ./web }", &ports);
+    let name = commit(&project, "ports");
+    let first = digest(&release(&world, &project, &[]).expect_done());
+
+    page(&project, "web", "two");
+    let up = world.kiln_in(&project, ["up"]).expect_done();
+    let dirty = format!("from commit {} dirty: web/index.html (changed)", &name[..12]);
+    assert!(up.stdout.contains(&dirty), "{up}");
+    assert_eq!(common::answer(&port), "two");
+    for verb in [["status", "dev"], ["releases", "dev"], ["history", "--all"]] {
+        let output = world.kiln_in(&project, verb).expect_done();
+        assert!(output.stdout.contains(&format!("commit {} dirty", &name[..12])), "{output}");
+    }
+    // A clean one says so by saying nothing, and lists what was released.
+    sh(&project, "git commit -qam two");
+    page(&project, "web", "three");
+    let name = commit(&project, "three");
+    let up = world.kiln_in(&project, ["up"]).expect_done();
+    assert!(up.stdout.contains(&format!("from commit {}\n", &name[..12])), "{up}");
+    let releases = world.kiln_in(&project, ["releases"]).expect_done();
+    assert!(releases.stdout.contains("released"), "{releases}");
+
+    world.kiln_in(&project, ["rollback", "dev", &first[7..19]]).expect_done();
+    assert_eq!(common::answer(&port), "one");
+}
