@@ -13,6 +13,7 @@
 //! | [`server`] | a tiny HTTP server as a static program |
 //! | [`wait`] | waiting for a condition with a deadline |
 //! | [`leftovers`] | what a root left behind on the machine |
+//! | [`peers`] | Docker Engine and buildah, to be compared with and measured against |
 //!
 //! Helpers that tests call directly panic with a message that shows the whole evidence; those that
 //! the bench uses too return `anyhow::Result`.
@@ -22,6 +23,7 @@ pub mod call;
 pub mod http;
 pub mod leftovers;
 pub mod output;
+pub mod peers;
 pub mod ports;
 pub mod probe;
 pub mod project;

@@ -8,6 +8,16 @@ use kiln_testkit::{Call, Project};
 use super::peer::{PATIENCE, Peer, Ports};
 use crate::shell;
 
+/// The binary to measure: the given one, or a release build.
+pub(super) fn binary(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(given) = given {
+        return Ok(std::path::absolute(given)?);
+    }
+    shell::run(shell::cargo().args(["build", "--release", "--package", "kiln"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    Ok(target.unwrap_or(shell::repository().join("target")).join("release/kiln"))
+}
+
 pub(super) struct Kiln {
     binary: PathBuf,
     root: tempfile::TempDir,
@@ -15,18 +25,10 @@ pub(super) struct Kiln {
 }
 
 impl Kiln {
-    /// Builds the binary, unless one is given.
-    pub(super) fn start(binary: Option<&Path>) -> Result<Self> {
-        let binary = match binary {
-            Some(binary) => std::path::absolute(binary)?,
-            None => {
-                shell::run(shell::cargo().args(["build", "--release", "--package", "kiln"]))?;
-                let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-                target.unwrap_or(shell::repository().join("target")).join("release/kiln")
-            }
-        };
+    /// Takes the binary that is measured.
+    pub(super) fn start(binary: &Path) -> Result<Self> {
         let root = tempfile::Builder::new().prefix("kiln-bench-").tempdir()?;
-        Ok(Self { binary, root, ports: Ports::claim() })
+        Ok(Self { binary: binary.to_owned(), root, ports: Ports::claim() })
     }
 
     fn call(&self, project: &Project) -> Call {

@@ -1,15 +1,18 @@
-//! `cargo xtask bench`: Kiln beside Docker Compose, in one run, on the same files.
+//! `cargo xtask bench`: Kiln beside Docker Compose, and its bake beside BuildKit and buildah, in one
+//! run, on the same files.
 //!
 //! | file | noun |
 //! |---|---|
 //! | `peer` | what is measured |
 //! | `kiln`, `docker` | the two peers |
 //! | `works` | the measurements |
+//! | `bake` | what is built of a context, and of packages |
 //! | `stats` | medians and spreads |
 //! | `report` | the table, the JSON, the Markdown |
 //!
 //! How it measures and what that means is in `docs/bench.md`.
 
+mod bake;
 mod docker;
 mod kiln;
 mod peer;
@@ -17,7 +20,7 @@ mod report;
 mod stats;
 mod works;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use kiln_testkit::Project;
@@ -26,7 +29,7 @@ use crate::{packages, shell};
 use docker::Docker;
 use kiln::Kiln;
 use peer::Peer;
-use report::{Measured, Report};
+use report::{Report, Row};
 use works::{WORKS, Work, Workplace};
 
 #[derive(clap::Args)]
@@ -37,10 +40,16 @@ pub(crate) struct Options {
     /// Two rounds: shows that everything works, measures nothing worth telling
     #[arg(long)]
     quick: bool,
-    /// Only Kiln
+    /// Only the bake, beside BuildKit, buildah and mmdebstrap
+    #[arg(long)]
+    bake: bool,
+    /// Everything but the bake
+    #[arg(long, conflicts_with = "bake")]
+    no_bake: bool,
+    /// Only Kiln; no bake
     #[arg(long)]
     no_docker: bool,
-    /// Only Docker
+    /// Only Docker; no bake
     #[arg(long, conflicts_with = "no_docker")]
     no_kiln: bool,
     /// This binary, instead of a release build
@@ -56,15 +65,44 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         bail!("the bench starts engines and enters namespaces: run it as root");
     }
     let rounds = if options.quick { 2 } else { options.rounds.max(1) };
-    let wanted = |work: &&Work| options.only.as_ref().is_none_or(|text| work.name.contains(text));
-    let works: Vec<&Work> = WORKS.iter().filter(wanted).collect();
-
-    let mut peers: Vec<Box<dyn Peer>> = Vec::new();
-    if !options.no_kiln {
-        peers.push(Box::new(Kiln::start(options.kiln.as_deref())?));
-    }
+    let has_peers = !options.no_docker && !options.no_kiln;
     if !options.no_docker {
         packages::install(packages::FOR_BENCH)?;
+    }
+    let binary = match options.no_kiln {
+        true => PathBuf::new(),
+        false => kiln::binary(options.kiln.as_deref())?,
+    };
+    if !options.bake {
+        write("bench", &up(options, &binary, rounds)?)?;
+    }
+    if has_peers && !options.no_bake {
+        write("bench-bake", &bake::bench(&binary, rounds, options.only.as_deref())?)?;
+    }
+    Ok(())
+}
+
+/// Prints a report and puts it into the target folder.
+fn write(name: &str, report: &Report) -> Result<()> {
+    print!("\n{}", report.markdown());
+    let target = shell::repository().join("target");
+    for (end, text) in [("json", report.json()?), ("md", report.markdown())] {
+        let path = target.join(format!("{name}.{end}"));
+        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+        println!("written: {}", path.display());
+    }
+    Ok(())
+}
+
+/// Six services, beside Docker Compose.
+fn up(options: &Options, binary: &Path, rounds: usize) -> Result<Report> {
+    let wanted = |work: &&Work| options.only.as_ref().is_none_or(|text| work.name.contains(text));
+    let works: Vec<&Work> = WORKS.iter().filter(wanted).collect();
+    let mut peers: Vec<Box<dyn Peer>> = Vec::new();
+    if !options.no_kiln {
+        peers.push(Box::new(Kiln::start(binary)?));
+    }
+    if !options.no_docker {
         peers.push(Box::new(Docker::start()?));
     }
     let folder = tempfile::Builder::new().prefix("kiln-bench-work-").tempdir()?;
@@ -78,25 +116,22 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         places.push(place);
     }
 
-    let mut measured = Vec::new();
+    let mut rows = Vec::new();
     for work in works {
         println!("measuring: {} ({rounds} rounds)", work.name);
-        measured.push(measure(work, &mut places, rounds)?);
+        rows.push(measure(work, &mut places, rounds)?);
     }
-    let report = Report::new(peers.iter().map(|peer| &**peer), rounds, measured)?;
-    print!("\n{}", report.markdown());
-    let target = shell::repository().join("target");
-    for (name, text) in [("bench.json", report.json()?), ("bench.md", report.markdown())] {
-        let path = target.join(name);
-        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
-        println!("written: {}", path.display());
+    let mut versions = Vec::new();
+    for peer in &peers {
+        versions.extend(peer.versions()?);
     }
-    Ok(())
+    let heads = peers.iter().map(|peer| peer.name().to_owned()).collect();
+    Ok(Report::new(heads, versions, rounds, rows))
 }
 
 /// All rounds of one measurement, the peers taking turns, so that what else the machine does hits
 /// both alike.
-fn measure(work: &'static Work, places: &mut [Workplace<'_>], rounds: usize) -> Result<Measured> {
+fn measure(work: &'static Work, places: &mut [Workplace<'_>], rounds: usize) -> Result<Row> {
     let mut values = vec![Vec::new(); places.len()];
     for round in 0..rounds {
         for (place, values) in places.iter_mut().zip(&mut values) {
@@ -106,5 +141,5 @@ fn measure(work: &'static Work, places: &mut [Workplace<'_>], rounds: usize) -> 
             values.extend(value);
         }
     }
-    Ok(Measured::new(work, values))
+    Ok(Row::new(work.name, work.unit, work.aim, values))
 }

@@ -6,13 +6,12 @@ use std::fs;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::peer::Peer;
 use super::stats::Stats;
-use super::works::{Unit, Work};
+use super::works::Unit;
 
 /// One row, with a column for each peer.
 #[derive(Debug, Serialize)]
-pub(super) struct Measured {
+pub(super) struct Row {
     work: &'static str,
     unit: Unit,
     aim: Option<f64>,
@@ -20,10 +19,14 @@ pub(super) struct Measured {
     columns: Vec<Stats>,
 }
 
-impl Measured {
-    pub(super) fn new(work: &'static Work, values: Vec<Vec<f64>>) -> Self {
-        let columns = values.into_iter().map(Stats::of).collect();
-        Self { work: work.name, unit: work.unit, aim: work.aim, columns }
+impl Row {
+    pub(super) fn new(
+        work: &'static str,
+        unit: Unit,
+        aim: Option<f64>,
+        values: Vec<Vec<f64>>,
+    ) -> Self {
+        Self { work, unit, aim, columns: values.into_iter().map(Stats::of).collect() }
     }
 }
 
@@ -34,21 +37,17 @@ pub(super) struct Report {
     /// Names, as heads of the columns.
     peers: Vec<String>,
     versions: Vec<String>,
-    rows: Vec<Measured>,
+    rows: Vec<Row>,
 }
 
 impl Report {
-    pub(super) fn new<'a>(
-        peers: impl Iterator<Item = &'a dyn Peer> + Clone,
+    pub(super) fn new(
+        peers: Vec<String>,
+        versions: Vec<String>,
         rounds: usize,
-        rows: Vec<Measured>,
-    ) -> Result<Self> {
-        let mut versions = Vec::new();
-        for peer in peers.clone() {
-            versions.extend(peer.versions()?);
-        }
-        let peers = peers.map(|peer| peer.name().to_owned()).collect();
-        Ok(Self { machine: machine(), rounds, peers, versions, rows })
+        rows: Vec<Row>,
+    ) -> Self {
+        Self { machine: machine(), rounds, peers, versions, rows }
     }
 
     pub(super) fn json(&self) -> Result<String> {
@@ -66,8 +65,9 @@ impl Report {
         text += "\n";
         for row in &self.rows {
             _ = write!(text, "| {} |", row.work);
-            for stats in &row.columns {
-                _ = write!(text, " {} |", cell(stats, row.unit));
+            for at in 0..self.peers.len() {
+                let cell = row.columns.get(at).map(|stats| cell(stats, row.unit));
+                _ = write!(text, " {} |", cell.unwrap_or_else(|| "–".to_owned()));
             }
             let mark = if row.unit == Unit::Requests { "" } else { "≤ " };
             let aim =
@@ -97,6 +97,7 @@ fn number(value: f64, unit: Unit) -> String {
     match unit {
         Unit::Milliseconds if value < 100.0 => format!("{value:.1} ms"),
         Unit::Milliseconds => format!("{value:.0} ms"),
+        Unit::Mebibytes => format!("{value:.1} MiB"),
         Unit::Requests => format!("{value:.0}"),
     }
 }
@@ -122,13 +123,18 @@ fn machine() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::works::WORKS;
 
     #[test]
     fn the_table_shows_medians_spreads_and_gaps() {
         let rows = vec![
-            Measured::new(&WORKS[0], vec![vec![40.0, 50.0, 45.0], vec![1_400.0]]),
-            Measured::new(&WORKS[3], vec![vec![0.0], vec![]]),
+            Row::new(
+                "up",
+                Unit::Milliseconds,
+                Some(60.0),
+                vec![vec![40.0, 50.0, 45.0], vec![1_400.0]],
+            ),
+            Row::new("lost", Unit::Requests, Some(0.0), vec![vec![0.0], vec![]]),
+            Row::new("disk", Unit::Mebibytes, None, vec![vec![8.25]]),
         ];
         let report = Report {
             machine: "a machine".to_owned(),
@@ -142,7 +148,8 @@ mod tests {
             text.contains("| 45.0 ms (40.0 ms–50.0 ms) | 1400 ms (1400 ms–1400 ms) | ≤ 60.0 ms |"),
             "{text}"
         );
-        assert!(text.contains("| 0 (0–0) | – | 0 |"), "{text}");
+        assert!(text.contains("| lost | 0 (0–0) | – | 0 |"), "{text}");
+        assert!(text.contains("| disk | 8.2 MiB (8.2 MiB–8.2 MiB) | – | – |"), "{text}");
         assert!(report.json().unwrap().contains("\"rounds\": 3"));
     }
 }

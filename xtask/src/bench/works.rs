@@ -25,6 +25,7 @@ pub(super) struct Work {
 pub(super) enum Unit {
     Milliseconds,
     Requests,
+    Mebibytes,
 }
 
 /// All of them, in the order in which they are run.
