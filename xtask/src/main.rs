@@ -5,12 +5,14 @@
 //! | `cargo xtask test` | installs what the tests need, runs them all, adds up |
 //! | `cargo xtask check` | format, lints, dependencies, rules of the repository |
 //! | `cargo xtask bench` | measures Kiln beside Docker Compose |
+//! | `cargo xtask fuzz` | runs the fuzz targets, for a minute each or as long as one likes |
 //! | `cargo xtask probe` | asks a port at a fixed rate and counts what is lost |
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "printing is what these tools are for")]
 
 mod bench;
 mod check;
+mod fuzz;
 mod packages;
 mod probe;
 mod shell;
@@ -35,6 +37,8 @@ enum Command {
     Check(check::Options),
     /// Measures Kiln beside Docker Compose
     Bench(bench::Options),
+    /// Runs the fuzz targets of `fuzz/`
+    Fuzz(fuzz::Options),
     /// Asks a port on 127.0.0.1 at a fixed rate and counts what is lost
     Probe(probe::Options),
 }
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::test(&options),
         Command::Check(options) => check::check(&options),
         Command::Bench(options) => bench::bench(&options),
+        Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Probe(options) => probe::probe(&options),
     };
     match outcome {

@@ -19,6 +19,13 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// This machine's target, as the compiler calls it.
+pub(crate) fn host() -> Result<String> {
+    let version = read(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc -vV names no host")
+}
+
 /// Whether this runs as root.
 pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -82,9 +82,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
 
 /// The variable that names cargo's runner for this machine's own target.
 fn runner_variable() -> Result<String> {
-    let version = shell::read(std::process::Command::new("rustc").arg("-vV"))?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    let host = host.context("rustc -vV names no host")?;
+    let host = shell::host()?;
     Ok(format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace('-', "_")))
 }
 
