@@ -12,7 +12,8 @@ libfuzzer_sys::fuzz_target!(|word: &str| {
     };
     for escape in ['\\', '`'] {
         for raw in [false, true] {
-            let lex = Lex { escape, raw_quotes: raw, raw_escapes: raw };
+            let lex =
+                Lex { raw_quotes: raw, raw_escapes: raw, skip_unset: raw, ..Lex::new(escape) };
             let whole = lex.word(word, &lookup);
             let split = lex.words(word, &lookup);
             assert_eq!(whole.is_err(), split.is_err());

@@ -320,13 +320,18 @@ impl Baker<'_> {
             Some(Source::Context(name)) => {
                 let Some(root) = request.contexts.get(name) else { return Ok(Input::None) };
                 let ignore = Ignore::load(root, None)?;
-                Ok(Input::Context(Snapshot::recall(self.store, root, &ignore)?))
+                Ok(Input::Context(Snapshot::recall(self.store, root, &ignore, self.cancel)?))
             }
             Some(Source::Stage(_) | Source::Scratch) => Ok(Input::None),
             None => {
                 let own = request.inline.is_none().then(|| request.dockerfile_path());
                 let ignore = Ignore::load(&request.context, own.as_deref())?;
-                Ok(Input::Context(Snapshot::recall(self.store, &request.context, &ignore)?))
+                Ok(Input::Context(Snapshot::recall(
+                    self.store,
+                    &request.context,
+                    &ignore,
+                    self.cancel,
+                )?))
             }
         })?;
         for ((source, _), input) in wanted.into_iter().zip(found) {

@@ -6,14 +6,15 @@
 //!
 //! What is left out: times; every extended attribute but `security.capability` and `user.*`;
 //! sockets; empty stubs that the sandbox made to mount on; and the caches and logs of
-//! [`left_out`], which differ from run to run and which nothing needs.
+//! [`left_out`], which differ from run to run and which nothing needs. Java's trust store loses the
+//! times at which its entries were put in.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path as FsPath, PathBuf};
 
 use kiln_core::Digest;
@@ -24,7 +25,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 
 use crate::edit::Editor;
 use crate::error::BakeError;
-use crate::{parallel, paths};
+use crate::{keystore, parallel, paths};
 
 /// Paths that a sandbox mounts on; if it has to make them, they are stubs.
 pub const MOUNT_POINTS: [&str; 6] =
@@ -48,19 +49,38 @@ pub struct Capture<'a> {
 /// Whether a changed path is one of the caches, logs and backups that are never part of an image.
 /// Directories stay.
 pub fn left_out(path: &[u8]) -> bool {
-    const FILES: [&[u8]; 6] = [
+    const FILES: [&[u8]; 9] = [
         b"var/cache/ldconfig/aux-cache",
+        b"var/lib/systemd/random-seed",
         b"var/log/alternatives.log",
+        b"var/log/apk.log",
         b"var/log/bootstrap.log",
         b"var/log/dpkg.log",
+        b"var/log/fontconfig.log",
         b"var/cache/apt/pkgcache.bin",
         b"var/cache/apt/srcpkgcache.bin",
     ];
-    const BELOW: [&[u8]; 2] = [b"var/lib/apt/lists/", b"var/log/apt/"];
+    // The index of manual pages has the times of links, and is in the order of a directory.
+    const BELOW: [&[u8]; 3] = [b"var/cache/man/", b"var/lib/apt/lists/", b"var/log/apt/"];
     const OLD: [&[u8]; 2] = [b"var/lib/dpkg/", b"var/cache/debconf/"];
     FILES.contains(&path)
         || BELOW.iter().any(|dir| path.starts_with(dir))
         || (path.ends_with(b"-old") && OLD.iter().any(|dir| path.starts_with(dir)))
+        || below_home(path).is_some_and(left_out_at_home)
+}
+
+/// The path from a home directory on: `/root`, or one of `/home`.
+fn below_home(path: &[u8]) -> Option<&[u8]> {
+    path.strip_prefix(b"root/").or_else(|| {
+        let below = path.strip_prefix(b"home/")?;
+        let slash = below.iter().position(|byte| *byte == b'/')?;
+        Some(&below[slash + 1..])
+    })
+}
+
+/// When wget first spoke to which host, and npm's logs, whose names have the time of each call.
+fn left_out_at_home(path: &[u8]) -> bool {
+    path == b".wget-hsts" || path.starts_with(b".npm/_logs/")
 }
 
 impl Capture<'_> {
@@ -253,8 +273,15 @@ impl Capture<'_> {
             FileType::RegularFile => {
                 let file = File::from(open(merged, at, OFlags::empty()).map_err(failed)?);
                 xattrs = kept_xattrs(file.as_fd()).map_err(failed)?;
-                let (digest, size) = match self.adopt(path, stat.st_size as u64)? {
-                    Some(adopted) => adopted,
+                let size = stat.st_size as u64;
+                let found = match Self::timeless(path, &file, size).map_err(failed)? {
+                    Some(content) => {
+                        Some((self.store.put(&content).map_err(BakeError::store)?, size))
+                    }
+                    None => self.adopt(path, size)?,
+                };
+                let (digest, size) = match found {
+                    Some(found) => found,
                     None => self.store.put_open_file(&file).map_err(BakeError::store)?,
                 };
                 Kind::File { size, digest }
@@ -276,6 +303,17 @@ impl Capture<'_> {
 }
 
 impl Capture<'_> {
+    /// What `file` holds instead, if it is the trust store of Java at its place. The length is the
+    /// same, and `file` is not moved on.
+    fn timeless(path: &[u8], file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {
+        if path != keystore::PATH || size > keystore::LONGEST {
+            return Ok(None);
+        }
+        let mut content = vec![0; size as usize];
+        file.read_exact_at(&mut content, 0)?;
+        Ok(keystore::timeless(&content))
+    }
+
     /// Makes the file at `path` of the upper layer an object itself, where its data are there:
     /// after this nobody needs the layer any more.
     fn adopt(&self, path: &[u8], size: u64) -> Result<Option<(Digest, u64)>, BakeError> {

@@ -11,6 +11,7 @@ use std::io::Read as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -42,17 +43,18 @@ impl Snapshot {
     /// [`Snapshot::take`], or the one that this process took before if nothing changed since.
     ///
     /// # Errors
-    /// As [`Snapshot::take`].
+    /// As [`Snapshot::take`]; [`BakeError::Cancelled`] when `cancel` is set.
     pub(crate) fn recall(
         store: &Store,
         root: &Path,
         ignore: &Ignore,
+        cancel: &AtomicBool,
     ) -> Result<Arc<Self>, BakeError> {
         let name = name(root, ignore);
         if let Some(known) = remembered::recall(&name) {
             return Ok(known);
         }
-        let (snapshot, dirs) = Self::walk(store, root, ignore)?;
+        let (snapshot, dirs) = Self::walk(store, root, ignore, cancel)?;
         let snapshot = Arc::new(snapshot);
         if let Some(dirs) = dirs {
             remembered::remember(name, Remembered { snapshot: Arc::clone(&snapshot), dirs });
@@ -70,7 +72,7 @@ impl Snapshot {
     /// # Errors
     /// The directory is not there or something in it cannot be read.
     pub fn take(store: &Store, root: &Path, ignore: &Ignore) -> Result<Self, BakeError> {
-        Ok(Self::walk(store, root, ignore)?.0)
+        Ok(Self::walk(store, root, ignore, &AtomicBool::new(false))?.0)
     }
 
     /// Walks `root`; also gives what tells later whether anything changed, if that can be told.
@@ -78,6 +80,7 @@ impl Snapshot {
         store: &Store,
         root: &Path,
         ignore: &Ignore,
+        cancel: &AtomicBool,
     ) -> Result<(Self, Option<Vec<Dir>>), BakeError> {
         let begun = SystemTime::now();
         let meta = fs::metadata(root).map_err(|error| {
@@ -92,7 +95,7 @@ impl Snapshot {
             Walk { root, ignore, found: Vec::new(), special: BTreeSet::new(), walked: Vec::new() };
         walk.found.push(Found::new(Vec::new(), Node::new(Kind::Dir, 0o755), None));
         walk.all()?;
-        walk.digests(store)?;
+        walk.digests(store, cancel)?;
         let dirs = walk.dirs(begun);
         let entries = walk.found.into_iter().map(|found| (found.path, found.node)).collect();
         let tree = Tree { entries };
@@ -275,7 +278,7 @@ impl Level {
 
 impl Walk<'_> {
     /// Fills in the digests: those of unchanged files from the cache, the others by reading.
-    fn digests(&mut self, store: &Store) -> Result<(), BakeError> {
+    fn digests(&mut self, store: &Store, cancel: &AtomicBool) -> Result<(), BakeError> {
         let name = name(self.root, self.ignore).hex();
         let at = store.root().join("cache/contexts").join(name);
         let known = StatCache::load(&at);
@@ -296,7 +299,8 @@ impl Walk<'_> {
             }
         }
         let begun = SystemTime::now();
-        let read = parallel::map(&unknown, |index| hash(self.root, &self.found[*index].path))?;
+        let read =
+            parallel::map(&unknown, |index| hash(self.root, &self.found[*index].path, cancel))?;
         let mut fresh = false;
         for (index, (stamp, size, digest)) in unknown.into_iter().zip(read) {
             let found = &mut self.found[index];
@@ -347,7 +351,7 @@ fn name(root: &Path, ignore: &Ignore) -> Digest {
 }
 
 /// Reads a file to its digest; a file that changes meanwhile is read again a few times.
-fn hash(root: &Path, path: &[u8]) -> Result<(Stamp, u64, Digest), BakeError> {
+fn hash(root: &Path, path: &[u8], cancel: &AtomicBool) -> Result<(Stamp, u64, Digest), BakeError> {
     let file = root.join(std::ffi::OsStr::from_bytes(path));
     let failed = |error| BakeError::io("cannot read", &file, error);
     let mut buffer = vec![0; 64 << 10];
@@ -357,6 +361,9 @@ fn hash(root: &Path, path: &[u8]) -> Result<(Stamp, u64, Digest), BakeError> {
         let mut hasher = Hasher::new();
         let mut size = 0;
         loop {
+            if cancel.load(Ordering::Acquire) {
+                return Err(BakeError::Cancelled);
+            }
             match open.read(&mut buffer).map_err(failed)? {
                 0 => break,
                 n => {

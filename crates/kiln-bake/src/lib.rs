@@ -24,6 +24,7 @@
 //! | [`options`] | what is said beside the Dockerfile |
 //! | [`runner`] | who carries out a RUN: the seam to the sandbox |
 //! | [`capture`] | an overlay's upper layer → changes of a tree |
+//! | `keystore` | Java's trust store, without times |
 //! | [`verify`] | whether the same inputs give the same bits, and if not, why |
 //! | [`base`] | bases from distribution packages, and the lock |
 //! | [`error`] | what can go wrong, and whose fault it is |
@@ -43,6 +44,7 @@ pub mod glob;
 pub mod ignore;
 pub mod globals;
 mod key;
+mod keystore;
 pub mod mode;
 pub mod mount;
 pub mod options;

@@ -124,7 +124,7 @@ impl Command {
         given_up: &dyn Fn() -> bool,
         output: &mut dyn FnMut(&[u8]),
     ) -> Result<(StepExit, Option<Digest>), BakeError> {
-        let lower = store.lower(tree).map_err(BakeError::store)?;
+        let lower = store.step_lower(tree).map_err(BakeError::store)?;
         let scratch = store.scratch_dir().map_err(BakeError::store)?;
         let upper_dir = scratch.path().join("layer");
         let given_up = || stop.load(Ordering::Acquire) || given_up();

@@ -11,8 +11,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_store::Store;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::entry::{Reader, Type};
@@ -187,13 +189,41 @@ fn uncompressed(file: &File, name: &str) -> Result<bool> {
 fn lay_down(from: File, name: &str, store: &Store, limits: &Limits<'_>) -> Result<File> {
     let scratch = store.scratch_dir()?;
     let mut file = tempfile::tempfile_in(scratch.path()).doing(|| "preparing".into())?;
-    let mut from = unpack(Box::new(from)).doing(|| format!("reading {name}"))?;
     let bound = limits.unpacked;
-    let copied = io::copy(&mut (&mut from).take(bound + 1), &mut file);
+    let waiting = Waiting { from, cancel: limits.cancel };
+    let copied =
+        unpack(Box::new(waiting)).and_then(|from| io::copy(&mut from.take(bound + 1), &mut file));
+    if limits.cancel.load(Ordering::Acquire) {
+        return Err(Error::Interrupted);
+    }
     if copied.doing(|| format!("unpacking {name}"))? > bound {
         return Err(Error::too_much(format!("{name}, unpacked,"), format!("{bound} bytes")));
     }
     Ok(file)
+}
+
+/// How long a wait may go on after it was given up.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// A file or pipe; whoever writes into it may take any time, and the wait can be given up.
+struct Waiting<'a> {
+    from: File,
+    cancel: &'a AtomicBool,
+}
+
+impl Read for Waiting<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.cancel.load(Ordering::Acquire) {
+                return Err(io::Error::other("interrupted"));
+            }
+            match poll(&mut [PollFd::new(&self.from, PollFlags::IN)], Some(&LOOK)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => return self.from.read(buffer),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
 }
 
 /// How a stream is compressed, by its first bytes: media types are wrong too often, and the digest

@@ -1,7 +1,7 @@
 //! Collection: what nothing names goes.
 //!
-//! Kept are the roots that the caller names, what references name, what stages have active or on
-//! standby, and everything that those lead to: a release keeps its images and files, a tree keeps
+//! Kept are the roots that the caller names, what references name, what stages have active, on
+//! standby or still restorable, and everything that those lead to: a release keeps its images and files, a tree keeps
 //! the contents that its listing names. A release that is named and cannot be read stops the
 //! collection, for nobody could say what it keeps.
 
@@ -111,6 +111,7 @@ impl Store {
         for pointer in self.pointers()?.values() {
             todo.extend(pointer.active);
             todo.extend(pointer.standby);
+            todo.extend(&pointer.previous);
         }
         let mut kept = HashSet::new();
         while let Some(digest) = todo.pop() {

@@ -44,7 +44,7 @@ pub use durable::write_durable;
 pub use error::{Error, Result};
 pub use gc::{GcOptions, GcReport};
 pub use lease::Lease;
-pub use lower::{Backing, Lower};
+pub use lower::{Backing, Lower, StepLower};
 pub use mount::Upper;
 pub use pointer::Pointer;
 pub use steps::StepTurn;

@@ -7,7 +7,7 @@
 //! takes a second copy, and so on. Real hard links of a tree share theirs.
 //!
 //! So all that a program can see is the same as with an image, but for the number of links of a
-//! file, which also counts names in other trees.
+//! file, which also counts names in other trees. Where that must not be seen, every file is a copy.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
@@ -24,13 +24,28 @@ use crate::error::{Context as _, Error, Result};
 use crate::mount::{epoch_times, remove_tree};
 use crate::store::Store;
 
+/// What the files of a folder are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Files {
+    /// Hard links to what other folders have too.
+    Links,
+    /// Copies, each with as many links as it has names in the tree.
+    Copies,
+}
+
 /// Builds the folder of `tree` at `dir`, which appears whole or not at all.
-pub(crate) fn build(store: &Store, tree: &Tree, digest: &Digest, dir: &Path) -> Result<()> {
+pub(crate) fn build(
+    store: &Store,
+    tree: &Tree,
+    digest: &Digest,
+    files: Files,
+    dir: &Path,
+) -> Result<()> {
     let root = store.root();
     let empty = root.join("links/empty");
     fs::create_dir_all(&empty).doing("creating", &empty)?;
     let staging = store.temporary("links");
-    let mut builder = Builder { store, staging: &staging, copies: HashMap::new() };
+    let mut builder = Builder { store, staging: &staging, files, copies: HashMap::new() };
     let _unsynced_early = store.inner.unsynced.mark()?;
     for (path, node) in &tree.entries {
         let made = builder.entry(path, node);
@@ -84,6 +99,7 @@ fn in_tree(tree: &Digest, path: &[u8], fault: Fault) -> Error {
 struct Builder<'a> {
     store: &'a Store,
     staging: &'a Path,
+    files: Files,
     /// How often a copy was used in this tree.
     copies: HashMap<Digest, u32>,
 }
@@ -101,7 +117,12 @@ impl Builder<'_> {
         let at = self.at(path);
         match &node.kind {
             Kind::Dir => return Ok(DirBuilder::new().mode(0o700).create(&at)?),
-            Kind::File { digest, .. } => return self.file(&at, node, digest),
+            Kind::File { digest, .. } => {
+                return match self.files {
+                    Files::Links => self.file(&at, node, digest),
+                    Files::Copies => self.write_copy(&at, node, digest),
+                };
+            }
             Kind::Hardlink { to } => return Ok(fs::hard_link(self.at(to), &at)?),
             Kind::Symlink { target } => symlink(std::ffi::OsStr::from_bytes(target), &at)?,
             Kind::Fifo => make_node(&at, FileType::Fifo, 0, 0)?,

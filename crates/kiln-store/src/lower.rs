@@ -12,10 +12,11 @@ use kiln_core::{Digest, digest::Hasher};
 use serde::{Deserialize, Serialize};
 
 use crate::durable::write_atomic;
+use crate::erofs;
 use crate::error::{Context as _, Error, Result};
+use crate::links::{self, Files};
 use crate::objects::object_path;
 use crate::store::Store;
-use crate::{erofs, links};
 
 /// How to mount an image; valid in every process that sees the root at the same path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,22 +173,50 @@ impl Store {
         self.lower_by(self.backing(), tree)
     }
 
-    /// The same tree in the backing that this store does not use; `None` if this kernel cannot do
-    /// that one. What a program sees of both is equal but for the order of a folder's names and
-    /// the number of links of a file.
+    /// The same for a step of a bake, which may write down what it sees: with links, every file is a
+    /// copy, so that its number of links is the tree's own. It takes the time and the room of a copy.
     ///
     /// # Errors
     /// As [`Store::lower`].
-    pub fn other_lower(&self, lower: &Lower) -> Result<Option<Lower>> {
+    pub fn step_lower(&self, tree: &Digest) -> Result<StepLower> {
+        match self.backing() {
+            Backing::Composefs => Ok(StepLower { lower: self.lower(tree)?, _copies: None }),
+            Backing::Links => self.copied(tree),
+        }
+    }
+
+    /// The tree of a step in the backing that this store does not use; `None` if this kernel cannot
+    /// do that one. What a program sees of both is equal but for the order of a folder's names.
+    ///
+    /// # Errors
+    /// As [`Store::lower`].
+    pub fn other_lower(&self, lower: &Lower) -> Result<Option<StepLower>> {
         let (path, other) = match lower {
             Lower::Composefs { image, .. } => (image, Backing::Links),
             Lower::Links { dir } => (dir, Backing::Composefs),
         };
-        let tree = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
-        if other == Backing::Composefs && probe(self.root()).is_err() {
+        let Some(tree) = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok()) else {
             return Ok(None);
+        };
+        match other {
+            Backing::Links => self.copied(&tree).map(Some),
+            Backing::Composefs if probe(self.root()).is_err() => Ok(None),
+            Backing::Composefs => {
+                let lower = self.lower_by(other, &tree)?;
+                Ok(Some(StepLower { lower, _copies: None }))
+            }
         }
-        tree.map(|tree| self.lower_by(other, &tree)).transpose()
+    }
+
+    fn copied(&self, tree: &Digest) -> Result<StepLower> {
+        let scratch = self.scratch_dir()?;
+        let (trees, empty) = (scratch.path().join("trees"), scratch.path().join("empty"));
+        for dir in [&trees, &empty] {
+            fs::create_dir(dir).doing("creating", dir)?;
+        }
+        let dir = trees.join(tree.hex());
+        links::build(self, &*self.get_tree(tree)?, tree, Files::Copies, &dir)?;
+        Ok(StepLower { lower: Lower::Links { dir }, _copies: Some(scratch) })
     }
 
     fn lower_by(&self, backing: Backing, tree: &Digest) -> Result<Lower> {
@@ -212,11 +241,26 @@ impl Store {
                 let dir = root.join("links/trees").join(tree.hex());
                 if !dir.exists() {
                     let listed = self.get_tree(tree)?;
-                    links::build(self, &listed, tree, &dir)?;
+                    links::build(self, &listed, tree, Files::Links, &dir)?;
                 }
                 Ok(Lower::Links { dir })
             }
         }
+    }
+}
+
+/// What a step runs on, for as long as this is kept.
+#[derive(Debug)]
+pub struct StepLower {
+    lower: Lower,
+    _copies: Option<tempfile::TempDir>,
+}
+
+impl std::ops::Deref for StepLower {
+    type Target = Lower;
+
+    fn deref(&self) -> &Lower {
+        &self.lower
     }
 }
 

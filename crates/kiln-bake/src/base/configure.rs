@@ -125,7 +125,7 @@ fn run(
     watch: Watch<'_>,
 ) -> Result<Round, BaseError> {
     let digest = store.put_tree(tree)?;
-    let lower = store.lower(&digest)?;
+    let lower = store.step_lower(&digest)?;
     let scratch = store.scratch_dir()?;
     let spec = StepSpec {
         lower: lower.clone(),

@@ -76,10 +76,10 @@ fn applets(
     watch: Watch<'_>,
 ) -> Result<Vec<String>, BaseError> {
     watch.step(name, Phase::Configure, (0, 1), "busybox")?;
-    let lower = store.lower(&store.put_tree(tree)?)?;
+    let lower = store.step_lower(&store.put_tree(tree)?)?;
     let scratch = store.scratch_dir()?;
     let spec = StepSpec {
-        lower,
+        lower: lower.clone(),
         upper_dir: scratch.path().to_owned(),
         argv: vec!["/bin/busybox".into(), "--list".into()],
         env: vec!["PATH=/usr/bin".into()],

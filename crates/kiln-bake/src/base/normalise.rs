@@ -5,6 +5,7 @@ use kiln_core::tree::{Kind, Node, Path};
 use kiln_store::Store;
 
 use super::error::BaseError;
+use crate::keystore;
 
 /// Removed with all below.
 const FILES: [&str; 24] = [
@@ -77,7 +78,23 @@ pub(crate) fn normalise(store: &Store, mut tree: Tree) -> Result<Tree, BaseError
         let kind = Kind::File { size: 0, digest: store.put(b"")? };
         tree.insert(b"etc/machine-id", Node::new(kind, 0o644));
     }
+    timeless_keystore(store, &mut tree)?;
     Ok(tree)
+}
+
+/// Takes out of Java's trust store when its entries were put in.
+fn timeless_keystore(store: &Store, tree: &mut Tree) -> Result<(), BaseError> {
+    let Some(node) = tree.get(keystore::PATH) else { return Ok(()) };
+    let Kind::File { size, digest } = node.kind else { return Ok(()) };
+    if size > keystore::LONGEST {
+        return Ok(());
+    }
+    if let Some(content) = keystore::timeless(&store.get(&digest)?) {
+        let kind = Kind::File { size, digest: store.put(&content)? };
+        let node = Node { kind, ..node.clone() };
+        tree.insert(keystore::PATH, node);
+    }
+    Ok(())
 }
 
 /// `status-old`, `config.dat-old` …
@@ -101,6 +118,24 @@ mod tests {
     use kiln_core::Digest;
 
     use super::*;
+
+    #[test]
+    fn the_trust_store_of_java_has_no_times() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let normal = |content: &[u8]| {
+            let mut tree = Tree::new();
+            let digest = store.put(content).unwrap();
+            let kind = Kind::File { size: content.len() as u64, digest };
+            tree.insert(keystore::PATH, Node { uid: 5, ..Node::new(kind, 0o640) });
+            normalise(&store, tree).unwrap().get(keystore::PATH).unwrap().clone()
+        };
+        let one = normal(&keystore::tests::store(1));
+        assert_eq!(one, normal(&keystore::tests::store(2)));
+        assert_eq!((one.uid, one.mode), (5, 0o640));
+        let Kind::File { digest, .. } = normal(b"not one").kind else { panic!("a file") };
+        assert_eq!(digest, Digest::of(b"not one"));
+    }
 
     #[test]
     fn takes_out_traces_and_identities_only() {

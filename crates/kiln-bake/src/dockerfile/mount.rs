@@ -58,8 +58,8 @@ pub enum Kind {
     Ssh,
 }
 
-/// Who may use a cache beside a step that does.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Who may use a cache beside a step that does; the strictest is the last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sharing {
     /// Anybody.
     #[default]

@@ -17,6 +17,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kiln_core::Digest;
@@ -65,7 +66,7 @@ pub struct Cache {
 #[derive(Debug)]
 pub(crate) struct InUse {
     dir: PathBuf,
-    _lock: Option<File>,
+    lock: Option<Arc<File>>,
     /// The mounted part, so that nobody can put another one in its place.
     part: Option<OwnedFd>,
 }
@@ -110,9 +111,8 @@ impl Cache {
         let top = match hand.caches {
             Caches::Empty => {
                 let dir = hand.scratch.join(format!("cache-{}", self.name().hex()));
-                // Of two mounts of one cache the second finds it.
                 self.make(&dir).map_err(failed(&dir))?;
-                return Ok(InUse { dir, _lock: None, part: None });
+                return Ok(InUse { dir, lock: None, part: None });
             }
             Caches::Kept(room) => room.join(self.name().hex()),
         };
@@ -139,7 +139,7 @@ impl Cache {
             match (locked, sharing) {
                 // It may have been collected in between.
                 (Ok(()), _) if dir.join("lock").exists() => {
-                    return Ok(InUse { dir, _lock: Some(lock), part: None });
+                    return Ok(InUse { dir, lock: Some(Arc::new(lock)), part: None });
                 }
                 (Ok(()), _) => {}
                 (Err(TryLockError::WouldBlock), Sharing::Private) => number += 1,
@@ -179,6 +179,16 @@ impl Cache {
 }
 
 impl InUse {
+    /// The same again, for another mount of the same step: it must not wait for itself.
+    pub(crate) fn again(&self, cache: &Cache) -> Result<Self, BakeError> {
+        // Two mounts of one layer disturb each other.
+        if cache.seed.is_some() {
+            let what = format!("the cache `{}`, which has a `from`, is mounted twice", cache.id);
+            return Err(BakeError::usage(what, "mount it once, or give the second one another id"));
+        }
+        Ok(Self { dir: self.dir.clone(), lock: self.lock.clone(), part: None })
+    }
+
     /// Adds it to what the step has.
     pub(crate) fn mount(
         &self,

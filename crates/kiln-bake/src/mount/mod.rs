@@ -14,6 +14,7 @@ pub mod agent;
 pub mod caches;
 pub mod secret;
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -184,11 +185,19 @@ pub(crate) fn ready(mounts: &[Mount], hand: &Hand<'_>) -> Result<Ready, BakeErro
             }
         }
     }
-    caches.sort_by_key(|cache| cache.name());
+    // All steps take them in one order. Of several mounts of one cache the strictest takes it.
+    caches.sort_by_key(|cache| (cache.name(), Reverse(cache.sharing)));
+    let mut last = None;
     for cache in caches {
-        let in_use = cache.take(hand)?.descend(&cache.source)?;
+        let name = cache.name();
+        let in_use = match (last, ready._caches.last()) {
+            (Some(last), Some(taken)) if last == name => taken.again(cache)?,
+            _ => cache.take(hand)?,
+        };
+        let in_use = in_use.descend(&cache.source)?;
         in_use.mount(cache, hand, &mut ready)?;
         ready._caches.push(in_use);
+        last = Some(name);
     }
     Ok(ready)
 }

@@ -1,6 +1,9 @@
 //! Secrets of a build: read when a step needs them, and left out of what it writes to its output.
 //! What it writes into the image is its own affair.
 
+use std::fs::File;
+use std::io::Read as _;
+
 use crate::error::BakeError;
 use crate::key::Key;
 use crate::options::{Secret, SecretSource};
@@ -47,18 +50,20 @@ impl SecretMount {
         let content = match &secret.source {
             SecretSource::Text(text) => text.clone().into_bytes(),
             SecretSource::File(path) => {
-                let meta = std::fs::metadata(path)
-                    .map_err(|error| BakeError::io("cannot read the secret", path, error))?;
-                if meta.len() > LONGEST {
-                    let what = format!(
-                        "the secret `{}` has {} bytes; {LONGEST} are the most",
-                        self.id,
-                        meta.len()
-                    );
-                    return Err(BakeError::usage(what, ""));
+                let failed = |error| BakeError::io("cannot read the secret", path, error);
+                // A pipe would be waited for, a device may never end.
+                if !std::fs::metadata(path).map_err(failed)?.is_file() {
+                    let what = format!("the secret `{}` is no file: {}", self.id, path.display());
+                    return Err(BakeError::usage(what, "name a regular file"));
                 }
-                std::fs::read(path)
-                    .map_err(|error| BakeError::io("cannot read the secret", path, error))?
+                let mut content = Vec::new();
+                let file = File::open(path).map_err(failed)?;
+                file.take(LONGEST + 1).read_to_end(&mut content).map_err(failed)?;
+                if content.len() as u64 > LONGEST {
+                    let what = format!("the secret `{}` has more than {LONGEST} bytes", self.id);
+                    return Err(BakeError::usage(what, "a secret is a key or a password"));
+                }
+                content
             }
         };
         Ok(Some(content))

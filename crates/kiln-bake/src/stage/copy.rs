@@ -139,12 +139,16 @@ impl Which<'_> {
 /// Why a context does not have what is asked of it.
 pub(super) fn why_missing(context: &Snapshot, source: &str) -> String {
     let clean = paths::clean(&format!("/{source}"));
-    let special = context.special.contains(&clean.as_bytes()[1..]);
-    let ignored = std::fs::symlink_metadata(context.root.join(&clean[1..])).is_ok();
-    match (special, ignored) {
-        (true, _) => "sockets, pipes and devices cannot be copied".to_owned(),
-        (false, true) => "it exists, but the ignore file leaves it out".to_owned(),
-        (false, false) => format!("the context is {}", context.root.display()),
+    let path = &clean.as_bytes()[1..];
+    if context.special.contains(path) {
+        return "sockets, pipes and devices cannot be copied".to_owned();
+    }
+    if context.tree.get(path).is_some() {
+        return "it is a link, and where it leads is not in the context".to_owned();
+    }
+    match std::fs::symlink_metadata(context.root.join(&clean[1..])) {
+        Ok(_) => "it exists, but the ignore file leaves it out".to_owned(),
+        Err(_) => format!("the context is {}", context.root.display()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Large files of a step's layer: they become objects themselves.
+//! Files of a step's layer: large ones become objects themselves, Java's trust store loses times.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -7,6 +7,7 @@ use kiln_core::Digest;
 use kiln_core::tree::Kind;
 
 use super::fake::Kitchen;
+use crate::keystore;
 
 #[test]
 fn large_files_are_captured_as_they_are() {
@@ -36,4 +37,29 @@ fn large_files_are_captured_as_they_are() {
     assert_eq!(also.kind, Kind::Hardlink { to: b"also".to_vec() });
     assert_eq!(also.xattrs[b"user.note".as_slice()], b"x");
     assert!(kitchen.store.check().unwrap().corrupt.is_empty());
+}
+
+#[test]
+fn the_trust_store_of_java_has_no_times() {
+    let kitchen = Kitchen::new();
+    for (name, time) in [("one", 1), ("two", 2)] {
+        fs::write(kitchen.context().join(name), keystore::tests::store(time)).unwrap();
+    }
+    let path = "etc/ssl/certs/java/cacerts";
+    let made = |from: &str| {
+        kitchen.tree(&format!(
+            "FROM os\nCOPY one two /\nRUN <<E\nmkdir /etc/ssl/certs/java\n\
+             cp /{from} /{path}\nchmod 600 /{path}\nE"
+        ))
+    };
+    let (one, two) = (made("one"), made("two"));
+    let node = one.get(path.as_bytes()).unwrap();
+    assert_eq!(Some(node), two.get(path.as_bytes()));
+    assert_eq!(node.mode, 0o600);
+    // What was copied is what somebody else wrote, and stays.
+    assert_ne!(one.get(b"one").unwrap().kind, one.get(b"two").unwrap().kind);
+    let expected = keystore::timeless(&keystore::tests::store(3)).unwrap();
+    let digest = Digest::of(&expected);
+    assert_eq!(node.kind, Kind::File { size: expected.len() as u64, digest });
+    assert!(kitchen.store.get(&digest).unwrap() == expected);
 }

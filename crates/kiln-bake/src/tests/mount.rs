@@ -121,6 +121,22 @@ fn caches_persist_and_are_no_input() {
 }
 
 #[test]
+fn a_step_does_not_wait_for_its_own_cache() {
+    let kitchen = Kitchen::new();
+    for (first, second) in [("locked", "locked"), ("shared", "locked"), ("private", "shared")] {
+        let tree = kitchen.tree(&format!(
+            "FROM os\nRUN --mount=type=cache,id={first}{second},target=/a,sharing={first} \
+             --mount=type=cache,id={first}{second},target=/b,sharing={second} <<EOF\n\
+             write /a/x one cache\ncp /b/x /got\nEOF"
+        ));
+        assert_eq!(kitchen.content(&tree, "got"), "one cache");
+    }
+    let seeded = "--mount=type=cache,id=s,from=os,source=/var/lib,target=";
+    let error = kitchen.error(&format!("FROM os\nRUN {seeded}/a {seeded}/b exit 0"));
+    assert!(error.is_usage() && error.to_string().contains("mounted twice"), "{error}");
+}
+
+#[test]
 fn a_cache_can_begin_with_an_image_and_have_an_owner() {
     let kitchen = Kitchen::new();
     let tree = kitchen.tree(

@@ -4,11 +4,13 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use kiln_store::{Backing, Store};
 
 use crate::context::Snapshot;
+use crate::error::BakeError;
 use crate::ignore::Ignore;
 
 struct Place {
@@ -41,7 +43,11 @@ impl Place {
     }
 
     fn recall(&self) -> Arc<Snapshot> {
-        Snapshot::recall(&self.store, &self.at(""), &self.ignore).unwrap()
+        self.try_recall(&AtomicBool::new(false)).unwrap()
+    }
+
+    fn try_recall(&self, cancel: &AtomicBool) -> Result<Arc<Snapshot>, BakeError> {
+        Snapshot::recall(&self.store, &self.at(""), &self.ignore, cancel)
     }
 
     /// Takes snapshots until one is remembered.
@@ -139,4 +145,12 @@ fn keys_are_of_the_content() {
     assert_eq!(one.recall().key(), two.recall().key());
     two.write("d1/s/f1", "diff");
     assert_ne!(one.recall().key(), two.recall().key());
+}
+
+#[test]
+fn reading_a_context_can_be_given_up() {
+    let place = Place::new("");
+    let given_up = place.try_recall(&AtomicBool::new(true));
+    assert!(matches!(given_up, Err(BakeError::Cancelled)), "{given_up:?}");
+    assert_eq!(place.recall().tree, place.fresh().tree);
 }

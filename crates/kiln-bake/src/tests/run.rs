@@ -70,6 +70,23 @@ fn changes_are_captured() {
                 "var/log 755 0:0 dir",
             ],
         ),
+        (
+            "mkdir /root/.npm/_logs\nwrite /root/.npm/_logs/now-debug-0.log l\n\
+             write /root/.wget-hsts h\nmkdir /home/u\nwrite /home/u/.wget-hsts h\n\
+             write /home/.wget-hsts k\nmkdir /var/cache/man/de\nwrite /var/cache/man/de/index.db i",
+            &[],
+            &[
+                "home 755 0:0 dir",
+                "home/.wget-hsts 644 0:0 file 1",
+                "home/u 755 0:0 dir",
+                "root 755 0:0 dir",
+                "root/.npm 755 0:0 dir",
+                "root/.npm/_logs 755 0:0 dir",
+                "var/cache 755 0:0 dir",
+                "var/cache/man 755 0:0 dir",
+                "var/cache/man/de 755 0:0 dir",
+            ],
+        ),
     ];
     let kitchen = Kitchen::new();
     let owned = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();

@@ -18,8 +18,8 @@ pub enum Cause {
     Cache,
     /// The order in which a directory lists its names.
     DirectoryOrder,
-    /// How many links a file has, which is the store's affair.
-    Links,
+    /// A number that the file system gives: an inode, the size of a folder.
+    FileSystem,
     /// The order of a hash table with a random seed, or of work that is done in parallel.
     Order,
     /// A process id.
@@ -52,7 +52,7 @@ impl Cause {
             Self::Log => "log",
             Self::Cache => "cache",
             Self::DirectoryOrder => "directory order",
-            Self::Links => "number of links of a file",
+            Self::FileSystem => "number that the file system gives",
             Self::Order => "order of a hash table or of parallel work",
             Self::Pid => "process id",
             Self::Cores => "number of cores",
@@ -91,9 +91,9 @@ impl Cause {
                 "sort: `find … | sort`, `tar --sort=name`, `$(sort $(wildcard *.c))` in make, \
                  `sorted(os.listdir())`; a shell's `*` is sorted already"
             }
-            Self::Links => {
-                "do not write down how many links a file has: no `ls -l` and no `stat -c %h` into \
-                 a file, `tar --hard-dereference`"
+            Self::FileSystem => {
+                "do not write down inode numbers or the sizes of folders: no `ls -li` and no `du` \
+                 into a file"
             }
             Self::Order => {
                 "fix the seed (PYTHONHASHSEED=0, PERL_HASH_SEED=0), sort what is written, or do \

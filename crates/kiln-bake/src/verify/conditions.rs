@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kiln_store::Store;
 use kiln_store::mount::{attach, remove_tree, tmpfs};
+use kiln_store::{Lower, Store};
 use rustix::mount::MountAttrFlags;
 use serde::Serialize;
 
@@ -167,10 +167,12 @@ impl Drop for Varied<'_> {
 impl StepRunner for Varied<'_> {
     fn run(&self, spec: &StepSpec, output: &mut dyn FnMut(&[u8])) -> Result<StepExit, String> {
         let mut spec = spec.clone();
-        if self.conditions.other_lower
-            && let Some(lower) = self.store.other_lower(&spec.lower).map_err(|e| e.to_string())?
-        {
-            spec.lower = lower;
+        let mut other = None;
+        if self.conditions.other_lower {
+            other = self.store.other_lower(&spec.lower).map_err(|error| error.to_string())?;
+        }
+        if let Some(lower) = &other {
+            spec.lower = Lower::clone(lower);
         }
         if self.conditions.upper_in_memory {
             self.in_memory(&spec.upper_dir)?;

@@ -69,7 +69,7 @@ fn by_condition(difference: &mut Difference, which: Condition) {
         Condition::Lower => (
             Cause::DirectoryOrder,
             "it differs when only the way the tree is mounted does: the order of names in a \
-             folder, or the number of links of a file",
+             folder, its size, or inode numbers",
         ),
         Condition::Upper => (
             Cause::DirectoryOrder,
@@ -83,9 +83,10 @@ fn by_condition(difference: &mut Difference, which: Condition) {
         Condition::Nothing => return,
     };
     let (cause, words) = match which {
-        Condition::Lower if counts(difference) => {
-            (Cause::Links, "it differs when only the way the tree is mounted does, in a number")
-        }
+        Condition::Lower if counts(difference) => (
+            Cause::FileSystem,
+            "it differs when only the way the tree is mounted does, in a number",
+        ),
         _ => (cause, words),
     };
     let finding = &difference.first.finding;
@@ -106,7 +107,8 @@ fn counts(difference: &Difference) -> bool {
         let at = first.offset?.checked_sub(value.at?)?;
         value.text.as_bytes().get(usize::try_from(at).ok()?).map(u8::is_ascii_digit)
     };
-    first.cause() == Cause::Unknown && [&first.first, &first.second].map(at) == [Some(true); 2]
+    let open = matches!(first.cause(), Cause::Unknown | Cause::Random);
+    open && [&first.first, &first.second].map(at) == [Some(true); 2]
 }
 
 /// Whether a step that has the network fails without it: then what differs came from there.

@@ -79,7 +79,8 @@ pub(super) fn verify(
         let Some(here) = recorded.images.get(&service) else {
             return Err(Report::new(Exit::Bug, format!("`{service}` was baked to no image")));
         };
-        let path = session.cwd.join(path);
+        let standard = path.as_os_str() == "-";
+        let path = if standard { path.clone() } else { session.cwd.join(path) };
         let there = carrier::Opened::of(agent, session, &path, fds)?;
         let found = against::against(&agent.store, &service, *here, &there)?;
         let verdict = found.verdict;
