@@ -41,8 +41,8 @@ pub mod error;
 #[cfg(fuzzing)]
 pub mod fuzz;
 pub mod glob;
-pub mod ignore;
 pub mod globals;
+pub mod ignore;
 mod key;
 mod keystore;
 pub mod mode;

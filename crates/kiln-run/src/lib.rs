@@ -44,7 +44,9 @@ pub use error::RunError;
 pub use exec::{ExecOutcome, ExecSpec, ExecStdio, Executing};
 pub use running::{ExitInfo, InstanceState, Running};
 pub use runtime::Runtime;
-pub use spec::{BindMount, FileMount, InstanceSpec, LogLimits, ImageMount, Network, Sandbox, SecretFile};
+pub use spec::{
+    BindMount, FileMount, ImageMount, InstanceSpec, LogLimits, Network, Sandbox, SecretFile,
+};
 pub use step::{Around, StepExit, StepSpec, Stopped};
 
 /// Hidden role: the shim of one instance.

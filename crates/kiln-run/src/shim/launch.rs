@@ -99,7 +99,8 @@ fn start(spec: &InstanceSpec, group: &Group, reporter: &mut Reporter) -> Result<
     let Cloned::Parent { pid, pidfd } = cloned else {
         // Their closing must be seen by the two sides, so no copies stay here.
         drop((report, gate, stdout, stderr));
-        let stdio = Stdio { stdin, stdout: child_stdout, stderr: child_stderr, tty: false, epilogue: None };
+        let stdio =
+            Stdio { stdin, stdout: child_stdout, stderr: child_stderr, tty: false, epilogue: None };
         let scratch = Path::new(SCRATCH);
         let mut child = Reporter::new(child_report);
         let fault = sandbox::enter(&spec.sandbox, scratch, stdio, &mut child, &child_gate);

@@ -54,6 +54,7 @@ pub(super) fn measure(
     write_repository(&first, &debs, &repository)?;
 
     let (mut unpacking, mut unpacked, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+    let mut is_able = true;
     for round in 0..rounds {
         let root = Root { binary: kiln, dir: cell.path(&format!("round{round}")) };
         root.take_packages(&first, &debs)?;
@@ -65,7 +66,15 @@ pub(super) fn measure(
         unpacked.push(root.bake(&project)?);
         root.shutdown()?;
         fs::remove_dir_all(&root.dir)?;
-        theirs.push(mmdebstrap(&cell, &repository)?);
+        if is_able {
+            match mmdebstrap(&cell, &repository) {
+                Ok(milliseconds) => theirs.push(milliseconds),
+                Err(error) => {
+                    println!("  mmdebstrap failed, its column stays empty: {error:#}");
+                    is_able = false;
+                }
+            }
+        }
     }
     let columns = |kiln: &[f64]| vec![kiln.to_vec(), Vec::new(), Vec::new(), theirs.clone()];
     let rows = ROWS.iter().zip([&unpacking, &unpacked]);
