@@ -21,6 +21,9 @@ pub(crate) struct Options {
     /// Seconds for each target
     #[arg(long, default_value_t = 60)]
     seconds: u32,
+    /// Inputs for each target instead, the same ones each time
+    #[arg(long, conflicts_with = "seconds")]
+    runs: Option<u32>,
     /// Do not install anything
     #[arg(long)]
     no_install: bool,
@@ -46,9 +49,7 @@ pub(crate) fn fuzz(options: &Options) -> Result<()> {
     let chosen = if options.targets.is_empty() { &known } else { &options.targets };
     let broken: Vec<&str> = chosen
         .iter()
-        .filter_map(|name| {
-            run(&home, &host, name, options.seconds).err().map(|error| (name, error))
-        })
+        .filter_map(|name| run(&home, &host, name, options).err().map(|error| (name, error)))
         .map(|(name, error)| {
             println!("{name}: {error:#}");
             name.as_str()
@@ -57,7 +58,7 @@ pub(crate) fn fuzz(options: &Options) -> Result<()> {
     if !broken.is_empty() {
         bail!("found something in {}: see fuzz/findings", broken.join(", "));
     }
-    println!("\n{} targets, {} s each, nothing found", chosen.len(), options.seconds);
+    println!("\n{} targets, nothing found", chosen.len());
     Ok(())
 }
 
@@ -77,7 +78,7 @@ fn targets(home: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn run(home: &Path, host: &str, name: &str, seconds: u32) -> Result<()> {
+fn run(home: &Path, host: &str, name: &str, options: &Options) -> Result<()> {
     let corpus = home.join("corpus").join(name);
     let findings = home.join("findings");
     for folder in [&corpus, &findings] {
@@ -85,7 +86,10 @@ fn run(home: &Path, host: &str, name: &str, seconds: u32) -> Result<()> {
     }
     let mut command = Command::new(home.join("target").join(host).join("release").join(name));
     command
-        .arg(format!("-max_total_time={seconds}"))
+        .args(match options.runs {
+            Some(runs) => [format!("-runs={runs}"), "-seed=1".to_owned()],
+            None => [format!("-max_total_time={}", options.seconds), "-seed=0".to_owned()],
+        })
         .arg(format!("-artifact_prefix={}/{name}-", findings.display()))
         // One input may take so many seconds and MiB: parsers are bounded in both.
         .args(["-timeout=5", "-rss_limit_mb=1024", "-max_len=16384", "-print_final_stats=1"])

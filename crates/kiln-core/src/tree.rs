@@ -204,10 +204,11 @@ impl Tree {
         Digest::of(self.listing())
     }
 
-    /// Reads a listing back.
+    /// Reads a listing back. Whether it is canonical is not asked: who has its digest knows, for the
+    /// tree's own digest is that of the canonical form.
     ///
     /// # Errors
-    /// Names the first line that is not of the canonical form.
+    /// Names the first line that cannot be read.
     pub fn parse(listing: &str) -> Result<Self, ParseListingError> {
         let mut lines = listing.lines().enumerate();
         if lines.next().map(|(_, line)| line) != Some("#mtree") {
@@ -223,7 +224,7 @@ impl Tree {
     }
 }
 
-/// Why a text is no canonical listing.
+/// Why a text is no listing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("tree listing, line {line}: {what}")]
 pub struct ParseListingError {
