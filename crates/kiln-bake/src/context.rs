@@ -316,8 +316,7 @@ impl Walk<'_> {
                     }
                     _ => None,
                 });
-            let scratch = store.scratch_dir().map_err(BakeError::store)?;
-            StatCache::save(&at, scratch.path(), files);
+            StatCache::save(&at, files);
         }
         Ok(())
     }

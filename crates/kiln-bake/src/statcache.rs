@@ -126,18 +126,11 @@ impl StatCache {
         self.entries.is_empty()
     }
 
-    /// Replaces the cache at `path` by `files`, which ascend; `scratch` is a folder on the same
-    /// file system. Not being able to is no error: the files are hashed again then.
-    pub fn save<'a>(
-        path: &Path,
-        scratch: &Path,
-        files: impl Iterator<Item = (&'a [u8], Stamp, Digest)>,
-    ) {
-        let new = scratch.join("stat");
-        let dir = path.parent().map(std::fs::create_dir_all);
-        let written = matches!(dir, Some(Ok(()))) && std::fs::write(&new, encode(files)).is_ok();
-        if !written || std::fs::rename(&new, path).is_err() {
-            let _ = std::fs::remove_file(&new);
+    /// Replaces the cache at `path` by `files`, which ascend. Not being able to is no error: the
+    /// files are hashed again then.
+    pub fn save<'a>(path: &Path, files: impl Iterator<Item = (&'a [u8], Stamp, Digest)>) {
+        if let Some(Ok(())) = path.parent().map(std::fs::create_dir_all) {
+            let _ = kiln_store::write_atomic(path, &encode(files));
         }
     }
 

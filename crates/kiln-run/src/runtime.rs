@@ -61,10 +61,6 @@ impl Runtime {
         self.root.join("instances").join(id)
     }
 
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
-    }
-
     pub(crate) fn exe(&self) -> &Path {
         &self.exe
     }

@@ -178,13 +178,13 @@ impl Runtime {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{STEP_PREFIX}{}-{number}", std::process::id());
         let doing = || format!("prepare the step `{}`", spec.argv.join(" "));
-        let scratch = Scratch::new(self.root().join("tmp").join(&name)).doing(doing)?;
+        let disk = spec.upper_dir.parent().unwrap_or(&spec.upper_dir).to_owned();
+        let scratch = Scratch::new(disk.join(&name)).doing(doing)?;
         let stdin = input(&spec.stdin).doing(doing)?;
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).doing(doing)?;
         let stdio = [stdin, write.try_clone().doing(doing)?, write];
         let sandbox = Box::new(sandbox(spec));
         let around = &spec.around;
-        let disk = spec.upper_dir.parent().unwrap_or(&spec.upper_dir).to_owned();
         let bounds = Bounds { tasks: around.tasks, disk, reserve: around.reserve };
         let what = What::Step {
             sandbox,

@@ -40,7 +40,7 @@ pub mod typed;
 #[cfg(test)]
 mod tests;
 
-pub use durable::write_durable;
+pub use durable::{write_atomic, write_durable};
 pub use error::{Error, Result};
 pub use gc::{GcOptions, GcReport};
 pub use lease::Lease;

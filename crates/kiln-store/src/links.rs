@@ -20,6 +20,7 @@ use kiln_core::Digest;
 use kiln_core::tree::{Kind, Node, Tree};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, XattrFlags};
 
+use crate::durable::Published;
 use crate::error::{Context as _, Error, Result};
 use crate::mount::{epoch_times, remove_tree};
 use crate::store::Store;
@@ -46,7 +47,11 @@ pub(crate) fn build(
     fs::create_dir_all(&empty).doing("creating", &empty)?;
     let staging = store.temporary("links");
     let mut builder = Builder { store, staging: &staging, files, copies: HashMap::new() };
-    let _unsynced_early = store.inner.unsynced.mark()?;
+    // Copies are a step's scratch, which no power cut spares.
+    let _unsynced_early = match files {
+        Files::Links => Some(store.inner.unsynced.mark(Published::Many)?),
+        Files::Copies => None,
+    };
     for (path, node) in &tree.entries {
         let made = builder.entry(path, node);
         made.map_err(|error| in_tree(digest, path, error))?;

@@ -11,7 +11,7 @@ use kiln_core::tree::{Kind, Node, Tree};
 use kiln_core::{Digest, digest::Hasher};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::write_atomic;
+use crate::durable::{Published, write_atomic};
 use crate::erofs;
 use crate::error::{Context as _, Error, Result};
 use crate::links::{self, Files};
@@ -231,7 +231,7 @@ impl Store {
                     let bytes = erofs::build(&*self.get_tree(tree)?, tree)?;
                     let beside = self.temporary("image");
                     fs::write(&beside, bytes).doing("writing", &beside)?;
-                    let _unsynced = self.inner.unsynced.mark()?;
+                    let _unsynced = self.inner.unsynced.mark(Published::File(&image))?;
                     fs::rename(&beside, &image).doing("renaming", &beside)?;
                 }
                 done.insert(*tree);

@@ -15,6 +15,7 @@ use kiln_core::Digest;
 use kiln_core::digest::Hasher;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Statx, StatxFlags, Uid};
 
+use crate::durable::Published;
 use crate::error::{Context as _, Error, Result};
 use crate::store::Store;
 
@@ -193,7 +194,7 @@ impl Store {
     fn present(&self, digest: &Digest, size: u64) -> Result<bool> {
         match self.stat(digest)? {
             Some(stat) if stat.stx_size == size => {
-                self.inner.unsynced.found(&stat)?;
+                self.inner.unsynced.found(&stat, &self.object_path(digest))?;
                 Ok(true)
             }
             _ => Ok(false),
@@ -201,10 +202,18 @@ impl Store {
     }
 
     fn new_object(&self) -> Result<NewObject> {
-        let at = self.inner.root.join("tmp");
+        let at = self.inner.nursery.clone();
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o644);
-        match rustix::fs::open(&at, flags, mode) {
+        let open = || rustix::fs::open(&at, flags, mode);
+        let opened = match open() {
+            Err(rustix::io::Errno::NOENT) => {
+                fs::create_dir_all(&at).doing("creating", &at)?;
+                open()
+            }
+            opened => opened,
+        };
+        match opened {
             Ok(fd) => Ok(NewObject { file: fd.into(), at, named: false }),
             // Some file systems have no unnamed files.
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
@@ -224,7 +233,7 @@ impl Store {
         rustix::fs::futimens(file, &crate::mount::epoch_times()).doing("dating", at)?;
         let size = file.metadata().doing("looking at", at)?.len();
         let path = self.object_path(digest);
-        let _unsynced = self.inner.unsynced.mark()?;
+        let _unsynced = self.inner.unsynced.mark(Published::File(&path))?;
         match new.link(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let dir = path.parent().unwrap_or(&path);

@@ -68,8 +68,7 @@ impl Store {
     pub fn set_step_result(&self, key: &Digest, image: &ImageId) -> Result<()> {
         let path = self.step_path(key);
         let bytes = serde_json::to_vec(image).unwrap_or_default();
-        // After a power cut a result may outlive objects that it names, so it marks the root too.
-        let _unsynced = self.inner.unsynced.mark()?;
+        // Not marked: what it names marked the root when it was put, and a torn result is none.
         write_atomic(&path, &bytes).doing("writing", &path)
     }
 

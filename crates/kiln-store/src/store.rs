@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use kiln_core::Digest;
+use rustix::fs::IFlags;
 
 use crate::durable::{Unsynced, write_durable};
 use crate::error::{Context as _, Error, Result};
@@ -52,12 +53,21 @@ pub(crate) struct Inner {
     /// For `syncfs`.
     pub(crate) root_fd: File,
     pub(crate) unsynced: Unsynced,
+    /// Where this process's new objects are made, before they have a name.
+    pub(crate) nursery: PathBuf,
     pub(crate) trees: Mutex<TreeCache>,
     pub(crate) ledger: Ledger,
     pub(crate) choice: Choice,
     /// Trees whose derived form was built or checked by this process; held while one is built.
     pub(crate) lowers: Mutex<BTreeSet<Digest>>,
     pub(crate) turns: Turns,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // It may never have been made. A left-over is removed at the next open.
+        let _ = fs::remove_dir(&self.nursery);
+    }
 }
 
 impl Store {
@@ -91,12 +101,15 @@ impl Store {
         let root_fd = File::open(&root).doing("opening", &root)?;
         let unsynced = Unsynced::new(root.join("unsynced"));
         recover(&root, &unsynced)?;
+        spread(&root.join("tmp"));
+        let nursery = root.join("tmp").join(owner::unique("objects"));
         let ledger = Ledger::open(&root)?;
         let choice = Choice::make(&root, backing)?;
         let inner = Inner {
             root,
             root_fd,
             unsynced,
+            nursery,
             trees: Mutex::default(),
             ledger,
             choice,
@@ -159,6 +172,19 @@ fn check_format(root: &Path) -> Result<()> {
     }
 }
 
+/// Asks ext4 to put each folder of `dir` into a block group of its own. It does not give out again
+/// what was removed within the last minutes but steps over it, one file after the other: beside the
+/// removed scratch of a step, a thousand new files took ten times as long. A hint; other file
+/// systems do without.
+fn spread(dir: &Path) {
+    let Ok(dir) = File::open(dir) else { return };
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&dir)
+        && !flags.contains(IFlags::TOPDIR)
+    {
+        let _ = rustix::fs::ioctl_setflags(&dir, flags | IFlags::TOPDIR);
+    }
+}
+
 /// Removes what dead processes left, and mistrusts what a power cut may have torn.
 fn recover(root: &Path, unsynced: &Unsynced) -> Result<()> {
     let mut torn_since: Option<SystemTime> = None;
@@ -195,7 +221,7 @@ const NEW: &[u8] = b".new.";
 /// Removes temporaries that [`crate::durable`] writes beside their targets.
 fn remove_halves(root: &Path) -> Result<()> {
     let mut dirs = vec![root.to_owned()];
-    for dir in ["cache/steps", "ledger"] {
+    for dir in ["cache/steps", "cache/contexts", "ledger"] {
         dirs.push(root.join(dir));
     }
     for parent in ["refs", "stages"] {

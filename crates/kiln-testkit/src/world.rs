@@ -56,6 +56,21 @@ impl World {
         self.home().join("root")
     }
 
+    /// What lies in the root's folder for scratch, but for the agent's own folder of new objects
+    /// while that is empty.
+    ///
+    /// # Panics
+    /// If the folder cannot be read.
+    pub fn scratch(&self) -> Vec<PathBuf> {
+        let read = |dir: &Path| {
+            let entries = std::fs::read_dir(dir).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+            entries.unwrap_or_else(|error| panic!("{}: {error}", dir.display()))
+        };
+        let entries = read(&self.root().join("tmp")).into_iter().map(|entry| entry.path());
+        let own = |path: &Path| path.to_string_lossy().contains("/tmp/objects.");
+        entries.filter(|path| !(own(path) && read(path).is_empty())).collect()
+    }
+
     /// Writes a project beside the root.
     ///
     /// # Panics

@@ -80,10 +80,7 @@ fn a_command_right_after_shutdown_finds_an_agent() {
         world.kiln_in(&project, ["ps"]).expect_done();
         shutdown.wait().unwrap().expect_done();
     }
-    wait_until(PATIENCE, "nothing half removed", || {
-        let mut left = std::fs::read_dir(world.root().join("tmp")).unwrap();
-        left.next().is_none().then_some(())
-    });
+    wait_until(PATIENCE, "nothing half removed", || world.scratch().is_empty().then_some(()));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use kiln_store::Upper;
+use kiln_store::mount::Opened;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -29,14 +30,13 @@ pub(super) fn assemble(sandbox: &Sandbox, scratch: &Path) -> Result<(), Fault> {
         super::network_defaults()?;
     }
     let hostname = format!("{}\n", sandbox.hostname);
-    let image = kiln_store::mount::mount_image(&sandbox.lower, None)
-        .step(|| format!("mount the image {:?}", sandbox.lower))?;
-    let entries = layout(sandbox, &hostname, image.as_fd())?;
+    let image =
+        Opened::open(&sandbox.lower).step(|| format!("mount the image {:?}", sandbox.lower))?;
+    let entries = layout(sandbox, &hostname, image.names())?;
     prepare_scratch(scratch)?;
     let (stub, new_root) = (scratch.join("stub"), scratch.join("root"));
-    fill_stubs(sandbox, &entries, &Layer::new(stub.clone(), image.as_fd())?)?;
-    drop(image);
-    mount_root(sandbox, &stub, &new_root)?;
+    fill_stubs(sandbox, &entries, &Layer::new(stub.clone(), image.names())?)?;
+    mount_root(sandbox, image, &stub, &new_root)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, &new_root, flags, Mode::empty())
         .step(|| format!("open {}", new_root.display()))?;
@@ -77,11 +77,15 @@ fn fill_stubs(sandbox: &Sandbox, entries: &[Entry<'_>], layer: &Layer<'_>) -> Re
 
 /// Mounts image and stubs at `new_root`. Devices are refused everywhere but on the nodes of
 /// `/dev`: CAP_MKNOD is in Docker's set, and there is no device group on cgroup2.
-fn mount_root(sandbox: &Sandbox, stub: &Path, new_root: &Path) -> Result<(), Fault> {
+fn mount_root(
+    sandbox: &Sandbox,
+    image: Opened<'_>,
+    stub: &Path,
+    new_root: &Path,
+) -> Result<(), Fault> {
     let upper = sandbox.upper.as_ref().map(|dir| Upper { dir: dir.clone() });
     let step = || format!("mount the root from {:?}", sandbox.lower);
-    let fd =
-        kiln_store::mount::mount_image_under(&sandbox.lower, upper.as_ref(), &[stub]).step(step)?;
+    let fd = image.mount(upper.as_ref(), &[stub]).step(step)?;
     let mut attrs = MountAttrFlags::MOUNT_ATTR_NODEV;
     if upper.is_none() {
         attrs |= MountAttrFlags::MOUNT_ATTR_RDONLY;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -47,13 +47,48 @@ pub fn mount_image_under(
     upper: Option<&Upper>,
     over: &[&Path],
 ) -> io::Result<OwnedFd> {
-    let over = over.iter().map(|dir| open_dir(dir)).collect::<io::Result<Vec<_>>>()?;
-    match lower {
-        Lower::Composefs { image, objects } => {
-            let objects = open_dir(objects)?;
-            composefs(image, &objects, upper, &over)
+    Opened::open(lower)?.mount(upper, over)
+}
+
+/// An image whose names, owners and modes can be looked at before it is mounted, for no more than
+/// what mounting it costs.
+#[derive(Debug)]
+pub struct Opened<'a> {
+    lower: &'a Lower,
+    names: OwnedFd,
+}
+
+impl<'a> Opened<'a> {
+    /// Opens the image.
+    ///
+    /// # Errors
+    /// As [`mount_image`].
+    pub fn open(lower: &'a Lower) -> io::Result<Self> {
+        let names = match lower {
+            Lower::Composefs { image, .. } => erofs(image)?,
+            Lower::Links { dir } => open_dir(dir)?,
+        };
+        Ok(Self { lower, names })
+    }
+
+    /// Its root. Files that it leads to may be empty: their content is elsewhere.
+    pub fn names(&self) -> BorrowedFd<'_> {
+        self.names.as_fd()
+    }
+
+    /// Mounts it as [`mount_image_under`] does.
+    ///
+    /// # Errors
+    /// As [`mount_image`].
+    pub fn mount(self, upper: Option<&Upper>, over: &[&Path]) -> io::Result<OwnedFd> {
+        let over = over.iter().map(|dir| open_dir(dir)).collect::<io::Result<Vec<_>>>()?;
+        match self.lower {
+            Lower::Composefs { image, objects } => {
+                let objects = open_dir(objects)?;
+                composefs(image, self.names, &objects, upper, &over)
+            }
+            Lower::Links { dir } => linked(dir, &self.names, upper, &over),
         }
-        Lower::Links { dir } => linked(dir, upper, &over),
     }
 }
 
@@ -76,17 +111,20 @@ const ATTACHED: u8 = 2;
 
 fn composefs(
     image: &Path,
+    names: OwnedFd,
     data: &OwnedFd,
     upper: Option<&Upper>,
     over: &[OwnedFd],
 ) -> io::Result<OwnedFd> {
+    let mut names = Some(names);
     let known = WANTS.load(Ordering::Relaxed);
     let mut first = None;
     for wants in [known, METACOPY, ATTACHED, METACOPY | ATTACHED] {
         if wants == known && first.is_some() {
             continue;
         }
-        let result = composefs_as(image, data, upper, over, wants);
+        let names = names.take().map_or_else(|| erofs(image), Ok)?;
+        let result = composefs_as(&names, data, upper, over, wants);
         match result {
             Ok(mount) => {
                 WANTS.store(wants, Ordering::Relaxed);
@@ -102,14 +140,13 @@ fn composefs(
 }
 
 fn composefs_as(
-    image: &Path,
+    names: &OwnedFd,
     data: &OwnedFd,
     upper: Option<&Upper>,
     over: &[OwnedFd],
     wants: u8,
 ) -> io::Result<OwnedFd> {
-    let metadata = erofs(image)?;
-    let attached = if wants & ATTACHED == 0 { None } else { Some(Attached::new(&metadata)?) };
+    let attached = if wants & ATTACHED == 0 { None } else { Some(Attached::new(names)?) };
     let overlay = Context::open("overlay")?;
     overlay.set("source", "kiln")?;
     for layer in over {
@@ -117,10 +154,10 @@ fn composefs_as(
     }
     match &attached {
         Some(attached) => overlay.set("lowerdir+", &attached.name())?,
-        None => overlay.set("lowerdir+", &proc_name(&metadata))?,
+        None => overlay.set("lowerdir+", &proc_name(names))?,
     }
     overlay.set("datadir+", &proc_name(data))?;
-    finish(&overlay, &metadata, upper, wants & METACOPY != 0)
+    finish(&overlay, names, upper, wants & METACOPY != 0)
 }
 
 /// With the older kernels' wants, which a newer one takes as well: for tests.
@@ -133,22 +170,26 @@ pub(crate) fn composefs_forced(
     attached: bool,
 ) -> io::Result<OwnedFd> {
     let wants = if metacopy { METACOPY } else { 0 } | if attached { ATTACHED } else { 0 };
-    composefs_as(image, &open_dir(objects)?, upper, &[], wants)
+    composefs_as(&erofs(image)?, &open_dir(objects)?, upper, &[], wants)
 }
 
 /// A tree of hard links. An overlay without an upper layer wants two lower ones, so the second is
 /// an empty folder; that keeps the mount from ever becoming writable, as a mere bind could.
-fn linked(dir: &Path, upper: Option<&Upper>, over: &[OwnedFd]) -> io::Result<OwnedFd> {
-    let tree = open_dir(dir)?;
+fn linked(
+    dir: &Path,
+    tree: &OwnedFd,
+    upper: Option<&Upper>,
+    over: &[OwnedFd],
+) -> io::Result<OwnedFd> {
     let overlay = Context::open("overlay")?;
     overlay.set("source", "kiln")?;
     let empty = match upper {
         Some(_) => None,
         None => Some(open_dir(&crate::links::empty_beside(dir))?),
     };
-    let layers = over.iter().chain([&tree]).chain(&empty).map(proc_name).collect::<Vec<_>>();
+    let layers = over.iter().chain([tree]).chain(&empty).map(proc_name).collect::<Vec<_>>();
     overlay.set("lowerdir", &layers.join(":"))?;
-    finish(&overlay, &tree, upper, false)
+    finish(&overlay, tree, upper, false)
 }
 
 /// Sets what all overlays have in common, and mounts. Every option whose default is a choice of

@@ -18,7 +18,7 @@ use rustix::mount::{
 
 #[cfg(test)]
 pub(crate) use self::image::composefs_forced;
-pub use self::image::{Upper, mount_image, mount_image_under};
+pub use self::image::{Opened, Upper, mount_image, mount_image_under};
 
 /// Attaches a detached mount to an existing folder (or a file, for the bind of a file).
 ///

@@ -43,7 +43,7 @@ fn large_contents_by_every_door() {
     let mut next = [0];
     lent.read_exact(&mut next).unwrap();
     assert_eq!(next, [7]);
-    assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
+    nothing_is_left_over(&store);
 }
 
 #[test]
@@ -157,7 +157,14 @@ fn a_reader_that_fails_leaves_nothing() {
         assert!(message.contains("the line broke"), "{message}");
     }
     assert_eq!(store.check().unwrap().objects, 0);
-    assert_eq!(fs::read_dir(store.root().join("tmp")).unwrap().count(), 0);
+    nothing_is_left_over(&store);
+}
+
+/// What stays is the folder that new ones are made in.
+fn nothing_is_left_over(store: &Store) {
+    let left = fs::read_dir(store.root().join("tmp")).unwrap().map(|entry| entry.unwrap().path());
+    assert!(left.into_iter().all(|path| path == store.inner.nursery));
+    assert_eq!(fs::read_dir(&store.inner.nursery).unwrap().count(), 0);
 }
 
 #[test]
@@ -239,4 +246,53 @@ fn the_documented_golden_vector_holds() {
     let digest = store.put_tree(&tree).unwrap();
     assert_eq!(store.get(&digest).unwrap(), listing.as_bytes());
     assert!(page.contains(&format!("`{digest}`")), "{digest}");
+}
+
+/// What a few syncs say of an object depends on whether somebody else has any that are not synced.
+#[test]
+fn found_objects_are_durable_when_nobody_else_has_put_any() {
+    let (_dir, store) = store(Backing::Links);
+    let dirty = || store.inner.unsynced.is_dirty();
+    let later = || {
+        // Files may be dated by the exact clock, a flush goes by the coarse one, which lags.
+        let exact = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        while rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse) <= exact {
+            std::thread::yield_now();
+        }
+    };
+    store.put(b"one").unwrap();
+    later();
+    store.flush().unwrap();
+    store.put(b"one").unwrap();
+    assert!(!dirty());
+
+    let other = Store::open_with(store.root(), Some(Backing::Links)).unwrap();
+    other.put(b"two").unwrap();
+    store.put(b"three").unwrap();
+    later();
+    store.flush().unwrap();
+    store.put(b"two").unwrap();
+    assert!(dirty());
+
+    // More than are worth a sync each are synced with all that anybody has.
+    for number in 0..=u8::MAX {
+        store.put(&[number]).unwrap();
+    }
+    later();
+    store.flush().unwrap();
+    store.put(b"two").unwrap();
+    assert!(!dirty());
+    other.flush().unwrap();
+}
+
+#[test]
+fn the_folder_of_new_objects_may_go() {
+    let (_dir, store) = store(Backing::Links);
+    store.put(b"one").unwrap();
+    fs::remove_dir(&store.inner.nursery).unwrap();
+    store.put(b"two").unwrap();
+    let nursery = store.inner.nursery.clone();
+    assert!(nursery.exists());
+    drop(store);
+    assert!(!nursery.exists());
 }
