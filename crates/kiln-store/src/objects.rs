@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek as _, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use kiln_core::Digest;
@@ -229,9 +229,13 @@ impl Store {
     /// Gives a written content its name.
     fn publish(&self, new: &dyn Unnamed, digest: &Digest) -> Result<()> {
         let (file, at) = (new.file(), new.at());
-        rustix::fs::fchmod(file, Mode::from_raw_mode(0o644)).doing("chmod of", at)?;
+        let meta = file.metadata().doing("looking at", at)?;
+        let size = meta.len();
+        // The umask may have taken some of it away.
+        if meta.mode() & 0o7777 != 0o644 {
+            rustix::fs::fchmod(file, Mode::from_raw_mode(0o644)).doing("chmod of", at)?;
+        }
         rustix::fs::futimens(file, &crate::mount::epoch_times()).doing("dating", at)?;
-        let size = file.metadata().doing("looking at", at)?.len();
         let path = self.object_path(digest);
         let _unsynced = self.inner.unsynced.mark(Published::File(&path))?;
         match new.link(&path) {

@@ -151,8 +151,19 @@ fn words(error: &ureq::Error) -> String {
     match error {
         ureq::Error::HostNotFound => "the host is not known".into(),
         ureq::Error::Timeout(_) => format!("the server was silent for too long ({error})"),
-        ureq::Error::Io(error) => error.to_string(),
-        other => other.to_string(),
+        ureq::Error::Io(error) => known(error.to_string()),
+        other => known(other.to_string()),
+    }
+}
+
+/// Says what to do about an authority that this machine does not know.
+fn known(error: String) -> String {
+    match error.contains("UnknownIssuer") {
+        true => format!(
+            "{error}; if its authority is your own, start the agent with SSL_CERT_FILE=its.pem \
+             (`kiln shutdown` ends the one that runs)"
+        ),
+        false => error,
     }
 }
 

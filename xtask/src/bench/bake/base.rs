@@ -15,12 +15,18 @@ use crate::bench::works::Unit;
 pub(super) const MOST_ROUNDS: usize = 3;
 
 /// Names and aims, in milliseconds.
-pub(super) const ROWS: &[(&str, f64)] =
-    &[("base: from .deb files", 11_000.0), ("base: with unpacked packages in the store", 7_000.0)];
+pub(super) const ROWS: &[(&str, f64)] = &[
+    ("base: from .deb files", 11_000.0),
+    ("base: with unpacked packages in the store", 7_000.0),
+    ("base: the next one, with one package more", 7_000.0),
+];
 
 /// What is asked for; with what they need these are some 150 packages.
 const PACKAGES: &[&str] =
     &["ca-certificates", "curl", "git", "nginx", "postgresql-15", "python3", "redis-server"];
+
+/// What the next base has besides.
+const MORE: &str = "less";
 
 /// A package file in a store.
 struct Deb {
@@ -39,31 +45,39 @@ pub(super) fn measure(
     println!("measuring: a base ({rounds} rounds)");
     let cell = Cell::start("kiln-bench-base-", Keep::OnDisk, "exec sleep infinity\n")?;
     let compose = format!(
-        "name: base\nservices:\n  app: {{ image: all, command: [sh] }}\n\
-         x-kiln:\n  bases:\n    all: {{ debian: bookworm, packages: [{}] }}\n",
+        "name: base\nservices:\n  app: {{ image: all, command: [sh] }}\n  \
+         next: {{ image: more, command: [sh] }}\n\
+         x-kiln:\n  bases:\n    all: {{ debian: bookworm, packages: [{0}] }}\n    \
+         more: {{ debian: bookworm, packages: [{0}, {MORE}] }}\n",
         PACKAGES.join(", ")
     );
     let project = Project::new(cell.path("project"), &compose);
     // The one bake that may ask a mirror; it writes the lock, and its store has the package files.
     let first = Root { binary: kiln, dir: cell.path("first") };
-    first.bake(&project)?;
+    for service in ["app", "next"] {
+        first.bake(&project, service)?;
+    }
     first.shutdown()?;
     let debs = locked(&project.read("kiln.lock"));
     println!("  {} packages", debs.len());
     let repository = cell.path("repository");
     write_repository(&first, &debs, &repository)?;
 
-    let (mut unpacking, mut unpacked, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut unpacking, mut unpacked, mut next] = [const { Vec::new() }; 3];
+    let mut theirs = Vec::new();
     let mut is_able = true;
     for round in 0..rounds {
         let root = Root { binary: kiln, dir: cell.path(&format!("round{round}")) };
         root.take_packages(&first, &debs)?;
         rustix::fs::sync();
-        unpacking.push(root.bake(&project)?);
+        unpacking.push(root.bake(&project, "app")?);
         root.shutdown()?;
         root.forget_images()?;
         rustix::fs::sync();
-        unpacked.push(root.bake(&project)?);
+        unpacked.push(root.bake(&project, "app")?);
+        root.shutdown()?;
+        rustix::fs::sync();
+        next.push(root.bake(&project, "next")?);
         root.shutdown()?;
         fs::remove_dir_all(&root.dir)?;
         if is_able {
@@ -77,7 +91,7 @@ pub(super) fn measure(
         }
     }
     let columns = |kiln: &[f64]| vec![kiln.to_vec(), Vec::new(), Vec::new(), theirs.clone()];
-    let rows = ROWS.iter().zip([&unpacking, &unpacked]);
+    let rows = ROWS.iter().zip([&unpacking, &unpacked, &next]);
     let rows = rows.filter(|((name, _), _)| wanted(name)).map(|((name, aim), values)| {
         Row::new(name, Unit::Milliseconds, Some(*aim), columns(values))
     });
@@ -97,8 +111,8 @@ impl Root<'_> {
     }
 
     /// Milliseconds of the whole command, agent's start included.
-    fn bake(&self, project: &Project) -> Result<f64> {
-        let output = self.call("bake").dir(project.dir()).run_ok()?;
+    fn bake(&self, project: &Project, service: &str) -> Result<f64> {
+        let output = self.call("bake").arg(service).dir(project.dir()).run_ok()?;
         Ok(output.took.as_secs_f64() * 1_000.0)
     }
 
@@ -167,19 +181,30 @@ fn write_repository(root: &Root<'_>, debs: &[Deb], dir: &Path) -> Result<()> {
         fs::copy(root.object(&deb.sha256), dir.join(&deb.file))?;
     }
     let scan = Call::new("dpkg-scanpackages").args(["--multiversion", "."]).dir(dir);
-    fs::write(dir.join("Packages"), scan.patience(PATIENCE).run_ok()?.stdout)?;
-    Ok(())
+    let index = scan.patience(PATIENCE).run_ok()?.stdout;
+    fs::write(dir.join("Packages"), &index)?;
+    let sum = Call::new("sha256sum").arg("Packages").dir(dir).run_ok()?.stdout;
+    let sum = sum.split_whitespace().next().context("sha256sum says nothing")?;
+    // mmdebstrap asks apt for the essential packages of this suite.
+    let release = format!(
+        "Suite: bookworm\nCodename: bookworm\nArchitectures: amd64\n\
+         Date: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n {sum} {} Packages\n",
+        index.len()
+    );
+    Ok(fs::write(dir.join("Release"), release)?)
 }
 
 /// The same packages by mmdebstrap, into a directory: essential ones and those asked for.
 fn mmdebstrap(cell: &Cell, repository: &Path) -> Result<f64> {
     let target = cell.path("tree");
-    let source = format!("deb [trusted=yes] file:{} ./", repository.display());
+    // Not `file:`, which the programs inside the tree would have to see.
+    let source = format!("deb [trusted=yes] copy:{} ./", repository.display());
+    // apt begins with the rights of another user, who cannot read the repository.
     let output = cell
         .call("mmdebstrap")
         .args(["--quiet", "--variant=essential", "--mode=root", "--format=directory"])
+        .arg("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr")
         .arg(format!("--include={}", PACKAGES.join(",")))
-        // apt as another user could not read the repository.
         .arg("--aptopt=APT::Sandbox::User \"root\"")
         .arg("bookworm")
         .arg(&target)

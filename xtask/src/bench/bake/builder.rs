@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use kiln_testkit::Call;
 use kiln_testkit::peers::{self, Engine, Keep, Network, buildah::Driver};
+use kiln_testkit::{Call, leftovers};
 
 use crate::bench::peer::PATIENCE;
 use crate::shell;
@@ -24,6 +24,12 @@ pub(super) trait Builder {
 
     /// Where its images are.
     fn storage(&self) -> PathBuf;
+
+    /// The process that builds, if it is one that stays.
+    ///
+    /// # Errors
+    /// It is not there.
+    fn daemon(&self) -> Result<Option<u32>>;
 }
 
 /// Kiln, on a root of its own; an agent is there from the first command on, as for users.
@@ -59,6 +65,10 @@ impl Builder for Kiln {
 
     fn storage(&self) -> PathBuf {
         self.root.path().to_owned()
+    }
+
+    fn daemon(&self) -> Result<Option<u32>> {
+        daemon(self.root.path(), "agent").map(Some)
     }
 }
 
@@ -102,6 +112,10 @@ impl Builder for BuildKit {
     fn storage(&self) -> PathBuf {
         self.engine.path("data")
     }
+
+    fn daemon(&self) -> Result<Option<u32>> {
+        daemon(&self.engine.path("data"), "dockerd").map(Some)
+    }
 }
 
 /// `buildah build` with its cache of layers, on overlay mounts, steps in a chroot: its quickest.
@@ -140,4 +154,17 @@ impl Builder for Buildah {
     fn storage(&self) -> PathBuf {
         self.buildah.path("data")
     }
+
+    fn daemon(&self) -> Result<Option<u32>> {
+        Ok(None)
+    }
+}
+
+/// The process that has `folder` and `word` among its arguments.
+fn daemon(folder: &Path, word: &str) -> Result<u32> {
+    let found = leftovers::processes(folder, None).into_iter().find(|process| {
+        let names = |name: &str| process.command.split(' ').any(|part| part == name);
+        names(word) && names(&folder.to_string_lossy())
+    });
+    Ok(found.with_context(|| format!("no `{word}` runs on {}", folder.display()))?.pid)
 }

@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `builder` | those who build |
 //! | `works` | the measurements on a context of a thousand files |
+//! | `memory` | a daemon's memory while a large file goes into an image |
 //! | `base` | a base of packages, beside mmdebstrap |
 
 mod base;
 mod builder;
+mod memory;
 mod works;
 
 use std::path::Path;
@@ -40,6 +42,7 @@ pub(super) fn bench(kiln: &Path, rounds: usize, only: Option<&str>) -> Result<Re
             places.push(place.with_context(|| format!("{}: first build", builder.name()))?);
         }
         for work in works {
+            let rounds = rounds.min(work.most_rounds);
             println!("measuring: {} ({rounds} rounds)", work.name);
             let mut columns = vec![Vec::new(); places.len()];
             for round in 0..rounds {
@@ -52,6 +55,9 @@ pub(super) fn bench(kiln: &Path, rounds: usize, only: Option<&str>) -> Result<Re
             }
             rows.push(Row::new(work.name, work.unit, work.aim, columns));
         }
+    }
+    if wanted(memory::NAME) {
+        rows.push(memory::measure(&builders, folder.path())?);
     }
     let mut heads: Vec<String> = builders.iter().map(|builder| builder.name().to_owned()).collect();
     drop(builders);

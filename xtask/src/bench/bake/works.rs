@@ -16,6 +16,8 @@ pub(super) struct Work {
     pub(super) unit: Unit,
     /// What is aimed at, in the unit.
     pub(super) aim: Option<f64>,
+    /// More say nothing new.
+    pub(super) most_rounds: usize,
     pub(super) measure: fn(&mut Workplace<'_>) -> Result<f64>,
 }
 
@@ -25,30 +27,35 @@ pub(super) const WORKS: &[Work] = &[
         name: "bake: nothing changed, 1,000 files, whole process",
         unit: Unit::Milliseconds,
         aim: Some(6.0),
+        most_rounds: usize::MAX,
         measure: unchanged,
     },
     Work {
         name: "bake: one of 1,000 files changed, COPY only",
         unit: Unit::Milliseconds,
         aim: Some(15.0),
+        most_rounds: usize::MAX,
         measure: one_changed,
     },
     Work {
         name: "bake: one RUN step (`true`) after a change, beyond the command's own time",
         unit: Unit::Milliseconds,
         aim: Some(15.0),
+        most_rounds: usize::MAX,
         measure: one_step,
     },
     Work {
         name: "bake: cold, 1,000 new files, durable",
         unit: Unit::Milliseconds,
         aim: Some(60.0),
+        most_rounds: usize::MAX,
         measure: cold,
     },
     Work {
         name: "bake: disk for ten releases that differ in one file each",
         unit: Unit::Mebibytes,
         aim: None,
+        most_rounds: 2,
         measure: ten_releases,
     },
 ];
@@ -142,7 +149,7 @@ impl<'a> Workplace<'a> {
 }
 
 /// A folder with a Compose file, and the context in it.
-fn project(dir: &Path, dockerfile: &str) -> PathBuf {
+pub(super) fn project(dir: &Path, dockerfile: &str) -> PathBuf {
     let compose = "name: bake\nservices:\n  app: { build: ./context, command: [busybox] }\n\
          x-kiln:\n  bases:\n    \
          busybox: { debian: bookworm, packages: [busybox-static], minimal: true }\n";
