@@ -61,7 +61,7 @@ pub fn select_with_parents(
         let full = paths::clean(&format!("/{above}/{pattern}"));
         let at = paths::resolve(tree, full.as_bytes(), true).map_err(|error| error.to_string())?;
         if tree.get(&at).is_none() {
-            return Err(format!("`{source}` is not there"));
+            return Err(not_found(full.as_bytes()));
         }
     }
     Ok(sources)
@@ -73,7 +73,7 @@ pub fn select_with_parents(
 /// It is not there.
 pub fn one(tree: &Tree, source: &str, origin: &dyn Fn(Path) -> Origin) -> Result<Source, String> {
     let clean = paths::clean(&format!("/{source}"));
-    at(tree, &clean.as_bytes()[1..], source, origin)
+    at(tree, &clean.as_bytes()[1..], origin)
 }
 
 /// Everything that a source names, with all below it.
@@ -84,18 +84,18 @@ fn all(tree: &Tree, source: &str, origin: &dyn Fn(Path) -> Origin) -> Result<Vec
     } else {
         vec![clean.as_bytes()[1..].to_vec()]
     };
-    matches.iter().map(|path| at(tree, path, source, origin)).collect()
+    matches.iter().map(|path| at(tree, path, origin)).collect()
 }
 
-fn at(
-    tree: &Tree,
-    path: &[u8],
-    source: &str,
-    origin: &dyn Fn(Path) -> Origin,
-) -> Result<Source, String> {
+/// The reference's words.
+fn not_found(path: &[u8]) -> String {
+    format!("\"/{}\": not found", String::from_utf8_lossy(path).trim_start_matches('/'))
+}
+
+fn at(tree: &Tree, path: &[u8], origin: &dyn Fn(Path) -> Origin) -> Result<Source, String> {
     let at = paths::resolve(tree, path, true).map_err(|error| error.to_string())?;
     let Some(node) = tree.get(&at) else {
-        return Err(format!("`{source}` is not there"));
+        return Err(not_found(path));
     };
     Ok(Source {
         name: paths::base_name(path).to_vec(),
@@ -317,7 +317,7 @@ mod tests {
             assert_eq!(narrowed(source, true, &[]).unwrap(), expected, "{source}");
         }
         assert_eq!(narrowed("src/./lib", true, &["**/x.c"]).unwrap(), ["lib", "lib/y.c"]);
-        assert!(narrowed("src/./none", true, &[]).unwrap_err().contains("not there"));
+        assert!(narrowed("src/./none", true, &[]).unwrap_err().contains("not found"));
         assert!(narrowed("none/./x", true, &[]).is_err());
     }
 

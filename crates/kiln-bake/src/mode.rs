@@ -27,14 +27,17 @@ impl Chmod {
     /// # Errors
     /// Says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let error =
-            || format!("--chmod={text} is neither an octal mode up to 7777 nor like `u+x,go-w`");
         if text.starts_with(|c: char| c.is_ascii_digit()) {
             return match u16::from_str_radix(text, 8) {
                 Ok(mode) if mode <= 0o7777 => Ok(Self::Octal(mode)),
-                _ => Err(error()),
+                _ => Err(format!(
+                    "invalid chmod parameter: '{text}'. it should be octal string and between 0 \
+                     and 07777"
+                )),
             };
         }
+        let error =
+            || format!("invalid chmod parameter: '{text}' is neither octal nor like `u+x,go-w`");
         let mut clauses = Vec::new();
         for part in text.split(',') {
             let who_end = part.find(['+', '-', '=']).ok_or_else(error)?;

@@ -1,6 +1,7 @@
 //! What a target needs: its stages, and for each what it is built from and takes from elsewhere.
 //! Of other stages only the FROM and the `--from`s are looked at.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::dockerfile::expand::Lex;
@@ -221,6 +222,31 @@ fn error(line: usize, what: impl Into<String>, hint: &str) -> SyntaxError {
     SyntaxError { line, what: what.into(), hint: (!hint.is_empty()).then(|| hint.to_owned()) }
 }
 
+/// The platform of a FROM, or what is wrong with it and what to do. A variable that nobody declared
+/// may be another that is near.
+fn platform(lex: Lex, globals: &Globals, text: &str) -> Result<Platform, (String, &'static str)> {
+    let unknown = RefCell::new(Vec::new());
+    let value = |name: &str| {
+        let value = lookup(&globals.values, name);
+        if value.is_none() {
+            unknown.borrow_mut().push(name.to_owned());
+        }
+        value
+    };
+    let expanded = lex.word(text, &value).map_err(|what| (what, ""))?;
+    let meant = |what: String| {
+        let known = || globals.values.iter().map(|(name, _)| name.as_str());
+        let near = unknown.borrow().iter().find_map(|name| suggest::near(name, known()));
+        what + &near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default()
+    };
+    if expanded.is_empty() {
+        let what = format!("empty platform value from expression {text}");
+        return Err((meant(what), "see the ARGs before the first FROM"));
+    }
+    Platform::parse(&expanded)
+        .map_err(|what| (meant(what), "$BUILDPLATFORM is that of this machine"))
+}
+
 /// A FROM, expanded.
 struct Head {
     base: String,
@@ -255,19 +281,10 @@ impl<'a> Planner<'a> {
                 let hint = "give the ARG before FROM a default, or a value in `build.args`";
                 return Err(error(stage.line, what, hint));
             }
-            let platform = match &stage.platform {
-                None => None,
-                Some(text) => Some(match expand(stage.line, text)?.as_str() {
-                    "" => {
-                        let what = format!("empty platform value from expression {text}");
-                        return Err(error(stage.line, what, "see the ARGs before the first FROM"));
-                    }
-                    found => Platform::parse(found).map_err(|what| {
-                        error(stage.line, what, "$BUILDPLATFORM is that of this machine")
-                    })?,
-                }),
-            };
-            heads.push(Head { base, platform });
+            let platform = stage.platform.as_ref().map(|text| {
+                platform(lex, globals, text).map_err(|(what, hint)| error(stage.line, what, hint))
+            });
+            heads.push(Head { base, platform: platform.transpose()? });
             if let Some(name) = &stage.name {
                 names.entry(name).or_default().push(index);
             }
@@ -336,11 +353,17 @@ impl<'a> Planner<'a> {
         for from in step.instruction.froms() {
             let source = self.from(from, by_number, step.line)?;
             if matches!(source, Source::Stage(other) if other >= index) {
-                let what = format!(
-                    "cannot copy from stage \"{from}\", it needs to be defined before current \
-                     stage \"{}\"",
-                    self.name_of(index)
-                );
+                let what = match step.instruction {
+                    Instruction::Run(_) => format!(
+                        "cannot mount from stage \"{from}\", stage needs to be defined before \
+                         current command"
+                    ),
+                    _ => format!(
+                        "cannot copy from stage \"{from}\", it needs to be defined before current \
+                         stage \"{}\"",
+                        self.name_of(index)
+                    ),
+                };
                 return Err(error(step.line, what, "move that stage up"));
             }
             sources.push(source);

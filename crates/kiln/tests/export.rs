@@ -249,6 +249,31 @@ fn a_build_begins_from_a_layout() {
     world.kiln_in(&project, ["bake"]).expect_code(1).expect_stderr("oci-layout://");
 }
 
+/// What BuildKit takes from a registry is a base here, or nothing at all.
+#[test]
+fn a_build_begins_from_a_base_by_another_name() {
+    let world = common::world();
+    let compose = |image: &str| {
+        format!(
+            "name: top\nservices:\n  top:\n    build:\n      context: ./top\n      \
+             additional_contexts: {{ ground: \"docker-image://{image}\" }}\n"
+        )
+    };
+    let project = common::project(&world, "top", &compose("busybox"));
+    project.write(
+        "top/Dockerfile",
+        "FROM ground\nRUN busybox test -f /bin/busybox\nCOPY Dockerfile /\n",
+    );
+    world.kiln_in(&project, ["bake"]).expect_done();
+    project.edit("compose.yaml", "docker-image://busybox", "docker-image://scratch");
+    world.kiln_in(&project, ["bake"]).expect_code(1).expect_stderr("busybox");
+    project.write("top/Dockerfile", "FROM ground\nCOPY Dockerfile /\n");
+    world.kiln_in(&project, ["bake"]).expect_done();
+    project.edit("compose.yaml", "docker-image://scratch", "docker-image://debian:12");
+    let output = world.kiln_in(&project, ["bake"]).expect_code(2);
+    output.expect_stderr("no base is called `debian:12`");
+}
+
 #[test]
 fn podman_runs_it_offline() {
     if peers::lacks(&["podman"]) {

@@ -101,8 +101,10 @@ impl Flags {
 
     /// The values of a flag that may stand more than once, in order.
     pub(super) fn take_all(&mut self, flag: &str) -> Result<Vec<String>, Mistake> {
-        let missing =
-            || Mistake::new(format!("`--{flag}` has no value")).hint(format!("write `--{flag}=…`"));
+        let missing = || {
+            Mistake::new(format!("missing a value on flag: --{flag}"))
+                .hint(format!("write `--{flag}=…`"))
+        };
         self.remove(flag).into_iter().map(|value| value.ok_or_else(missing)).collect()
     }
 
@@ -117,8 +119,8 @@ impl Flags {
             None | Some("true") => Ok(Some(true)),
             Some("false") => Ok(Some(false)),
             Some(other) => {
-                Err(Mistake::new(format!("`--{flag}={other}` is neither true nor false"))
-                    .hint(format!("write `--{flag}` or `--{flag}=false`")))
+                let what = format!("expecting boolean value for flag --{flag}, not: {other}");
+                Err(Mistake::new(what).hint(format!("write `--{flag}` or `--{flag}=false`")))
             }
         }
     }
@@ -133,25 +135,30 @@ impl Flags {
     fn none(&self) -> Result<(), Mistake> {
         let Some(given) = self.given.first() else { return Ok(()) };
         let flag = given.split('=').next().unwrap_or(given);
-        let known = match self.name.as_str() {
-            "COPY" => "COPY takes --from, --chown, --chmod, --link, --parents and --exclude",
-            "ADD" => {
-                "ADD takes --chown, --chmod, --link, --exclude, --checksum, --keep-git-dir and \
-                 --unpack"
-            }
-            "RUN" => "RUN takes --mount, --network and --security",
-            "HEALTHCHECK" => {
-                "HEALTHCHECK takes --interval, --timeout, --start-period, --start-interval and \
-                 --retries"
-            }
-            _ => "remove it",
+        let known = known_flags(&self.name);
+        let hint = match suggest::near(&flag[2..], known.iter().copied()) {
+            Some(near) => format!("did you mean {near}?"),
+            None if known.is_empty() => format!("{} takes none", self.name),
+            None => format!("{} takes --{}", self.name, known.join(", --")),
         };
-        Err(Mistake::new(format!("{} {flag} is not supported", self.name)).hint(known))
+        Err(Mistake::new(format!("unknown flag: {flag}")).hint(hint))
+    }
+}
+
+/// The flags that an instruction has.
+fn known_flags(name: &str) -> &'static [&'static str] {
+    match name {
+        "FROM" => &["platform"],
+        "COPY" => &["from", "chown", "chmod", "link", "parents", "exclude"],
+        "ADD" => &["chown", "chmod", "link", "exclude", "checksum", "keep-git-dir", "unpack"],
+        "RUN" => &["mount", "network", "security", "device"],
+        "HEALTHCHECK" => &HEALTHCHECK_FLAGS,
+        _ => &[],
     }
 }
 
 fn twice(flag: &str) -> Mistake {
-    Mistake::new(format!("`--{flag}` stands twice"))
+    Mistake::new(format!("duplicate flag specified: --{flag}"))
 }
 
 fn from(rest: &str, flags: &mut Flags) -> Result<From, Mistake> {

@@ -234,7 +234,7 @@ fn read_heredoc(
         heredoc.content.push_str(line);
     }
     let name = &heredoc.name;
-    Err(Mistake::new(format!("the here-document `<<{name}` is not closed"))
+    Err(Mistake::new(format!("unterminated heredoc: `<<{name}` is not closed"))
         .hint(format!("end it with a line that is just `{name}`"))
         .at(number))
 }

@@ -114,7 +114,10 @@ impl MountFlag {
                 continue;
             }
             if value.trim_end_matches('$').contains('$') {
-                let what = format!("`from={value}` of --mount: variables are not expanded there");
+                let what = format!(
+                    "`from={value}` of --mount: 'from' doesn't support variable expansion, define \
+                     alias stage instead"
+                );
                 return Err(
                     Mistake::new(what).hint("name a stage that says FROM with the variable")
                 );
@@ -191,8 +194,8 @@ impl Reading {
                 self.required = true;
             }
             _ => {
-                return Err(Mistake::new(format!("`{field}` of --mount has no value"))
-                    .hint(format!("write `{field}=…`")));
+                let what = format!("invalid field '{field}' must be a key=value pair");
+                return Err(Mistake::new(what).hint(format!("write `{field}=…`")));
             }
         }
         Ok(())
@@ -200,13 +203,14 @@ impl Reading {
 
     fn option(&mut self, name: &str, field: &str, value: String) -> Result<(), Mistake> {
         let wrong = |what: &str| {
-            Mistake::new(format!("`{field}` of --mount is `{value}`, which is no {what}"))
+            Mistake::new(format!("invalid value for {name}: {value}"))
+                .hint(format!("`{field}` of --mount takes a {what}"))
         };
         let truth = || go_bool(&value).ok_or_else(|| wrong("truth value"));
         let number = |radix| u32::from_str_radix(&value, radix);
         match name {
-            "type" => self.kind = one_of(&value, &KINDS, "type of a mount")?,
-            "sharing" => self.sharing = Some(one_of(&value, &SHARINGS, "sharing of a cache")?),
+            "type" => self.kind = one_of(&value, &KINDS, "mount type")?,
+            "sharing" => self.sharing = Some(one_of(&value, &SHARINGS, "sharing value")?),
             "source" | "src" => self.source = (!value.is_empty()).then_some(value),
             "target" | "dst" | "destination" => self.target = (!value.is_empty()).then_some(value),
             "readonly" | "ro" => self.read_only = Some(truth()?),
@@ -226,7 +230,7 @@ impl Reading {
             "gid" => self.gid = Some(number(10).map_err(|_| wrong("number of a group"))?),
             "env" => self.env = Some(value),
             _ => {
-                let what = format!("`{name}` of --mount is not known");
+                let what = format!("unexpected key '{name}' in '{field}'");
                 return Err(near(Mistake::new(what), name, &OPTIONS));
             }
         }
@@ -237,17 +241,16 @@ impl Reading {
         if kinds.contains(&self.kind) {
             return Ok(());
         }
-        let what = format!("`{name}` does not belong to a mount of type {}", self.kind.name());
+        let what = format!("unexpected key '{name}' for mount type '{}'", self.kind.name());
         Err(Mistake::new(what).hint("`type` has to stand before it"))
     }
 
     fn finish(self) -> Result<Mount, Mistake> {
         let kind = self.kind;
         let not_for = |given: bool, name: &str| match given {
-            true => Err(Mistake::new(format!(
-                "`{name}` does not belong to a mount of type {}",
-                kind.name()
-            ))),
+            true => {
+                Err(Mistake::new(format!("{name} not allowed for \"{}\" type mounts", kind.name())))
+            }
             false => Ok(()),
         };
         if matches!(kind, Kind::Bind | Kind::Tmpfs) {
@@ -260,12 +263,12 @@ impl Reading {
             Kind::Secret => {
                 not_for(self.from, "from")?;
                 if self.source.is_some() && self.id.is_some() {
-                    return Err(Mistake::new("a secret has both `source` and `id`")
-                        .hint("they mean the same: keep one"));
+                    return Err(Mistake::new("both source and id can't be set")
+                        .hint("of a secret they mean the same: keep one"));
                 }
                 if self.source.is_none() && self.id.is_none() && self.target.is_none() {
-                    return Err(Mistake::new("a secret has neither `id` nor `target`")
-                        .hint("write `--mount=type=secret,id=NAME`"));
+                    let what = "invalid secret mount. one of source, target required";
+                    return Err(Mistake::new(what).hint("write `--mount=type=secret,id=NAME`"));
                 }
             }
             Kind::Ssh => not_for(self.source.is_some(), "source")?,
@@ -304,7 +307,7 @@ fn one_of<T: Copy>(value: &str, known: &[(&str, T)], what: &str) -> Result<T, Mi
     let found = known.iter().find(|(name, _)| *name == lower);
     found.map(|(_, it)| *it).ok_or_else(|| {
         let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
-        near(Mistake::new(format!("`{value}` is no {what}")), &lower, &names)
+        near(Mistake::new(format!("unsupported {what} \"{value}\"")), &lower, &names)
     })
 }
 
@@ -378,6 +381,45 @@ fn fields(text: &str) -> Result<Vec<String>, Mistake> {
     }
 }
 
+/// Reads a `--device`. Steps have no devices of the host, so one that is not `required` is as good
+/// as missing, and one that is gets refused.
+pub(super) fn device(text: &str) -> Result<(), Mistake> {
+    let mut name: Option<String> = None;
+    let mut required = false;
+    for field in fields(text)? {
+        let (key, value) = match field.split_once('=') {
+            Some((key, value)) => (key.to_ascii_lowercase(), Some(value)),
+            None => (field.to_ascii_lowercase(), None),
+        };
+        match (key.as_str(), value, &name) {
+            ("required", None, _) => required = true,
+            ("required", Some(value), _) => {
+                let wrong = || Mistake::new(format!("invalid value for required: {value}"));
+                required = go_bool(value).ok_or_else(wrong)?;
+            }
+            ("name", Some(_), Some(name)) => {
+                return Err(Mistake::new(format!("device name already set to {name}")));
+            }
+            ("name", Some(value), None) => name = Some(value.to_owned()),
+            (_, _, None) => name = Some(field),
+            (_, None, Some(_)) => {
+                let what = format!("invalid field '{field}' must be a key=value pair");
+                return Err(Mistake::new(what));
+            }
+            (_, Some(_), Some(_)) => {
+                let what = format!("unexpected key '{key}' in '{field}'");
+                return Err(near(Mistake::new(what), &key, &["name", "required"]));
+            }
+        }
+    }
+    if required {
+        let name = name.unwrap_or_default();
+        let what = format!("RUN --device={name},required is refused: steps have no devices");
+        return Err(Mistake::new(what).hint("without `required` the step runs without it"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,28 +450,46 @@ mod tests {
     #[test]
     fn what_is_wrong_is_told() {
         for (text, what, hint) in [
-            ("typ=tmpfs", "`typ`", "did you mean type?"),
-            ("type=tmp,target=/x", "`tmp`", "did you mean tmpfs?"),
-            ("target=/x,from=$V", "from=$V", "name a stage"),
-            ("target", "has no value", "target=…"),
-            ("type=bind,target=/x,required", "type bind", ""),
-            ("type=bind,target=/x,mode=0700", "`mode`", ""),
-            ("target=/x,sharing=locked", "`sharing`", ""),
-            ("type=cache,target=/x,sharing=lock", "`lock`", "did you mean locked?"),
-            ("type=secret", "neither", "id=NAME"),
-            ("type=secret,id=a,source=b", "both", "keep one"),
-            ("type=secret,id=a,from=b", "`from`", ""),
-            ("type=ssh,source=b", "`source`", ""),
+            ("typ=tmpfs", "unexpected key 'typ' in 'typ=tmpfs'", "did you mean type?"),
+            ("type=tmp,target=/x", "unsupported mount type \"tmp\"", "did you mean tmpfs?"),
+            ("target=/x,from=$V", "'from' doesn't support variable expansion", "name a stage"),
+            ("target", "'target' must be a key=value pair", "target=…"),
+            ("type=bind,target=/x,required", "'required' for mount type 'bind'", ""),
+            ("type=bind,target=/x,mode=0700", "mode not allowed for \"bind\"", ""),
+            ("target=/x,sharing=locked", "sharing not allowed", ""),
+            ("type=cache,target=/x,sharing=lock", "sharing value \"lock\"", "mean locked?"),
+            ("type=secret", "one of source, target required", "id=NAME"),
+            ("type=secret,id=a,source=b", "both source and id can't be set", "keep one"),
+            ("type=secret,id=a,from=b", "from not allowed", ""),
+            ("type=ssh,source=b", "source not allowed", ""),
             ("type=tmpfs", "no `target`", "target=/path"),
-            ("type=tmpfs,target=/x,size=1x", "size like", ""),
-            ("type=cache,target=/x,mode=9", "octal", ""),
-            ("type=secret,id=a,uid=-1", "number of a user", ""),
-            ("target=/x,ro=maybe", "truth value", ""),
+            ("type=tmpfs,target=/x,size=1x", "invalid value for size: 1x", "size like"),
+            ("type=cache,target=/x,mode=9", "invalid value for mode: 9", "octal"),
+            ("type=secret,id=a,uid=-1", "invalid value for uid: -1", "number of a user"),
+            ("target=/x,ro=maybe", "invalid value for ro: maybe", "truth value"),
             ("\"target=/x", "stray quote", ""),
         ] {
             let mistake = mount(text).unwrap_err();
             assert!(mistake.what.contains(what), "{text}: {mistake:?}");
             assert!(mistake.hint.unwrap_or_default().contains(hint), "{text}");
+        }
+    }
+
+    #[test]
+    fn devices_may_be_missing() {
+        for text in ["a.com/b=c", "a.com/b", "name=a.com/b=c", "a.com/b=c,required=false"] {
+            assert_eq!(device(text), Ok(()), "{text}");
+        }
+        for (text, what) in [
+            ("a.com/b=c,required", "--device=a.com/b=c,required is refused"),
+            ("required=1,name=a", "--device=a,required is refused"),
+            ("a=b,name=c", "device name already set to a=b"),
+            ("a=b,c", "'c' must be a key=value pair"),
+            ("a=b,nam=c", "unexpected key 'nam' in 'nam=c'"),
+            ("a,required=x", "invalid value for required: x"),
+        ] {
+            let mistake = device(text).unwrap_err();
+            assert!(mistake.what.contains(what), "{text}: {mistake:?}");
         }
     }
 

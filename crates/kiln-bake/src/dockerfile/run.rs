@@ -2,7 +2,7 @@
 
 use super::instruction::{self, Flags};
 use super::lines::Line;
-use super::mount::MountFlag;
+use super::mount::{self, MountFlag};
 use super::{CommandLine, Heredoc, Mistake};
 
 /// RUN.
@@ -44,6 +44,9 @@ pub(super) fn parse(rest: &str, flags: &mut Flags, line: &Line) -> Result<Run, M
             return Err(Mistake::new(format!("`--security={other}` is no security of a step"))
                 .hint("use --security=sandbox, which is what a step has without it"));
         }
+    }
+    for device in flags.take_all("device")? {
+        mount::device(&device)?;
     }
     let mounts = flags.take_all("mount")?;
     let mounts = mounts.into_iter().map(MountFlag::read).collect::<Result<_, _>>()?;

@@ -207,6 +207,8 @@ fn networks() {
     for bad in ["RUN --network=host x", "RUN --network=x y", "RUN --security=x y", "RUN --what x"] {
         assert_eq!(refused(&format!("FROM x\n{bad}")).line, 2, "{bad}");
     }
+    // A device that need not be there is not there.
+    assert_eq!(steps("RUN --device=vendor.com/device=a x"), [run(shell("x"))]);
     // After the command has begun there are no flags.
     assert_eq!(steps("RUN -- --network=x"), [run(shell("--network=x"))]);
     assert_eq!(steps("RUN a --network=x"), [run(shell("a --network=x"))]);
@@ -272,6 +274,22 @@ fn stages() {
         ("FROM a\n\\", 2),
     ] {
         assert_eq!(refused(bad).line, line, "{bad}");
+    }
+}
+
+#[test]
+fn unknown_flags_are_refused_with_a_hint() {
+    for (text, what, hint) in [
+        ("RUN --mont=target=/x a", "unknown flag: --mont", "did you mean mount?"),
+        ("COPY --unpack a b", "unknown flag: --unpack", "COPY takes --from, --chown"),
+        ("MAINTAINER --boo a", "unknown flag: --boo", "MAINTAINER takes none"),
+        ("COPY --chown a b", "missing a value on flag: --chown", "--chown=…"),
+        ("COPY --chown=1 --chown=1 a b", "duplicate flag specified: --chown", ""),
+        ("COPY --link=x a b", "expecting boolean value for flag --link, not: x", "--link=false"),
+    ] {
+        let error = refused(&format!("FROM x\n{text}"));
+        assert_eq!(error.what, what, "{text}");
+        assert!(error.hint.unwrap_or_default().contains(hint), "{text}");
     }
 }
 

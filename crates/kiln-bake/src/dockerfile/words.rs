@@ -129,8 +129,12 @@ pub(super) fn pairs(
         return Ok(vec![(name.to_owned(), value.to_owned())]);
     }
     let pair = |word: &String| match word.split_once('=') {
-        None => Err(Mistake::new(format!("Syntax error - can't find = in \"{word}\""))
-            .hint("write NAME=value, and put values with blanks in quotes")),
+        None => {
+            let what = format!(
+                "Syntax error - can't find = in \"{word}\". Must be of the form: name=value"
+            );
+            Err(Mistake::new(what).hint("put values with blanks in quotes"))
+        }
         Some(("", _)) => Err(Mistake::new(format!("{instruction} names can not be blank"))),
         Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
     };

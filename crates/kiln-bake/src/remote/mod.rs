@@ -124,7 +124,10 @@ impl<'a> Remotes<'a> {
             Ok(pin)
         };
         let expected = checksum.or(pinned.map(|pin| pin.sha256));
+        // A checksum says what has to come from this address, and not what somebody has who had it
+        // from elsewhere: an old one left beside a new address would give the old file for ever.
         if let Some(sha256) = expected
+            && (by_lock || self.came_from(&name, &sha256)?)
             && let Some(size) = self.store.object_size(&sha256)?
         {
             return keep(LockedUrl { url: name, size, sha256 });
@@ -144,8 +147,14 @@ impl<'a> Remotes<'a> {
 
     /// Collection leaves alone what is pinned.
     fn keep_url(&self, pin: &LockedUrl) -> Result<(), RemoteError> {
-        let name = Digest::of(format!("{}\n{}", pin.url, pin.sha256)).hex();
+        let name = url_ref(&pin.url, &pin.sha256);
         Ok(self.store.set_ref(REF_KIND, &name, &BTreeSet::from([pin.sha256]))?)
+    }
+
+    /// Whether that content was fetched from `url` once.
+    fn came_from(&self, url: &str, sha256: &Digest) -> Result<bool, RemoteError> {
+        let wanted = (REF_KIND.to_owned(), url_ref(url, sha256));
+        Ok(self.store.refs()?.contains_key(&wanted))
     }
 
     /// Pins anew whatever is pinned: what the addresses have now. Repositories are asked for their
@@ -188,17 +197,18 @@ impl<'a> Remotes<'a> {
         let turn = self.turn(&shown);
         let _turn = locked(&turn);
         let key = (remote.clone(), reference.name.clone());
-        let pinned = locked(&self.pins).git.get(&key).cloned();
+        let own = reference.own_commit()?.map(|(commit, full)| LockedGit {
+            remote,
+            name: reference.name.clone(),
+            full,
+            tag: String::new(),
+            commit,
+        });
+        let by_lock = own.is_none();
+        let pinned = own.or_else(|| locked(&self.pins).git.get(&key).cloned());
         let git = git::Git::new(self.store, reference, &options.proxies, self.cancel);
         let pin = match pinned {
             Some(pin) => pin,
-            None if reference.is_commit() => LockedGit {
-                remote,
-                name: reference.name.clone(),
-                full: String::new(),
-                tag: String::new(),
-                commit: reference.name.clone(),
-            },
             None if self.mode == Mode::Frozen => return Err(RemoteError::NotPinned(shown)),
             None => {
                 (options.told)(&shown);
@@ -231,7 +241,7 @@ impl<'a> Remotes<'a> {
                 tree
             }
         };
-        if !reference.is_commit() {
+        if by_lock {
             locked(&self.pins).git.insert(key, pin);
         }
         self.below(tree, reference)
@@ -270,6 +280,11 @@ pub(crate) fn may_fetch(plan: &Plan) -> bool {
         Instruction::Copy(copy) => copy.add && copy.sources.iter().any(outside),
         _ => false,
     })
+}
+
+/// Name of the reference that keeps what came from a URL.
+fn url_ref(url: &str, sha256: &Digest) -> String {
+    Digest::of(format!("{url}\n{sha256}")).hex()
 }
 
 /// Key of a checkout. The reference's name stands in `.git`, so there it counts.

@@ -29,6 +29,8 @@ pub struct GitReference {
     pub keep_git_dir: Option<bool>,
     /// Whether submodules are left out.
     pub no_submodules: bool,
+    /// Whether `checksum` says which commit it is, and the name is but a name.
+    pub fetch_by_commit: bool,
 }
 
 impl Reference {
@@ -104,7 +106,7 @@ impl GitReference {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let value = decode(&value.replace('+', " ")).ok_or("the query is not UTF-8")?;
             if keys.insert(key.to_owned(), value).is_some() {
-                return Err(format!("`{key}` stands twice in the query"));
+                return Err(format!("query \"{key}\" has multiple values"));
             }
         }
         let mut full: Option<String> = None;
@@ -112,10 +114,11 @@ impl GitReference {
             let truth = || match value.as_str() {
                 "" | "1" | "t" | "T" | "true" | "True" | "TRUE" => Ok(true),
                 "0" | "f" | "F" | "false" | "False" | "FALSE" => Ok(false),
-                other => Err(format!("`{key}={other}` is neither true nor false")),
+                other => Err(format!("invalid {key} value: \"{other}\"")),
             };
-            if value.is_empty() && !matches!(key.as_str(), "keep-git-dir" | "submodules") {
-                return Err(format!("`{key}` in the query has no value"));
+            let bare = ["keep-git-dir", "submodules", "fetch-by-commit"];
+            if value.is_empty() && !bare.contains(&key.as_str()) {
+                return Err(format!("query \"{key}\" has no value"));
             }
             match key.as_str() {
                 "ref" => conflict("ref", &mut self.name, value)?,
@@ -123,16 +126,22 @@ impl GitReference {
                 "checksum" | "commit" => self.checksum = Some(checksum(&value)?),
                 "keep-git-dir" => self.keep_git_dir = Some(truth()?),
                 "submodules" => self.no_submodules = !truth()?,
+                "fetch-by-commit" => self.fetch_by_commit = truth()?,
                 // Times are no part of an image.
                 "mtime" if matches!(value.as_str(), "checkout" | "commit") => {}
+                "mtime" => {
+                    return Err(format!(
+                        "invalid mtime value: \"{value}\" (must be \"checkout\" or \"commit\")"
+                    ));
+                }
                 "tag" | "branch" => {
                     let prefix = if key == "tag" { "refs/tags/" } else { "refs/heads/" };
                     let name = value.strip_prefix(prefix).unwrap_or(&value);
                     if full.replace(format!("{prefix}{name}")).is_some() {
-                        return Err("`branch` conflicts with `tag`".into());
+                        return Err("branch conflicts with tag".into());
                     }
                 }
-                _ => return Err(format!("`{key}={value}` in the query is not known")),
+                _ => return Err(format!("unexpected query \"{key}\"")),
             }
         }
         match full {
@@ -141,9 +150,33 @@ impl GitReference {
         }
     }
 
-    /// Whether the name is a whole hash, so that it pins itself.
-    pub(super) fn is_commit(&self) -> bool {
-        is_hash(&self.name)
+    /// The commit that the text itself pins, with the full name of its branch or tag, which is
+    /// empty if there is none: a name that is a whole hash, or `fetch-by-commit`.
+    ///
+    /// # Errors
+    /// `fetch-by-commit` without a whole hash.
+    pub(super) fn own_commit(&self) -> Result<Option<(String, String)>, RemoteError> {
+        if is_hash(&self.name) {
+            return Ok(Some((self.name.clone(), String::new())));
+        }
+        if !self.fetch_by_commit {
+            return Ok(None);
+        }
+        let fail = |what: String| RemoteError::reference(&self.remote, what);
+        let Some(commit) = self.checksum.clone() else {
+            return Err(fail("fetch-by-commit requires a checksum or a commit SHA ref".into()));
+        };
+        if !is_hash(&commit) {
+            let what =
+                format!("fetch-by-commit requires a full commit SHA checksum, got \"{commit}\"");
+            return Err(fail(what));
+        }
+        let full = match self.name.as_str() {
+            "" => String::new(),
+            full if full.starts_with("refs/") => full.to_owned(),
+            branch => format!("refs/heads/{branch}"),
+        };
+        Ok(Some((commit, full)))
     }
 }
 
@@ -274,17 +307,37 @@ mod tests {
         for (text, what) in [
             ("https://h/x.git?tag=a&branch=b", "conflicts"),
             ("https://h/x.git?tag=v1#refs/heads/m", "ref conflicts"),
-            ("https://h/x.git?ref=a&ref=b", "twice"),
-            ("https://h/x.git?ref=", "no value"),
-            ("https://h/x.git?depth=1", "not known"),
+            ("https://h/x.git?ref=a&ref=b", "has multiple values"),
+            ("https://h/x.git?ref=", "query \"ref\" has no value"),
+            ("https://h/x.git?depth=1", "unexpected query \"depth\""),
+            ("https://h/x.git?mtime=now", "invalid mtime value"),
+            ("https://h/x.git?fetch-by-commit=now", "invalid fetch-by-commit value"),
             ("https://h/x.git?commit=xyz", "invalid checksum"),
             ("https://h/x.git#-upload-pack", "no name of a branch"),
             ("https://h/x.git#a b", "no name of a branch"),
-            ("https://h/x.git?keep-git-dir=2", "neither true nor false"),
+            ("https://h/x.git?keep-git-dir=2", "invalid keep-git-dir value"),
         ] {
             let error = parsed(text).unwrap_err();
             assert!(error.contains(what), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn commits_that_pin_themselves() {
+        let hash = "a".repeat(40);
+        let own = |rest: &str| {
+            let own = git(&format!("https://h/x.git{rest}")).own_commit();
+            own.map_err(|error| error.to_string())
+        };
+        assert_eq!(own("#main"), Ok(None));
+        assert_eq!(own(&format!("#{hash}")), Ok(Some((hash.clone(), String::new()))));
+        let by_commit = format!("?fetch-by-commit&checksum={hash}");
+        assert_eq!(own(&by_commit), Ok(Some((hash.clone(), String::new()))));
+        let named = Ok(Some((hash, "refs/heads/b".to_owned())));
+        assert_eq!(own(&format!("{by_commit}#b")), named);
+        assert!(own("?fetch-by-commit#b").unwrap_err().contains("requires a checksum"));
+        let short = own("?fetch-by-commit=1&commit=abc").unwrap_err();
+        assert!(short.contains("requires a full commit SHA checksum, got \"abc\""), "{short}");
     }
 
     #[test]

@@ -29,6 +29,26 @@ pub(super) fn is_remote(source: &str) -> bool {
     !matches!(Reference::parse(source), Ok(None))
 }
 
+/// Whether a source, expanded, is a Git repository.
+pub(super) fn is_git(source: &str) -> bool {
+    matches!(Reference::parse(source), Ok(Some(Reference::Git(_))))
+}
+
+/// A digest as `--checksum` gives it, or what is wrong with it.
+fn digest(text: &str) -> Result<Digest, &'static str> {
+    let Some((algorithm, hex)) = text.split_once(':') else {
+        return Err("invalid checksum digest format");
+    };
+    if algorithm != "sha256" {
+        return Err("unsupported digest algorithm");
+    }
+    match hex.parse() {
+        Ok(digest) => Ok(digest),
+        Err(_) if hex.len() == 64 => Err("invalid checksum digest format"),
+        Err(_) => Err("invalid checksum digest length"),
+    }
+}
+
 impl Build<'_> {
     /// Fetches a remote source.
     pub(super) fn fetch(
@@ -72,9 +92,8 @@ impl Build<'_> {
         options: &Options<'_>,
     ) -> Result<edit::Source, BakeError> {
         let digest = |text: &str| -> Result<Digest, BakeError> {
-            let hex = text.strip_prefix("sha256:").and_then(|hex| hex.parse().ok());
-            hex.ok_or_else(|| {
-                let what = format!("`--checksum={text}` is no checksum of a file");
+            digest(text).map_err(|why| {
+                let what = format!("{why}: `--checksum={text}` is no checksum of a file");
                 self.wrong(line, what, "write `sha256:` and 64 hex digits")
             })
         };

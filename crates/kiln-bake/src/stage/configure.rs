@@ -9,6 +9,9 @@ use crate::globals;
 use crate::plan::{lookup, set};
 use crate::signal;
 
+/// Arguments that speak to the builder only: in BuildKit, what its scanners look at.
+const NO_VARIABLES: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
+
 impl Build<'_> {
     /// The instructions that change only the configuration.
     pub(super) fn configure(
@@ -105,7 +108,7 @@ impl Build<'_> {
                 (None, Some(default)) => Some(self.expand(state, default)?),
                 (None, None) => lookup(&self.plan.globals.values, name),
             };
-            if let Some(value) = value {
+            if let Some(value) = value.filter(|_| !NO_VARIABLES.contains(&name.as_str())) {
                 set(&mut state.env, name, &value);
                 self.bounded(state)?;
             }

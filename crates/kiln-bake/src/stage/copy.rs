@@ -40,8 +40,9 @@ impl Build<'_> {
         for source in &copy.sources {
             let source = self.expand(state, source)?;
             if !copy.add && add::is_remote(&source) {
-                let what = format!("COPY takes no address: `{source}`");
-                return Err(self.wrong(state.line, what, "ADD does"));
+                let kind = if add::is_git(&source) { "git ref" } else { "URL" };
+                let what = format!("source can't be a {kind} for COPY: `{source}`");
+                return Err(self.wrong(state.line, what, "ADD fetches it"));
             }
             if copy.add && add::is_remote(&source) {
                 let mut fetched = self.fetch(state, copy, &source)?;

@@ -63,7 +63,7 @@ impl Build<'_> {
         let dir = state.config.working_dir.as_deref().unwrap_or("/");
         match paths::absolute(dir, target).as_str() {
             "/" => {
-                let what = format!("the target `{target}` of --mount is the root itself");
+                let what = format!("invalid mount target \"{target}\": it is the root itself");
                 Err(self.wrong(state.line, what, "name a directory below it, or set WORKDIR"))
             }
             path => Ok(path.to_owned()),
@@ -155,7 +155,10 @@ impl Build<'_> {
         let id = named.unwrap_or_else(|| base(asked.target.as_deref().unwrap_or_default()));
         let secret = self.request.options.secrets.get(&id).cloned();
         if secret.is_none() && asked.required {
-            let what = format!("the step needs the secret `{id}`, which the build does not have");
+            let what = format!(
+                "secret {id}: not found: the step needs the secret `{id}`, which the build does \
+                 not have"
+            );
             let hint = format!("name it in the Compose file: `build.secrets: [{id}]`");
             return Err(self.wrong(state.line, what, &hint));
         }

@@ -1,5 +1,7 @@
 //! RUN: what the step is given, and what becomes of it.
 
+use std::collections::BTreeMap;
+
 use kiln_core::Digest;
 
 use super::configure::with_shell;
@@ -58,7 +60,7 @@ impl Build<'_> {
         if self.cancelled() {
             return Err(BakeError::Cancelled);
         }
-        let (exit, left) = ended?;
+        let (exit, left) = ended.map_err(|error| self.not_started(state, text, error))?;
         for notice in &exit.notices {
             let text = format!("{}:{}: `{}`: {notice}", self.label, state.line, shown(text));
             (self.progress)(Progress::Notice { service: self.request.name.clone(), number, text });
@@ -71,17 +73,40 @@ impl Build<'_> {
             }
             None => {
                 let output = tail.finish();
-                Err(BakeError::Step(Box::new(FailedStep {
-                    number: state.number,
-                    total: self.plan.steps,
-                    text: shown(text),
-                    file: self.label.clone(),
-                    line: state.line,
-                    how: how(&exit),
-                    hint: if command.network { None } else { network_hint(&output) },
-                    output,
-                })))
+                let hint = if command.network { None } else { network_hint(&output) };
+                Err(self.failed(state, text, how(&exit), output, hint))
             }
+        }
+    }
+
+    /// A step that failed, with its place.
+    fn failed(
+        &self,
+        state: &Stage,
+        text: &str,
+        how: String,
+        output: Vec<String>,
+        hint: Option<String>,
+    ) -> BakeError {
+        BakeError::Step(Box::new(FailedStep {
+            number: state.number,
+            total: self.plan.steps,
+            text: shown(text),
+            file: self.label.clone(),
+            line: state.line,
+            how,
+            output,
+            hint,
+        }))
+    }
+
+    /// What says no more than that a step could not be carried out gets its place.
+    fn not_started(&self, state: &Stage, text: &str, error: BakeError) -> BakeError {
+        match error {
+            BakeError::Failed(what) => {
+                self.failed(state, text, format!("failed: {what}"), Vec::new(), None)
+            }
+            other => other,
         }
     }
 
@@ -120,18 +145,17 @@ impl Build<'_> {
         let hostname = hostname.filter(|name| !name.is_empty());
         let mut unkeyed = Vec::new();
         if network {
-            for (name, value) in &self.request.args {
-                if let (true, Some(value), None) = (is_proxy(name), value, lookup(&env, name)) {
-                    unkeyed.push(format!("{name}={value}"));
-                }
-            }
+            let proxies = proxies(&self.request.args).into_iter();
+            let free = proxies.filter(|(name, _)| lookup(&env, name).is_none());
+            unkeyed.extend(free.map(|(name, value)| format!("{name}={value}")));
         }
         Ok(Command {
             argv,
             env: env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
             unkeyed,
             cwd: config.working_dir.clone().unwrap_or_else(|| "/".into()),
-            user: config.user.clone().unwrap_or_else(|| "0:0".into()),
+            // By name, so that root has the groups that the image gives it.
+            user: config.user.clone().unwrap_or_else(|| "0".into()),
             hostname: hostname.cloned().unwrap_or_else(|| HOSTNAME.into()),
             network,
             script,
@@ -182,10 +206,17 @@ fn network_hint(output: &[String]) -> Option<String> {
     SIGNS.iter().any(|sign| text.contains(sign)).then(|| hint.to_owned())
 }
 
-fn is_proxy(name: &str) -> bool {
-    ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"]
-        .iter()
-        .any(|known| known.eq_ignore_ascii_case(name))
+/// The proxies among the build arguments, each in capitals and in small letters, for programs ask
+/// for either. The one in small letters counts, if both are given.
+fn proxies(args: &BTreeMap<String, Option<String>>) -> Vec<(String, String)> {
+    let kinds = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
+    let given = kinds.into_iter().filter_map(|kind| {
+        let same = args.iter().filter(|(name, _)| name.eq_ignore_ascii_case(kind));
+        let value = same.filter_map(|(_, value)| value.clone()).next_back()?;
+        let value = Some(value).filter(|value| !value.is_empty())?;
+        Some([(kind.to_ascii_uppercase(), value.clone()), (kind.to_owned(), value)])
+    });
+    given.flatten().collect()
 }
 
 fn how(exit: &StepExit) -> String {
@@ -195,5 +226,30 @@ fn how(exit: &StepExit) -> String {
     match exit.signal {
         Some(signal) => format!("was killed by signal {signal}"),
         None => format!("failed with exit status {}", exit.code),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxies_are_given_in_both_cases() {
+        let args = |pairs: &[(&str, &str)]| {
+            let pairs = pairs.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+            proxies(&pairs.map(|(name, value)| (name, Some(value))).collect())
+        };
+        let found = args(&[
+            ("HTTP_PROXY", "upper"),
+            ("http_proxy", "lower"),
+            ("NO_PROXY", "none"),
+            ("ftp_proxy", ""),
+            ("OTHER", "x"),
+        ]);
+        let found: Vec<String> =
+            found.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let expected = ["HTTP_PROXY=lower", "http_proxy=lower", "NO_PROXY=none", "no_proxy=none"];
+        assert_eq!(found, expected);
+        assert_eq!(args(&[("FOO", "bar")]), []);
     }
 }

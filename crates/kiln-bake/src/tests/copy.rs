@@ -151,14 +151,14 @@ fn mistakes_have_places() {
     std::fs::write(kitchen.context().join("packed"), b"\x1f\x8b\x08\0").unwrap();
     let socket = std::os::unix::net::UnixListener::bind(kitchen.context().join("sock")).unwrap();
     for (instructions, expected) in [
-        ("COPY none /x", "app/Dockerfile:2: `none` is not there"),
+        ("COPY none /x", "app/Dockerfile:2: \"/none\": not found"),
         ("COPY b /x", "the ignore file leaves it out"),
         ("COPY sock /x", "sockets, pipes and devices"),
         ("COPY a dir/x /y", "end it with `/`"),
         ("COPY a /x\nCOPY dir /x", "app/Dockerfile:3: a directory cannot replace `/x`"),
         ("COPY a /x\nCOPY a /x/y", "app/Dockerfile:3: `/x` is not a directory"),
         ("COPY dir /x\nCOPY dir/x /x/sub/..\nCOPY dir/x /x/sub\nCOPY dir/sub/y /x/sub/", ""),
-        ("COPY --chmod=99 a /x", "app/Dockerfile:2: --chmod=99 is neither"),
+        ("COPY --chmod=99 a /x", "app/Dockerfile:2: invalid chmod parameter: '99'"),
         ("COPY ${NO?not-set} /x", "NO: not-set"),
         ("COPY --from=nowhere a /x", "app/Dockerfile:2: `nowhere` is not a base"),
         ("COPY --from=3 a /x", "invalid stage index 3"),

@@ -53,11 +53,11 @@ fn what_cannot_be_mounted_is_refused_with_its_line() {
     let kitchen = Kitchen::new();
     kitchen.write("file", "x");
     for (flag, what, hint) in [
-        ("src=none,target=/x", "`none` is not there", "the context is"),
-        ("from=os,src=/none,target=/x", "`/none` is not there", "from its root"),
+        ("src=none,target=/x", "\"/none\": not found", "the context is"),
+        ("from=os,src=/none,target=/x", "\"/none\": not found", "from its root"),
         ("target=/", "the root itself", "below it"),
         ("target=.", "the root itself", "WORKDIR"),
-        ("from=$X,target=/x", "not expanded", "name a stage"),
+        ("from=$X,target=/x", "doesn't support variable expansion", "name a stage"),
         ("type=cache,target=/x,from=os,source=/etc/passwd", "no directory", ""),
         ("type=secret,id=token,required", "needs the secret `token`", "build.secrets: [token]"),
         ("type=ssh,required", "needs the SSH agent `default`", "build.ssh: [default]"),
@@ -302,5 +302,5 @@ fn link_parents_and_exclude() {
     let error = kitchen.error("FROM os\nCOPY --link --chown=app a /x");
     assert!(error.to_string().contains("needs numbers"), "{error}");
     let error = kitchen.error("FROM os\nCOPY --parents a/./none /x/");
-    assert!(error.to_string().contains("`a/./none` is not there"), "{error}");
+    assert!(error.to_string().contains("\"/a/none\": not found"), "{error}");
 }

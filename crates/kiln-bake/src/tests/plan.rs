@@ -120,6 +120,13 @@ fn what_leads_nowhere_is_told() {
              \"target\"",
         ),
         ("FROM --platform=$NONE x", 1, "empty platform value from expression $NONE"),
+        ("FROM --platform=$BULIDPLATFORM x", 1, "did you mean BUILDPLATFORM?"),
+        ("ARG MY_ARCH=amd64\nFROM --platform=linux/$MYARCH x", 2, "did you mean MY_ARCH?"),
+        (
+            "FROM x AS a\nRUN --mount=from=b,target=/b c\nFROM y AS b\nFROM a",
+            2,
+            "cannot mount from stage \"b\", stage needs to be defined before current command",
+        ),
         ("FROM --platform=toaster x", 1, "`toaster` is not a platform"),
         ("FROM --platform=linux/mips x", 1, "`x` for linux/mips: bases are for"),
     ] {

@@ -84,7 +84,7 @@ fn additional(at: &At<'_>) -> Result<BTreeMap<String, String>, ComposeError> {
     let mut contexts = BTreeMap::new();
     for entry in at.entries()? {
         let text = entry.text()?;
-        let value = if text.starts_with("service:") {
+        let value = if text.starts_with("service:") || text.starts_with("docker-image://") {
             text
         } else if let Some(layout) = text.strip_prefix("oci-layout://") {
             // What stands behind the path, `:NAME` or `@DIGEST`, stays there.

@@ -136,7 +136,7 @@ pub struct Build {
     pub args: BTreeMap<String, Option<String>>,
     /// `target`.
     pub target: Option<String>,
-    /// `additional_contexts`: name to absolute directory, `service:NAME` or
+    /// `additional_contexts`: name to absolute directory, `service:NAME`, `docker-image://BASE` or
     /// `oci-layout://PATH[:NAME|@DIGEST]`, its path absolute.
     pub additional_contexts: BTreeMap<String, String>,
     /// `secrets`, by the id that the Dockerfile asks for.

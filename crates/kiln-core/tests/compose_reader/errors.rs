@@ -156,7 +156,7 @@ fn keys_of_a_service() {
             "",
         ),
         (
-            "build: {additional_contexts: {a: docker-image://x}}",
+            "build: {additional_contexts: {a: https://x.org/y.git}}",
             3,
             "build.additional_contexts.a",
             "no directory",

@@ -10,7 +10,7 @@ use crate::error::Fault;
 pub(super) struct Identity {
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// Supplementary groups.
+    /// Supplementary groups; `gid` is the first of them.
     pub(super) groups: Vec<u32>,
     /// Home directory; `/` when the user has no entry.
     pub(super) home: String,
@@ -59,16 +59,17 @@ fn identity(user: &str, passwd: &str, group: &str) -> Result<Identity, Fault> {
             Fault::new(step(), message)
         })?,
     };
-    // As in Docker: a stated group replaces the user's own groups.
-    let groups = if group_name.is_some() || login.is_empty() {
-        Vec::new()
-    } else {
-        fields(group, 4)
+    // As in Docker: a stated group replaces the user's own groups. The group itself is among them:
+    // else a program could put another in its place, and be shut out no more by files that shut it
+    // out (CVE-2023-25173).
+    let mut groups = vec![gid];
+    if group_name.is_none() && !login.is_empty() {
+        let own = fields(group, 4)
             .filter(|entry| entry[3].split(',').any(|member| member == login))
             .filter_map(|entry| entry[2].parse().ok())
-            .filter(|&id: &u32| id != gid)
-            .collect()
-    };
+            .filter(|&id: &u32| id != gid);
+        groups.extend(own);
+    }
     let home = if home.is_empty() { "/" } else { home };
     Ok(Identity { uid, gid, groups, home: home.to_owned() })
 }
@@ -98,14 +99,14 @@ mod tests {
     #[test]
     fn names_and_numbers() {
         for (user, uid, gid, groups, home) in [
-            ("", 0, 0, vec![], "/root"),
-            ("redis", 100, 101, vec![102], "/var/lib/redis"),
-            ("100", 100, 101, vec![102], "/var/lib/redis"),
-            ("redis:ssl", 100, 102, vec![], "/var/lib/redis"),
-            ("redis:9", 100, 9, vec![], "/var/lib/redis"),
-            ("1000", 1000, 0, vec![], "/"),
-            ("1000:1000", 1000, 1000, vec![], "/"),
-            ("777", 5, 5, vec![], "/odd"),
+            ("", 0, 0, vec![0], "/root"),
+            ("redis", 100, 101, vec![101, 102], "/var/lib/redis"),
+            ("100", 100, 101, vec![101, 102], "/var/lib/redis"),
+            ("redis:ssl", 100, 102, vec![102], "/var/lib/redis"),
+            ("redis:9", 100, 9, vec![9], "/var/lib/redis"),
+            ("1000", 1000, 0, vec![0], "/"),
+            ("1000:1000", 1000, 1000, vec![1000], "/"),
+            ("777", 5, 5, vec![5], "/odd"),
         ] {
             let found = identity(user, PASSWD, GROUP).unwrap();
             let expected = Identity { uid, gid, groups, home: home.to_owned() };

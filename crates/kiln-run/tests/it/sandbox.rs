@@ -25,7 +25,7 @@ fn filter_capabilities_and_no_new_privileges() {
     assert_eq!(status["CapEff"], "0000000000000000");
     assert_eq!(status["CapBnd"], "00000000a80425fb");
     assert_eq!(status["Uid"], "100\t100\t100\t100");
-    assert_eq!(status["Groups"], "102");
+    assert_eq!(status["Groups"], "101 102");
 }
 
 #[test]

@@ -5,9 +5,9 @@ use std::sync::{Mutex, OnceLock};
 
 use kiln_bake::base::{self, Lock};
 use kiln_bake::remote::{FETCH_BYTES, Mode, Options, Pins, Proxies, Remotes};
-use kiln_core::ImageId;
 use kiln_core::compose::Project;
 use kiln_core::exit::Exit;
+use kiln_core::{ImageConfig, ImageId, Tree};
 
 use super::oven::Oven;
 use super::steps::Steps;
@@ -163,6 +163,20 @@ impl<'a> Bases<'a> {
                 locked(&self.failure).clone().unwrap_or_else(|| Report::failed(text))
             }),
         )
+    }
+
+    /// As [`Bases::get`]; `scratch` is the empty image.
+    pub(super) fn image(&self, name: &str) -> Option<Result<ImageId, Report>> {
+        if name != "scratch" {
+            return self.get(name);
+        }
+        let store = self.oven.store;
+        let tree = store.put_tree(&Tree::new());
+        let image = tree.and_then(|tree| {
+            let config = store.put_config(&ImageConfig::default())?;
+            Ok(ImageId { tree, config })
+        });
+        Some(image.because(|| "storing the empty image".into()))
     }
 
     fn bake(&self, name: &str) -> Result<ImageId, Report> {

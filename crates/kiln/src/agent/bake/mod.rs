@@ -11,12 +11,13 @@ mod steps;
 mod words;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use kiln_bake::base::Lock;
 use kiln_bake::remote::{Mode, Pins, Remotes};
 use kiln_bake::{BakeError, Baked, Baker, BuildRequest};
 use kiln_core::ImageId;
-use kiln_core::compose::{Project, Service};
+use kiln_core::compose::{Build, Project, Service};
 use kiln_core::exit::Exit;
 
 pub(crate) use self::bases::{LOCK_FILE, lock, lock_file};
@@ -157,27 +158,8 @@ fn build(
     let Some(build) = &service.build else {
         return Err(Report::new(Exit::Bug, format!("`{name}` is built without `build`")));
     };
-    let mut contexts = BTreeMap::new();
-    let mut images = BTreeMap::new();
-    for (alias, source) in &build.additional_contexts {
-        if let Some(layout) = source.strip_prefix("oci-layout://") {
-            let limits = super::verbs::carrier::limits(agent, session);
-            images.insert(alias.clone(), layout::image(bases.oven.store, layout, &limits)?);
-            continue;
-        }
-        match source.strip_prefix("service:") {
-            None => {
-                contexts.insert(alias.clone(), source.into());
-            }
-            Some(other) => {
-                let service = project.services.get(other).ok_or_else(|| {
-                    Report::usage(format!("{}: no service `{other}`", service.place))
-                })?;
-                let image = build_of(agent, session, project, other, service, bases)?.image;
-                images.insert(alias.clone(), image);
-            }
-        }
-    }
+    let Named { contexts, images } =
+        named_contexts(agent, session, project, service, build, bases)?;
     let base =
         |wanted: &str| -> Option<Result<ImageId, BakeError>> {
             if let Some(image) = images.get(wanted) {
@@ -228,6 +210,46 @@ fn build(
     node.end(&result, &words);
     let Baked { image, steps, cached, .. } = result?;
     Ok(Bake { image, steps, cached })
+}
+
+/// What `additional_contexts` names.
+#[derive(Default)]
+struct Named {
+    contexts: BTreeMap<String, PathBuf>,
+    images: BTreeMap<String, ImageId>,
+}
+
+fn named_contexts(
+    agent: &Agent,
+    session: &Session,
+    project: &Project,
+    service: &Service,
+    build: &Build,
+    bases: &Bases<'_>,
+) -> Result<Named, Report> {
+    let mut named = Named::default();
+    for (alias, source) in &build.additional_contexts {
+        let image = if let Some(layout) = source.strip_prefix("oci-layout://") {
+            let limits = super::verbs::carrier::limits(agent, session);
+            layout::image(bases.oven.store, layout, &limits)?
+        } else if let Some(name) = source.strip_prefix("docker-image://") {
+            bases.image(name).unwrap_or_else(|| {
+                let what = format!("{}: no base is called `{name}`", service.place);
+                Err(Report::usage(what).hint("images of registries are not fetched"))
+            })?
+        } else if let Some(other) = source.strip_prefix("service:") {
+            let service = project
+                .services
+                .get(other)
+                .ok_or_else(|| Report::usage(format!("{}: no service `{other}`", service.place)))?;
+            build_of(agent, session, project, other, service, bases)?.image
+        } else {
+            named.contexts.insert(alias.clone(), source.into());
+            continue;
+        };
+        named.images.insert(alias.clone(), image);
+    }
+    Ok(named)
 }
 
 fn build_of(
