@@ -10,8 +10,9 @@ pub(super) fn is_address(value: u64) -> bool {
     matches!(value >> 40, 0x55 | 0x56 | 0x7f | 0x7e)
 }
 
-/// How far bytes must differ to be taken for random ones.
-const RANDOM: usize = 16;
+/// How many bytes must differ to be taken for random ones, at the end of a content; elsewhere it is
+/// most of the 64 that follow.
+const RANDOM: usize = 6;
 
 pub(super) fn recognise(a: &[u8], b: &[u8], at: usize, known: Known<'_>) -> Option<Finding> {
     for begin in at.saturating_sub(7)..=at {

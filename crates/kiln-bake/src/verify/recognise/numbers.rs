@@ -99,6 +99,7 @@ fn random(places: &[Place<'_>; 2]) -> Option<Finding> {
         return None;
     }
     let begin = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    let temporary = ["/tmp/", "tmp."].iter().any(|mark| a[..begin].contains(mark));
     let (a, b) = (&a[begin..], &b[begin..]);
     let apart = a.bytes().zip(b.bytes()).filter(|(x, y)| x != y).count();
     let hex = |word: &str| word.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -106,7 +107,9 @@ fn random(places: &[Place<'_>; 2]) -> Option<Finding> {
         return None;
     }
     let form = if hex(a) && hex(b) { "hexadecimal digits" } else { "letters and digits" };
-    Some(Finding::new(Cause::Random, format!("{} {form} that have nothing in common", a.len())))
+    let whose = if temporary { "in the name of a temporary file, " } else { "" };
+    let evidence = format!("{whose}{} {form} that have nothing in common", a.len());
+    Some(Finding::new(Cause::Random, evidence))
 }
 
 /// Digits among letters, or capitals in the middle: no word of a language.

@@ -3,7 +3,7 @@
 use crate::verify::cause::{Cause, Finding};
 
 /// Names of caches; one that ends in `/` is a directory anywhere in the path.
-const CACHES: [&str; 22] = [
+const CACHES: [&str; 25] = [
     "var/cache/",
     ".cache/",
     "__pycache__/",
@@ -26,7 +26,14 @@ const CACHES: [&str; 22] = [
     "srcpkgcache.bin",
     ".ninja_log",
     ".ninja_deps",
+    "meson-private/build.dat",
+    "meson-private/coredata.dat",
+    ".rustc_info.json",
 ];
+
+/// Ends of the names of logs; one that ends in `/` is a directory anywhere in the path. What the
+/// compiler said to nginx's `configure` is in `autoconf.err`.
+const LOGS: [&str; 4] = ["var/log/", "meson-logs/", ".log", "autoconf.err"];
 
 /// Names that keys and certificates have.
 const KEYS: [&str; 10] = [
@@ -58,13 +65,21 @@ pub(super) fn place(path: &[u8], a: &[u8], b: &[u8]) -> Option<Finding> {
     if both(b"ssh-rsa ") || both(b"ssh-ed25519 ") || both(b"ecdsa-sha2-") {
         return Some(Finding::new(Cause::Key, "it is a public key of ssh"));
     }
+    if both(b"v1 ") && is_of_go(name) {
+        let evidence = "it is an entry of Go's build cache";
+        return Some(Finding::new(Cause::Cache, evidence));
+    }
     if let Some(key) = KEYS.iter().find(|key| match key.starts_with('.') {
         true => name.ends_with(**key),
         false => name.starts_with(**key),
     }) {
         return Some(Finding::new(Cause::Key, format!("its name has `{key}`")));
     }
-    if text.starts_with("var/log/") || name.ends_with(".log") {
+    let logs = LOGS.iter().any(|log| match log.ends_with('/') {
+        true => text.starts_with(log) || text.contains(&format!("/{log}")),
+        false => name.ends_with(log),
+    });
+    if logs {
         return Some(Finding::new(Cause::Log, "its name is that of a log"));
     }
     let cache = CACHES.iter().find(|cache| match cache.ends_with('/') {
@@ -75,4 +90,10 @@ pub(super) fn place(path: &[u8], a: &[u8], b: &[u8]) -> Option<Finding> {
         return Some(Finding::new(Cause::Cache, format!("`{cache}` is a cache")));
     }
     None
+}
+
+/// Whether Go's build cache, wherever `GOCACHE` has put it, names an action like that.
+fn is_of_go(name: &str) -> bool {
+    name.strip_suffix("-a")
+        .is_some_and(|id| id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }

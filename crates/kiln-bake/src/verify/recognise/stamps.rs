@@ -209,9 +209,12 @@ fn days(year: i64, month: i64, day: i64) -> Option<i64> {
 
 /// A number that says how long something took.
 fn measured(places: &[Place<'_>; 2]) -> Option<Finding> {
+    // `0.412`, `0m0.412s`; not the `ccAjRp7m.o` that a linker speaks of.
     let decimal = |place: &Place<'_>| {
-        let word = place.word(".");
-        word.contains('.') && word.bytes().any(|byte| byte.is_ascii_digit())
+        place.word(".").split_once('.').is_some_and(|(whole, part)| {
+            whole.ends_with(|c: char| c.is_ascii_digit())
+                && part.starts_with(|c: char| c.is_ascii_digit())
+        })
     };
     let says = |place: &Place<'_>| {
         let line = place.line.to_lowercase();

@@ -69,6 +69,7 @@ fn random_values() {
         ("0b8f4f2e-9a43-4a57-a6b7-0f4f3d6e2c11", "b7c0e9d1-1f0b-4c3e-8c39-7d90c2f0e5aa"),
         ("key 9f86d081884c7d65\n", "key 2c26b46b68ffc68f\n"),
         ("tmp.a8Xk2QpLz1", "tmp.Qm3ZkV0tRw"),
+        ("ld: /tmp/ccAjRp7m.o: in function `f':\n", "ld: /tmp/ccz7Mqah.o: in function `f':\n"),
         ("n=18283\n", "n=30511\n"),
     ] {
         assert_eq!(cause(a, b), Cause::Random, "{a}");
@@ -82,6 +83,8 @@ fn random_values() {
         (0..100).map(|_| next() | 0x80).collect()
     };
     assert_eq!(cause(noise(1), noise(2)), Cause::Random);
+    assert_eq!(cause(&noise(1)[..8], &noise(2)[..8]), Cause::Random);
+    assert_eq!(cause(&noise(1)[..4], &noise(2)[..4]), Cause::Unknown);
     // Two words of a language are no random values.
     assert_eq!(cause("the apple\n", "the melon\n"), Cause::Unknown);
 }
@@ -102,13 +105,24 @@ fn places_that_speak_for_themselves() {
     for (path, expected) in [
         ("var/log/install.log", Cause::Log),
         ("src/config.log", Cause::Log),
+        ("src/objs/autoconf.err", Cause::Log),
+        ("build/meson-logs/meson-log.txt", Cause::Log),
         ("root/.cache/pip/x", Cause::Cache),
+        ("build/meson-private/coredata.dat", Cause::Cache),
+        ("build/meson-private/build.dat.pc", Cause::Unknown),
+        ("target/.rustc_info.json", Cause::Cache),
         ("usr/lib/python3/__pycache__/a.cpython-311.pyc", Cause::Cache),
         ("etc/ssh/ssh_host_rsa_key", Cause::Key),
         ("etc/ssl/own.pem", Cause::Key),
     ] {
         assert_eq!(cause_at(path, &text(1), &text(2)), expected, "{path}");
     }
+    let id = "00bc143b60a48b52dcf2a91230830ccc6093a2e2d49024c48e9da12018616657";
+    let entry = |time: u64| format!("v1 {id} {id} 488826  {time}\n").into_bytes();
+    let entries = [entry(1_795_394_219_291_625_619), entry(1_795_394_222_230_593_817)];
+    let path = format!("tmp/cache/00/{id}-a");
+    assert_eq!(cause_at(&path, &entries[0], &entries[1]), Cause::Cache);
+    assert_eq!(cause_at("tmp/notes-a", &entries[0], &entries[1]), Cause::Time);
     let pem = |body: &str| format!("-----BEGIN PRIVATE KEY-----\n{body}\n");
     assert_eq!(cause(pem("MIIEvQ"), pem("MIIEwR")), Cause::Key);
     assert_eq!(cause([0xfe, 0xed, 0xfe, 0xed, 1], [0xfe, 0xed, 0xfe, 0xed, 2]), Cause::Key);
