@@ -27,6 +27,10 @@ fn serve(stream: TcpStream, answer: &dyn Fn(usize) -> (Vec<u8>, bool), count: &A
     while reader.read_line(&mut line).is_ok_and(|length| length > 0) {
         if line == "\r\n" {
             let (bytes, close) = answer(count.fetch_add(1, Ordering::SeqCst));
+            if close {
+                // The answer and the end arrive together: a request in between is lost, and rightly.
+                rustix::net::sockopt::set_tcp_cork(reader.get_ref(), true).unwrap();
+            }
             if reader.get_mut().write_all(&bytes).is_err() || close {
                 return;
             }
