@@ -31,6 +31,16 @@ impl Store {
         write_durable(&path, text.as_bytes()).doing("writing", &path)
     }
 
+    /// Whether the reference `kind`/`name` is there.
+    ///
+    /// # Errors
+    /// [`Error::Name`]; I/O errors.
+    pub fn has_ref(&self, kind: &str, name: &str) -> Result<bool> {
+        let dir = self.inner.root.join("refs").join(component("reference's kind", kind)?);
+        let path = dir.join(component("reference", name)?);
+        path.try_exists().doing("looking at", &path)
+    }
+
     /// Removes a reference; it need not be there.
     ///
     /// # Errors

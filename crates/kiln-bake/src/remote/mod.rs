@@ -153,8 +153,7 @@ impl<'a> Remotes<'a> {
 
     /// Whether that content was fetched from `url` once.
     fn came_from(&self, url: &str, sha256: &Digest) -> Result<bool, RemoteError> {
-        let wanted = (REF_KIND.to_owned(), url_ref(url, sha256));
-        Ok(self.store.refs()?.contains_key(&wanted))
+        Ok(self.store.has_ref(REF_KIND, &url_ref(url, sha256))?)
     }
 
     /// Pins anew whatever is pinned: what the addresses have now. Repositories are asked for their

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::builder::Builder;
-use super::works::project;
+use super::works::{Noise, project};
 use crate::bench::report::Row;
 use crate::bench::works::Unit;
 
@@ -41,16 +41,10 @@ pub(super) fn measure(builders: &[Box<dyn Builder>], dir: &Path) -> Result<Row> 
 /// A file whose content neither compresses nor is anywhere yet.
 fn write(path: &Path, seed: u64) -> Result<()> {
     let mut file = File::create(path)?;
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut noise = Noise::new(seed);
     let mut block = vec![0; 1 << 20];
     for _ in 0..SIZE / block.len() as u64 {
-        for word in block.chunks_exact_mut(8) {
-            // xorshift64
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            word.copy_from_slice(&state.to_le_bytes());
-        }
+        noise.fill(&mut block);
         file.write_all(&block)?;
     }
     Ok(())

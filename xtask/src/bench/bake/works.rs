@@ -64,6 +64,25 @@ pub(super) const WORKS: &[Work] = &[
 const FILES: usize = 1_000;
 const SIZE: usize = 8 << 10;
 
+/// Bytes that do not compress: xorshift64, cheap, and no two seeds give the same.
+pub(super) struct Noise(u64);
+
+impl Noise {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Fills `bytes`, eight at a time; a rest of fewer stays as it is.
+    pub(super) fn fill(&mut self, bytes: &mut [u8]) {
+        for word in bytes.chunks_exact_mut(8) {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            word.copy_from_slice(&self.0.to_le_bytes());
+        }
+    }
+}
+
 /// A builder with its copies of the contexts.
 pub(super) struct Workplace<'a> {
     builder: &'a dyn Builder,
@@ -107,15 +126,8 @@ impl<'a> Workplace<'a> {
     fn fresh(&mut self) -> Vec<u8> {
         self.counter += 1;
         let own = u64::from(std::process::id()) << 32 | self.counter;
-        let mut state = own.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut bytes = Vec::with_capacity(SIZE);
-        while bytes.len() < SIZE {
-            // xorshift64: cheap, and no two seeds give the same.
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            bytes.extend(state.to_le_bytes());
-        }
+        let mut bytes = vec![0; SIZE];
+        Noise::new(own).fill(&mut bytes);
         bytes
     }
 
