@@ -10,6 +10,7 @@
 //! | [`conditions`] | what a step can see of the machine, varied on purpose |
 //! | [`logs`] | reading what an instance wrote |
 //! | [`net`] | the network of an instance |
+//! | [`own`] | what a process of Kiln's does not take over from its starter |
 //! | `shim` | the process of each instance: start, log, control, clean up |
 //! | `session` | the process of each exec and step |
 //! | `sandbox` | what happens between clone and exec |
@@ -25,6 +26,7 @@ pub mod error;
 pub mod exec;
 pub mod logs;
 pub mod net;
+pub mod own;
 pub mod running;
 pub mod runtime;
 pub mod spec;
@@ -61,6 +63,9 @@ pub const ROLE_STEP: &str = "shim-step";
 pub fn dispatch(args: impl IntoIterator<Item = OsString>) {
     let mut args = args.into_iter().skip(1);
     let Some(role) = args.next() else { return };
+    if [ROLE_SHIM, ROLE_EXEC, ROLE_STEP].iter().any(|own| role == *own) {
+        own::begin();
+    }
     match role.to_str() {
         Some(ROLE_SHIM) => shim::main(args.next().unwrap_or_default().as_ref()),
         Some(ROLE_EXEC) => session::main_exec(),

@@ -140,6 +140,74 @@ pub(crate) fn run_first() {
     }
 }
 
+/// Ordinary scheduling: no policy, nice value or priority of input and output of its own.
+pub(crate) fn plain_scheduling() {
+    let param = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the struct lives through the call; none of the calls touches other memory. Refused,
+    // they leave the process as it was.
+    unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const param);
+        libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, 0);
+        libc::syscall(libc::SYS_set_mempolicy, libc::MPOL_DEFAULT, std::ptr::null::<u64>(), 0);
+    }
+}
+
+/// Nothing is blocked, and nothing ignored but SIGPIPE, as Rust has it; handlers stay.
+pub(crate) fn plain_signals() {
+    // The kernel's own structure begins with the handler and is four words long at most; all zero
+    // it says SIG_DFL. The C library keeps two signals from its own functions.
+    let default = [0_u64; 4];
+    for signal in 1..=64 {
+        let mut now = [0_u64; 4];
+        // SAFETY: both arrays are as long as the structure and outlive the calls; SIG_DFL installs
+        // no code.
+        unsafe {
+            let (none, set) = (std::ptr::null::<u64>(), default.as_ptr());
+            libc::syscall(libc::SYS_rt_sigaction, signal, none, now.as_mut_ptr(), 8);
+            if now[0] == libc::SIG_IGN as u64 && signal != libc::SIGPIPE {
+                libc::syscall(libc::SYS_rt_sigaction, signal, set, std::ptr::null::<u64>(), 8);
+            }
+        }
+    }
+    // SAFETY: as in `reset_signals`.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// What else a task carries through fork and exec: personality, groups, and the kernel's switches
+/// for huge pages, merged pages, memory errors and speculation.
+pub(crate) fn plain_task() {
+    const PR_SET_MEMORY_MERGE: libc::c_int = 67;
+    // SAFETY: numbers only; the list of groups is empty. Refused, they change nothing.
+    unsafe {
+        libc::personality(0);
+        libc::setgroups(0, std::ptr::null());
+        if libc::geteuid() == 0 {
+            libc::setresgid(0, 0, 0);
+        }
+        libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0);
+        libc::prctl(libc::PR_MCE_KILL, libc::PR_MCE_KILL_CLEAR, 0, 0, 0);
+        libc::prctl(PR_SET_MEMORY_MERGE, 0, 0, 0, 0);
+        for what in [0, 1] {
+            const PR_SET_SPECULATION_CTRL: libc::c_int = 53;
+            const PR_SPEC_ENABLE: libc::c_ulong = 2;
+            libc::prctl(PR_SET_SPECULATION_CTRL, what as libc::c_ulong, PR_SPEC_ENABLE, 0, 0);
+        }
+    }
+}
+
+/// Takes a variable out of the environment.
+pub(crate) fn forget_variable(name: &std::ffi::OsStr) {
+    debug_assert_eq!(threads(), 1, "the environment changes under other threads");
+    // SAFETY: this process has one thread, so nobody reads the environment meanwhile.
+    unsafe { std::env::remove_var(name) };
+}
+
 /// How many processes of this machine were killed for want of memory since it started.
 pub(crate) fn out_of_memory_kills() -> u64 {
     let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();

@@ -6,6 +6,7 @@
 //! | module | noun |
 //! |---|---|
 //! | [`store`] | the root folder: opening it, its format, recovery |
+//! | `inherited` | what its folders take over from the one around it: nothing |
 //! | [`objects`] | contents by digest |
 //! | [`durable`] | what reaches the disk, and when |
 //! | [`typed`] | trees, configurations and releases as objects |
@@ -24,6 +25,7 @@ pub mod durable;
 pub mod erofs;
 pub mod error;
 pub mod gc;
+mod inherited;
 pub mod lease;
 pub mod ledger;
 pub mod links;

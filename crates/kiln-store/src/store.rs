@@ -90,7 +90,8 @@ impl Store {
         fs::create_dir_all(root).doing("creating", root)?;
         // Recipes for mounts carry paths to other processes.
         let root = root.canonicalize().doing("resolving", root)?;
-        check_format(&root)?;
+        let fresh = check_format(&root)?;
+        crate::inherited::disown(&root, fresh).doing("setting the modes of", &root)?;
         for dir in DIRS {
             let dir = root.join(dir);
             // Objects hold secrets, and link trees set-id programs: not for other users. Overlayfs
@@ -156,17 +157,19 @@ impl Store {
 }
 
 /// The `format` file says who may write here. It is the first thing made in a new root.
-fn check_format(root: &Path) -> Result<()> {
+/// Whether the root is new.
+fn check_format(root: &Path) -> Result<bool> {
     let path = root.join("format");
     let expected = format!("kiln-store {FORMAT}");
     match fs::read_to_string(&path) {
-        Ok(found) if found.trim_end() == expected => Ok(()),
+        Ok(found) if found.trim_end() == expected => Ok(false),
         Ok(found) => {
             let found = found.trim_end().to_owned();
             Err(Error::Format { root: root.to_owned(), found, expected })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            write_durable(&path, format!("{expected}\n").as_bytes()).doing("writing", &path)
+            write_durable(&path, format!("{expected}\n").as_bytes()).doing("writing", &path)?;
+            Ok(true)
         }
         Err(error) => Err(error).doing("reading", &path),
     }

@@ -21,6 +21,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     kiln_run::dispatch(std::env::args_os());
     let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|role| role == "front") {
+        kiln_run::own::begin();
+    }
     if let Some(code) = kiln_front::dispatch(&args) {
         return ExitCode::from(code);
     }

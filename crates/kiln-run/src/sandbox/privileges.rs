@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
+use rustix::process::{Gid, Rlimit, Uid, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capability_is_in_bounding_set, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_thread_groups, set_thread_res_gid,
@@ -11,11 +11,7 @@ use rustix::thread::{
 
 use super::user::Identity;
 use crate::error::{Context as _, Fault};
-
-/// What a program gets that asks for nothing else: systemd's defaults, as newer Dockers have them.
-/// Otherwise an image or an instance would depend on the shell that the agent was started from.
-const DEFAULT_LIMITS: [(&str, (i64, i64)); 3] =
-    [("nofile", (1024, 524_288)), ("stack", (8 << 20, -1)), ("core", (0, -1))];
+use crate::own;
 
 /// The set of `names`, without `CAP_`.
 pub(super) fn capability_set(names: &BTreeSet<String>) -> Result<CapabilitySet, Fault> {
@@ -64,9 +60,7 @@ pub(super) fn become_user(
 /// what is lowered may not be raised again. A host that allows less gives what it can, which is not
 /// worth a word.
 pub(super) fn limit_by_default(asked: &BTreeMap<String, (i64, i64)>) -> Result<(), Fault> {
-    let limits = DEFAULT_LIMITS.map(|(name, bounds)| (name.to_owned(), bounds));
-    let others = limits.into_iter().filter(|(name, _)| !asked.contains_key(name));
-    limit(&others.collect()).map(drop)
+    limit(&own::limits_beside(asked)).map(drop)
 }
 
 /// Sets `limits`. Raising one needs CAP_SYS_RESOURCE, which a host may not have: such a limit is
@@ -75,7 +69,7 @@ pub(super) fn limit(limits: &BTreeMap<String, (i64, i64)>) -> Result<Vec<String>
     let mut warnings = Vec::new();
     for (name, &(soft, hard)) in limits {
         let step = || format!("set the ulimit `{name}`");
-        let resource = resource(name)
+        let resource = own::resource(name)
             .ok_or_else(|| Fault::new(step(), "there is no such limit; see setrlimit(2)"))?;
         let bound = |value: i64| u64::try_from(value).ok();
         let wanted = Rlimit { current: bound(soft), maximum: bound(hard) };
@@ -98,28 +92,6 @@ pub(super) fn limit(limits: &BTreeMap<String, (i64, i64)>) -> Result<Vec<String>
         }
     }
     Ok(warnings)
-}
-
-fn resource(name: &str) -> Option<Resource> {
-    Some(match name {
-        "as" => Resource::As,
-        "core" => Resource::Core,
-        "cpu" => Resource::Cpu,
-        "data" => Resource::Data,
-        "fsize" => Resource::Fsize,
-        "locks" => Resource::Locks,
-        "memlock" => Resource::Memlock,
-        "msgqueue" => Resource::Msgqueue,
-        "nice" => Resource::Nice,
-        "nofile" => Resource::Nofile,
-        "nproc" => Resource::Nproc,
-        "rss" => Resource::Rss,
-        "rtprio" => Resource::Rtprio,
-        "rttime" => Resource::Rttime,
-        "sigpending" => Resource::Sigpending,
-        "stack" => Resource::Stack,
-        _ => return None,
-    })
 }
 
 #[cfg(test)]

@@ -45,6 +45,7 @@ const DETACHED: &str = "KILN_AGENT_DETACHED";
 
 /// Runs the agent of `root` until it is told to leave.
 pub(crate) fn serve(root: &Path, leave: Leave) -> Result<Exit, Report> {
+    kiln_run::own::begin_agent(leave == Leave::WhenIdle);
     if leave == Leave::WhenIdle && std::env::var_os(DETACHED).is_none() {
         return detach(root);
     }
