@@ -10,18 +10,24 @@
 //! | [`image`] | tree + configuration |
 //! | [`compose`] | what the user wrote: `compose.yaml` |
 //! | [`release`] | what a deploy carries: everything pinned by digest |
+//! | [`canonical`] | one text for one value: what digests are over |
 //! | [`settings`] | Compose service + image configuration → what a release pins |
+//! | [`defaults`] | what holds where nothing is stated |
+//! | [`stage`] | a stage as a value: policy, slots, traffic, members, and its moves |
 //! | [`plan`] | target and observed → what a deploy will do |
 //! | [`exit`] | the public exit codes |
 #![forbid(unsafe_code)]
 
+pub mod canonical;
 pub mod compose;
+pub mod defaults;
 pub mod digest;
 pub mod exit;
 pub mod image;
 pub mod plan;
 pub mod release;
 pub mod settings;
+pub mod stage;
 pub mod tree;
 pub mod tree_diff;
 

@@ -1,12 +1,13 @@
 //! Target and observed → what a deploy will do. Pure: the same values give the same plan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::compose::{Condition, MountSource};
+use crate::compose::MountSource;
 use crate::digest::Digest;
-use crate::release::Release;
+use crate::release::{Release, Settings};
 
 /// One instance that is there now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +22,8 @@ pub struct Observed {
     pub sound: bool,
     /// What it can write to and others could too.
     pub data: BTreeSet<MountSource>,
-    /// Services that it reaches over `depends_on`.
-    pub reach: BTreeSet<String>,
+    /// The release in whose slot it started, if that is known.
+    pub born: Option<Arc<Release>>,
     /// Whether it is a worker.
     pub worker: bool,
 }
@@ -73,26 +74,36 @@ pub fn plan(release: &Release, observed: &[Observed]) -> Plan {
     let mut plan = Plan::default();
     let mut paused: BTreeMap<String, String> = BTreeMap::new();
     let mut conflicts: BTreeSet<String> = BTreeSet::new();
-    for service in release.services.keys() {
-        let key = release.instance_key(service);
-        if let Some(found) = observed.iter().find(|old| old.sound && Some(old.key) == key) {
-            plan.share.insert(service.clone(), found.id.clone());
+    let mut sound: HashMap<Digest, &Observed> = HashMap::new();
+    for old in observed.iter().filter(|old| old.sound) {
+        sound.entry(old.key).or_insert(old);
+    }
+    for (service, key) in release.instance_keys() {
+        if let Some(found) = sound.get(&key) {
+            plan.share.insert(service, found.id.clone());
         }
     }
+    let workers = release.workers();
+    // Services that are replaced under the pause, or wait for one that is: deps come first.
+    let mut below: BTreeMap<String, String> = BTreeMap::new();
     let shared: BTreeSet<String> = plan.share.values().cloned().collect();
     for service in release.start_order() {
         let Some(released) = release.services.get(&service) else { continue };
         if plan.share.contains_key(&service) {
+            below_pause(&released.settings, &paused, &mut below, &service);
             continue;
         }
         let data = writable(&released.settings.mounts);
         // What is shared goes on: it uses the data together with this service in any release.
-        let holders: Vec<&Observed> = observed
-            .iter()
-            .filter(|old| !shared.contains(&old.id) && !old.data.is_disjoint(&data))
-            .collect();
-        let below = release.reach(&service).into_iter().find(|dep| paused.contains_key(dep));
-        if is_worker(release, &service) {
+        let holders: Vec<&Observed> = match data.is_empty() {
+            true => Vec::new(),
+            false => observed
+                .iter()
+                .filter(|old| !shared.contains(&old.id) && !old.data.is_disjoint(&data))
+                .collect(),
+        };
+        let below = below_pause(&released.settings, &paused, &mut below, &service);
+        if workers.contains(&service) {
             plan.workers.push(service);
         } else if !holders.is_empty() {
             conflicts.extend(holders.iter().map(|old| old.service.clone()));
@@ -109,42 +120,61 @@ pub fn plan(release: &Release, observed: &[Observed]) -> Plan {
     let old = observed.iter().filter(|old| !shared.contains(&old.id));
     // Whatever uses the data through the old holder goes first, so nothing sees it half gone.
     let (mut first, holders): (Vec<String>, Vec<String>) = (
-        old.clone()
-            .filter(|old| !old.reach.is_disjoint(&conflicts))
-            .map(|old| old.id.clone())
-            .collect(),
+        reaching(old.clone(), &conflicts).collect(),
         std::mem::take(&mut plan.stop_first),
     );
-    for id in holders {
-        first.retain(|other| *other != id);
-        first.push(id);
-    }
+    let last: BTreeSet<&String> = holders.iter().collect();
+    first.retain(|id| !last.contains(id));
+    let mut seen = BTreeSet::new();
+    first.extend(holders.iter().filter(|id| seen.insert(*id)).cloned());
+    let going: BTreeSet<&String> = first.iter().collect();
     plan.stop_workers = old
-        .filter(|old| old.worker && !first.contains(&old.id))
+        .filter(|old| old.worker && !going.contains(&old.id))
         .map(|old| old.id.clone())
         .collect();
-    let mut seen = BTreeSet::new();
-    first.retain(|id| seen.insert(id.clone()));
     plan.stop_first = first;
     plan
 }
 
-/// A worker that no other service waits for. One that is waited for (a migration, say) has to run
-/// before the switch, whatever it is called.
-pub fn is_worker(release: &Release, service: &str) -> bool {
-    let waited_for = release.services.iter().any(|(name, other)| {
-        name != service && !other.settings.worker && other.settings.depends_on.contains_key(service)
-    });
-    release.services.get(service).is_some_and(|released| released.settings.worker) && !waited_for
+/// A service nearest below `service` that is replaced under the pause, remembered for those above.
+fn below_pause(
+    settings: &Settings,
+    paused: &BTreeMap<String, String>,
+    below: &mut BTreeMap<String, String>,
+    service: &str,
+) -> Option<String> {
+    let mut deps = settings.depends_on.keys();
+    let found = deps.find_map(|dep| match paused.contains_key(dep) {
+        true => Some(dep.clone()),
+        false => below.get(dep).cloned(),
+    })?;
+    below.insert(service.to_owned(), found.clone());
+    Some(found)
 }
 
-/// Whether somebody waits for `service` to end with status 0.
-pub fn is_job(release: &Release, service: &str) -> bool {
-    release.services.values().any(|other| {
-        other.settings.depends_on.get(service).is_some_and(|dependency| {
-            dependency.condition == Condition::ServiceCompletedSuccessfully
-        })
+/// Those of `old` that reach any service of `targets` in the release that they were started for.
+fn reaching<'a>(
+    old: impl Iterator<Item = &'a Observed>,
+    targets: &BTreeSet<String>,
+) -> impl Iterator<Item = String> {
+    let mut known: HashMap<*const Release, BTreeSet<String>> = HashMap::new();
+    old.filter(move |old| {
+        let Some(born) = &old.born else { return false };
+        let reaching =
+            known.entry(Arc::as_ptr(born)).or_insert_with(|| born.reaching(targets));
+        reaching.contains(&old.service)
     })
+    .map(|old| old.id.clone())
+}
+
+/// See [`Release::workers`].
+pub fn is_worker(release: &Release, service: &str) -> bool {
+    release.workers().contains(service)
+}
+
+/// See [`Release::jobs`].
+pub fn is_job(release: &Release, service: &str) -> bool {
+    release.jobs().contains(service)
 }
 
 /// The writable sources among `mounts` that instances could share.
@@ -171,7 +201,7 @@ fn data_words(data: &BTreeSet<MountSource>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compose::{Dependency, Mount, Project, Service};
+    use crate::compose::{Condition, Dependency, Mount, Project, Service};
     use crate::image::{ImageConfig, ImageId};
     use crate::release::ReleasedService;
 
@@ -207,10 +237,11 @@ mod tests {
             services.insert(bare.to_owned(), ReleasedService { image, settings });
         }
         let source = Default::default();
-        Release { format: 1, project: "p".into(), parent: None, source, services }
+        Release { project: "p".into(), source, services, ..Release::default() }
     }
 
     fn observe(release: &Release) -> Vec<Observed> {
+        let born = Arc::new(release.clone());
         release
             .services
             .iter()
@@ -220,7 +251,7 @@ mod tests {
                 key: release.instance_key(name).unwrap(),
                 sound: true,
                 data: writable(&released.settings.mounts),
-                reach: release.reach(name),
+                born: Some(Arc::clone(&born)),
                 worker: is_worker(release, name),
             })
             .collect()

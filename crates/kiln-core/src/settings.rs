@@ -2,27 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::compose::{Expose, Mount, MountSource, Port, Project, Protocol, Service, Tmpfs};
+use crate::compose::{Expose, Mount, MountSource, Port, Project, Protocol, Service};
+use crate::defaults;
 use crate::image::ImageConfig;
 use crate::release::{PinnedFile, Settings};
-
-/// What every instance may do unless `cap_add` and `cap_drop` say otherwise: Docker's default set.
-pub const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "AUDIT_WRITE",
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "MKNOD",
-    "NET_BIND_SERVICE",
-    "NET_RAW",
-    "SETFCAP",
-    "SETGID",
-    "SETPCAP",
-    "SETUID",
-    "SYS_CHROOT",
-];
 
 /// All capabilities of Linux 6.x, for `cap_add: [ALL]`.
 pub const ALL_CAPABILITIES: [&str; 41] = [
@@ -69,11 +52,6 @@ pub const ALL_CAPABILITIES: [&str; 41] = [
     "WAKE_ALARM",
 ];
 
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const DEFAULT_SHM: u64 = 64 << 20;
-const DEFAULT_GRACE: u64 = 10_000_000_000;
-const DEFAULT_TMPFS: [(&str, u32); 3] = [("/tmp", 0o1777), ("/run", 0o755), ("/var/tmp", 0o1777)];
-
 /// Why a service has no settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
@@ -109,7 +87,6 @@ pub fn settings(
     }
     let expose = callable(service, image);
     let mounts = mounts(service, image);
-    let tmpfs = tmpfs(service, &mounts);
     let healthcheck = healthcheck(service, image);
     let worker = service.worker.unwrap_or(expose.is_empty());
     Ok(Settings {
@@ -119,8 +96,7 @@ pub fn settings(
             .working_dir
             .clone()
             .or_else(|| image.working_dir.clone())
-            .filter(|dir| !dir.is_empty())
-            .unwrap_or_else(|| "/".to_owned()),
+            .unwrap_or_default(),
         user: service.user.clone().or_else(|| image.user.clone()).unwrap_or_default(),
         hostname: service.hostname.clone().unwrap_or_else(|| name.to_owned()),
         aliases: service.aliases.clone(),
@@ -129,15 +105,11 @@ pub fn settings(
         depends_on: service.depends_on.clone(),
         healthcheck,
         mounts,
-        tmpfs,
-        read_only: service.read_only.unwrap_or(true),
-        shm_size: service.shm_size.unwrap_or(DEFAULT_SHM),
-        stop_signal: service
-            .stop_signal
-            .clone()
-            .or_else(|| image.stop_signal.clone())
-            .unwrap_or_else(|| "SIGTERM".to_owned()),
-        stop_grace: service.stop_grace_period.unwrap_or(DEFAULT_GRACE),
+        tmpfs: service.tmpfs.clone(),
+        read_only: service.read_only,
+        shm_size: service.shm_size,
+        stop_signal: service.stop_signal.clone().or_else(|| image.stop_signal.clone()),
+        stop_grace: service.stop_grace_period,
         restart: service.restart,
         init: service.init,
         ulimits: service.ulimits.clone(),
@@ -167,7 +139,6 @@ fn environment(service: &Service, image: &ImageConfig) -> Vec<String> {
     let mut env: BTreeMap<&str, &str> =
         image.env.iter().filter_map(|pair| pair.split_once('=')).collect();
     env.extend(service.environment.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-    env.entry("PATH").or_insert(DEFAULT_PATH);
     env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
@@ -210,20 +181,6 @@ fn mounts(service: &Service, image: &ImageConfig) -> Vec<Mount> {
     mounts
 }
 
-fn tmpfs(service: &Service, mounts: &[Mount]) -> Vec<Tmpfs> {
-    let mut all = service.tmpfs.clone();
-    if service.read_only.is_none() {
-        for (target, mode) in DEFAULT_TMPFS {
-            let taken = all.iter().any(|tmpfs| tmpfs.target == target)
-                || mounts.iter().any(|mount| mount.target == target);
-            if !taken {
-                all.push(Tmpfs { target: target.to_owned(), size: None, mode: Some(mode) });
-            }
-        }
-    }
-    all
-}
-
 /// The service's own check wins member by member, as in Docker.
 fn healthcheck(service: &Service, image: &ImageConfig) -> Option<crate::image::Healthcheck> {
     let mut check = image.healthcheck.clone().unwrap_or_default();
@@ -241,9 +198,12 @@ fn healthcheck(service: &Service, image: &ImageConfig) -> Option<crate::image::H
     (!none).then_some(check)
 }
 
-fn capabilities(add: &BTreeSet<String>, drop: &BTreeSet<String>) -> BTreeSet<String> {
+fn capabilities(add: &BTreeSet<String>, drop: &BTreeSet<String>) -> Option<BTreeSet<String>> {
+    if add.is_empty() && drop.is_empty() {
+        return None;
+    }
     let bare = |name: &String| name.trim_start_matches("CAP_").to_owned();
-    let mut set: BTreeSet<String> = DEFAULT_CAPABILITIES.map(str::to_owned).into();
+    let mut set: BTreeSet<String> = defaults::CAPABILITIES.map(str::to_owned).into();
     if drop.contains("ALL") {
         set.clear();
     }
@@ -255,7 +215,7 @@ fn capabilities(add: &BTreeSet<String>, drop: &BTreeSet<String>) -> BTreeSet<Str
         set.remove(&bare(name));
     }
     set.remove("ALL");
-    set
+    Some(set)
 }
 
 #[cfg(test)]
@@ -302,24 +262,25 @@ mod tests {
     }
 
     #[test]
-    fn unstated_read_only_gets_scratch_space() {
+    fn what_nobody_stated_stays_open() {
         let image = ImageConfig { cmd: words("x"), ..ImageConfig::default() };
-        let service = Service::default();
-        let unstated = settings(&project(), "s", &service, &image, vec![]).unwrap();
-        assert!(unstated.read_only && unstated.worker);
-        let targets: Vec<_> = unstated.tmpfs.iter().map(|tmpfs| tmpfs.target.as_str()).collect();
-        assert_eq!(targets, ["/tmp", "/run", "/var/tmp"]);
-        let service = Service { read_only: Some(true), ..Service::default() };
-        let stated = settings(&project(), "s", &service, &image, vec![]).unwrap();
-        assert!(stated.read_only && stated.tmpfs.is_empty());
+        let open = settings(&project(), "s", &Service::default(), &image, vec![]).unwrap();
+        let words = words("x").unwrap();
+        let nothing = Settings { argv: words, hostname: "s".into(), ..Settings::default() };
+        assert_eq!(open, Settings { worker: true, ..nothing });
+        for stated in [true, false] {
+            let service = Service { read_only: Some(stated), ..Service::default() };
+            let said = settings(&project(), "s", &service, &image, vec![]).unwrap();
+            assert_eq!(said.read_only, Some(stated));
+        }
     }
 
     #[test]
     fn capabilities_add_and_drop() {
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        assert_eq!(capabilities(&set(&[]), &set(&[])).len(), 14);
-        assert!(capabilities(&set(&[]), &set(&["ALL"])).is_empty());
-        assert_eq!(capabilities(&set(&["CHOWN"]), &set(&["ALL"])), set(&["CHOWN"]));
-        assert_eq!(capabilities(&set(&["ALL"]), &set(&["NET_RAW"])).len(), 40);
+        assert_eq!(capabilities(&set(&[]), &set(&[])), None);
+        assert_eq!(capabilities(&set(&[]), &set(&["ALL"])), Some(set(&[])));
+        assert_eq!(capabilities(&set(&["CHOWN"]), &set(&["ALL"])), Some(set(&["CHOWN"])));
+        assert_eq!(capabilities(&set(&["ALL"]), &set(&["NET_RAW"])).unwrap().len(), 40);
     }
 }

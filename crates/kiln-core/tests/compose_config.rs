@@ -189,7 +189,7 @@ fn sorted(items: impl Iterator<Item = String>) -> Value {
 
 /// `None` where nothing was stated: the fixtures write no `always`.
 fn restart(service: &Service) -> Option<&'static str> {
-    match service.restart {
+    match service.restart.unwrap_or_default() {
         Restart::No => Some("no"),
         Restart::OnFailure { .. } => Some("on-failure"),
         Restart::Always => None,

@@ -13,7 +13,7 @@ use crate::net::NetSpec;
 /// Name of the specification in an instance's folder.
 pub const SPEC_FILE: &str = "spec.json";
 
-pub use kiln_core::settings::DEFAULT_CAPABILITIES;
+pub use kiln_core::defaults::CAPABILITIES as DEFAULT_CAPABILITIES;
 
 /// One instance: a sandbox whose program runs until it ends or is stopped. Stored as
 /// `instances/<id>/spec.json`, which the shim reads.

@@ -4,34 +4,17 @@
 //! which carries the whole new pointer. `stages/<project>/<stage>.json` is a copy for people and
 //! other programs, written afterwards without a sync and put right when the store is opened.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kiln_core::Digest;
-use serde::{Deserialize, Serialize};
+
+pub use kiln_core::stage::Pointer;
 
 use crate::durable::write_atomic;
 use crate::error::{Context as _, Error, Result, component};
 use crate::ledger::{Durability, Record};
 use crate::store::Store;
-
-/// Where a stage points.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pointer {
-    /// The release that serves.
-    pub active: Option<Digest>,
-    /// The release that is kept warm for rollback.
-    pub standby: Option<Digest>,
-    /// Releases that were active before, the latest first.
-    #[serde(default)]
-    pub previous: Vec<Digest>,
-    /// Releases that must not be deployed until a person says otherwise.
-    #[serde(default)]
-    pub quarantined: BTreeSet<Digest>,
-    /// Counts the moves; the first makes it 1.
-    pub generation: u64,
-}
 
 /// All pointers, by project and stage.
 pub type Pointers = BTreeMap<(String, String), Pointer>;

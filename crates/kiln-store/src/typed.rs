@@ -147,12 +147,12 @@ impl Store {
     /// # Errors
     /// As [`Store::get_tree`]; also if it is of a newer format.
     pub fn get_release(&self, digest: &Digest) -> Result<Release> {
-        let release: Release = self.get_json(digest, "release")?;
-        if release.format > kiln_core::release::FORMAT {
-            let why = format!("it has format {}; use a newer kiln", release.format);
-            return Err(Error::Kind { digest: *digest, expected: "readable release", why });
-        }
-        Ok(release)
+        let bytes = self.get(digest)?;
+        kiln_core::release::read(&bytes).map_err(|error| Error::Kind {
+            digest: *digest,
+            expected: "readable release",
+            why: error.to_string(),
+        })
     }
 
     fn get_json<T: DeserializeOwned>(&self, digest: &Digest, expected: &'static str) -> Result<T> {

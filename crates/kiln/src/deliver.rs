@@ -12,7 +12,6 @@ use std::sync::Arc;
 use kiln_core::compose::Project;
 use kiln_core::exit::Exit;
 use kiln_core::plan::{Plan, plan};
-use kiln_core::release::Source;
 use kiln_core::{Digest, Release};
 use serde_json::json;
 
@@ -87,13 +86,14 @@ pub(crate) fn publish(
     let published = assemble(agent, session, stage, project)?;
     if published.fresh {
         agent.put_release(&published.release)?;
-        record::cut(agent, stage, &published.digest, &published.release);
+        record::cut(agent, stage, &published);
     }
     Ok(published)
 }
 
-/// Source → image → release. Nothing is recorded: a release that would run the same as the one
-/// that serves, or did before `down`, *is* that one.
+/// Source → image → release. Nothing is recorded: a release that says the same as the one that
+/// serves, or did before `down`, *is* that one. Of a clean checkout it is the commit's, which is the
+/// same everywhere.
 pub(crate) fn assemble(
     agent: &Agent,
     session: &Session,
@@ -102,24 +102,23 @@ pub(crate) fn assemble(
 ) -> Result<Published, Report> {
     let lock = bake::lock(agent, session, project)?;
     let images = bake::images(agent, session, project, &lock, &[])?;
-    let services = bake::settings(agent, project, &images)?;
+    let mut release = bake::release(agent, project, &images)?;
 
-    let pointer = stage.state().pointer.clone();
-    let parent = pointer.active.or(pointer.previous.first().copied());
-    let mut release = Release {
-        format: kiln_core::release::FORMAT,
-        project: project.name.clone(),
-        parent,
-        source: Source::default(),
-        services,
-    };
-    if let Some(digest) = parent {
-        let serving = agent.release(&digest)?;
-        if serving.runs_as(&release) {
-            return Ok(Published::of(digest, serving));
-        }
+    let before = stage.state().last_served();
+    let same = before.map(|digest| Ok((digest, agent.release(&digest)?))).transpose()?;
+    let same = same.filter(|(_, serving)| serving.runs_as(&release));
+    if let Some((digest, serving)) = &same
+        && !serving.source.dirty
+        && serving.source.commit == bake::head(agent, session, project)
+    {
+        return Ok(Published::of(*digest, Arc::clone(serving)));
     }
     let Checkout { source, differences } = bake::source(agent, session, project);
+    if let Some((digest, serving)) = same
+        && !source.is_clean()
+    {
+        return Ok(Published::of(digest, serving));
+    }
     release.source = source;
     let digest = release.digest();
     Ok(Published { digest, release: Arc::new(release), fresh: true, differences })

@@ -268,3 +268,75 @@ fn a_release_can_be_switched_to_and_up_says_what_is_dirty() {
     world.kiln_in(&project, ["rollback", "dev", &first[7..19]]).expect_done();
     assert_eq!(common::answer(&port), "one");
 }
+
+/// `up` of a clean checkout and `kiln release` of its commit are two ways to one release, whatever
+/// served before, and whichever comes first.
+#[test]
+fn a_clean_up_and_a_release_of_its_commit_have_one_digest() {
+    let world = world();
+    let (project, _) = repository(&world);
+    let up = |world: &World| {
+        let output = world.kiln_in(&project, ["up", "--json"]).expect_done();
+        digest(&output)
+    };
+    let (first, machine) = (up(&world), common::world());
+    assert_eq!(first, digest(&release(&world, &project, &[]).expect_done()));
+
+    // Edited and tried out first, committed then: nothing is started, but it is the commit's.
+    page(&project, "web", "two");
+    let dirty = up(&world);
+    let before = common::instance(&world, &project, "web", "active").unwrap();
+    let name = commit(&project, "two");
+    let second = up(&world);
+    assert_ne!(dirty, second);
+    let after = common::instance(&world, &project, "web", "active").unwrap();
+    assert_eq!(before["id"], after["id"], "the same runs");
+    assert_eq!(second, digest(&release(&world, &project, &[]).expect_done()));
+    assert_eq!(second, up(&world));
+
+    // A commit that changes nothing that runs is another commit all the same.
+    project.write("README", "words");
+    let other = commit(&project, "words");
+    assert_ne!(name, other);
+    let third = digest(&release(&world, &project, &[]).expect_done());
+    assert_eq!(third, up(&world));
+    // Nor does it count what a machine has seen before.
+    assert_eq!(third, up(&machine));
+    // What served before is in the ledger.
+    let history = world.kiln_in(&project, ["history", "--json"]).json_lines();
+    let cut = history.iter().rfind(|entry| entry["kind"] == "release.cut").unwrap();
+    assert_eq!(cut["data"]["parent"], second.as_str());
+    let object = world.root().join("objects").join(&third[7..9]).join(&third[9..]);
+    let metafile: Value = serde_json::from_slice(&fs::read(object).unwrap()).unwrap();
+    assert_eq!((metafile.get("parent"), &metafile["format"]), (None, &2.into()));
+}
+
+/// What a project says of a stage comes with the release, is held by the stage, and outlives the
+/// agent that read it.
+#[test]
+fn how_many_releases_stay_is_the_stages_own_to_know() {
+    let world = world();
+    let (project, _) = repository(&world);
+    project.edit("compose.yaml", "x-kiln:\n", "x-kiln:\n  stages: { dev: { keep: 12 } }\n");
+    for nth in 0..14 {
+        page(&project, "web", &nth.to_string());
+        world.kiln_in(&project, ["up"]).expect_done();
+    }
+    let kept = || {
+        let output = world.kiln_in(&project, ["releases", "--json"]).expect_done().json();
+        let rows = output["releases"].as_array().unwrap().clone();
+        rows.iter().filter(|row| row["role"] != "released").count()
+    };
+    assert_eq!(kept(), 13);
+    common::kill(world.role("agent").pid);
+    world.kiln_in(&project, ["rollback"]).expect_done();
+    assert_eq!(kept(), 13, "going back loses nothing");
+
+    project.edit("compose.yaml", "keep: 12", "keep: 3");
+    for nth in 20..26 {
+        world.kiln_in(&project, ["down"]).expect_done();
+        page(&project, "web", &nth.to_string());
+        world.kiln_in(&project, ["up"]).expect_done();
+    }
+    assert_eq!(kept(), 4);
+}

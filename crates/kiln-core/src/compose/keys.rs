@@ -362,7 +362,7 @@ pub(super) const KILN_BASE: Keys = Keys {
 
 pub(super) const KILN_STAGE: Keys = Keys {
     name: "`x-kiln.stages`",
-    honoured: &["after", "keep", "ports", "rebuild", "strategy", "test"],
+    honoured: &["after", "drain", "keep", "ports", "rebuild", "strategy", "test"],
     listed: &[],
     refused: &[],
 };

@@ -7,6 +7,7 @@ use super::keys;
 use super::model::{Base, KilnSection, Stage};
 use super::reader::At;
 use super::{ports, service};
+use crate::stage::MOST_KEPT;
 
 /// What is read and checked, but nothing acts on yet.
 const NOT_YET: &str = "accepted, without effect for now";
@@ -128,7 +129,8 @@ fn stage(at: &At<'_>, services: &BTreeSet<String>) -> Result<Stage, ComposeError
         }
         match key.key() {
             "after" => stage.after = Some(key.text()?),
-            "keep" => stage.keep = Some(key.number("a number of releases")?),
+            "drain" => stage.drain = Some(key.duration()?),
+            "keep" => stage.keep = Some(kept(&key)?),
             "ports" => {
                 for entry in key.entries()? {
                     let name = known_service(&entry, entry.key(), services)?;
@@ -150,6 +152,15 @@ fn stage(at: &At<'_>, services: &BTreeSet<String>) -> Result<Stage, ComposeError
         }
     }
     Ok(stage)
+}
+
+/// Every move of a pointer records all releases that are kept.
+fn kept(at: &At<'_>) -> Result<u32, ComposeError> {
+    let count = at.number("a number of releases")?;
+    if count > MOST_KEPT {
+        return Err(at.error(format!("`{count}` is more than {MOST_KEPT}, the most that are kept")));
+    }
+    Ok(count)
 }
 
 fn known_service(

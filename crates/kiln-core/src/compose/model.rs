@@ -56,6 +56,9 @@ pub struct Stage {
     pub after: Option<String>,
     /// Old releases that stay restorable.
     pub keep: Option<u32>,
+    /// How long what is under way at a release that was switched away from may take, in
+    /// nanoseconds.
+    pub drain: Option<u64>,
     /// Published ports of stages other than `dev`, by service.
     pub ports: BTreeMap<String, Vec<Port>>,
 }
@@ -100,7 +103,7 @@ pub struct Service {
     /// `stop_grace_period` in nanoseconds.
     pub stop_grace_period: Option<u64>,
     /// `restart`.
-    pub restart: Restart,
+    pub restart: Option<Restart>,
     /// `init`.
     pub init: bool,
     /// `ulimits`: soft and hard, `-1` unlimited, by name without `RLIMIT_`, lower case.
@@ -175,6 +178,7 @@ impl std::fmt::Debug for BuildSecret {
 
 /// One published port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Port {
     /// Host address; `None` is every address, IPv4 and IPv6.
     pub host_ip: Option<std::net::IpAddr>,
@@ -203,6 +207,7 @@ pub enum Protocol {
 
 /// One exposed port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Expose {
     /// Port of the instance.
     pub target: u16,
@@ -212,6 +217,7 @@ pub struct Expose {
 
 /// One entry of `depends_on`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Dependency {
     /// What is awaited.
     pub condition: Condition,
@@ -233,6 +239,7 @@ pub enum Condition {
 
 /// A volume or bind mount.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Mount {
     /// Where from.
     pub source: MountSource,
@@ -256,6 +263,7 @@ pub enum MountSource {
 
 /// One tmpfs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tmpfs {
     /// Absolute path in the instance.
     pub target: String,
@@ -283,6 +291,7 @@ pub enum Restart {
 
 /// Resource limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Bytes.
     #[serde(skip_serializing_if = "Option::is_none")]

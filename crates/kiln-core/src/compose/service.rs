@@ -56,7 +56,7 @@ fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(
         "networks" => service.aliases = network::aliases(at)?,
         "ports" => service.ports = ports::published(at)?,
         "read_only" => service.read_only = Some(at.truth()?),
-        "restart" => service.restart = restart(at)?,
+        "restart" => service.restart = Some(restart(at)?),
         "scale" => one_replica(at)?,
         "secrets" => service.files.extend(files::mounts(at, &sections.secrets, true)?),
         "security_opt" => security_opt(at)?,

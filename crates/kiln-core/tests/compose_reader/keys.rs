@@ -216,7 +216,7 @@ fn single_values() {
     assert_eq!(nothing.user.as_deref(), Some("0"));
     assert_eq!(nothing.read_only, None);
     assert_eq!(nothing.worker, None);
-    assert_eq!(nothing.restart, Restart::Always);
+    assert_eq!(nothing.restart, None);
     assert!(web("networks: [default]").aliases.is_empty());
 }
 
@@ -230,7 +230,7 @@ fn restarts() {
         ("on-failure", Restart::OnFailure { max: None }),
         ("on-failure:3", Restart::OnFailure { max: Some(3) }),
     ] {
-        assert_eq!(web(&format!("restart: {yaml}")).restart, expected, "{yaml}");
+        assert_eq!(web(&format!("restart: {yaml}")).restart, Some(expected), "{yaml}");
     }
 }
 

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-use kiln_core::release::{FORMAT, ReleasedService, Source};
+use kiln_core::release::{ReleasedService, Settings};
 use kiln_core::{Digest, ImageConfig, ImageId, Release};
 
 use super::{file, small, store};
@@ -10,23 +10,14 @@ use crate::{Backing, Error, GcOptions, Pointer, Store};
 
 /// A release of these images.
 pub(super) fn release(images: &[ImageId]) -> Release {
-    let settings = serde_json::json!({
-        "argv": ["/bin/true"], "env": [], "working_dir": "/", "user": "", "hostname": "h",
-        "aliases": [], "ports": {}, "expose": [], "depends_on": {}, "healthcheck": null,
-        "mounts": [], "tmpfs": [], "read_only": true, "shm_size": 0, "stop_signal": "SIGTERM",
-        "stop_grace": 0, "restart": "no", "init": false, "ulimits": {}, "capabilities": [],
-        "extra_hosts": [], "limits": {}, "files": [], "worker": false,
-    });
+    let settings = Settings { argv: vec!["/bin/true".into()], ..Settings::default() };
     let services = images.iter().enumerate().map(|(nth, image)| {
-        let settings = serde_json::from_value(settings.clone()).unwrap();
-        (format!("s{nth}"), ReleasedService { image: *image, settings })
+        (format!("s{nth}"), ReleasedService { image: *image, settings: settings.clone() })
     });
     Release {
-        format: FORMAT,
         project: "shop".into(),
-        parent: None,
-        source: Source::default(),
         services: services.collect::<BTreeMap<_, _>>(),
+        ..Release::default()
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kiln_core::compose::MountSource;
 use kiln_core::exit::Exit;
-use kiln_core::release::{ReleasedService, Settings};
+use kiln_core::release::{KEY_FORMAT, ReleasedService, Settings};
 use kiln_core::{Digest, Release};
 use kiln_run::logs::LogQuery;
 use kiln_run::net::{GATEWAY, NetSpec};
@@ -53,9 +53,9 @@ pub(crate) fn launch(
     let pinned = agent.release(&release)?;
     let missing = || Report::failed(format!("release {} has no `{service}`", release.short()));
     let released = pinned.services.get(service).ok_or_else(missing)?;
-    let key = pinned.instance_key(service).ok_or_else(missing)?;
+    let key = agent.instance_key(&release, service)?.ok_or_else(missing)?;
     let id = fresh_id(stage, service);
-    let address = agent.addresses.take_instance()?;
+    let address = agent.addresses.take_instance(&agent.host)?;
     let result = spec(agent, stage, &pinned, &release, service, released, &id, address)
         .and_then(|spec| agent.runtime.start(&spec).map_err(|error| cannot_run(service, &error)));
     let exec_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -74,6 +74,7 @@ pub(crate) fn launch(
         id,
         service: service.to_owned(),
         key,
+        keyed: KEY_FORMAT,
         born: release,
         address,
         life: Life::Starting,
@@ -118,25 +119,25 @@ fn spec(
         .lower(&released.image.tree)
         .because(|| format!("preparing the file tree of `{service}`"))?;
     let mut sandbox = Sandbox::new(lower, settings.argv.clone());
-    sandbox.upper = (!settings.read_only).then(|| dir.join("layer"));
-    sandbox.env.clone_from(&settings.env);
-    sandbox.cwd.clone_from(&settings.working_dir);
+    sandbox.upper = (!settings.is_read_only()).then(|| dir.join("layer"));
+    sandbox.env = settings.environment();
+    sandbox.cwd = settings.working_dir().to_owned();
     sandbox.user.clone_from(&settings.user);
     sandbox.hostname.clone_from(&settings.hostname);
-    sandbox.tmpfs.clone_from(&settings.tmpfs);
+    sandbox.tmpfs = settings.all_tmpfs();
     sandbox.mounts = mounts(agent, stage, released, &dir)?;
     sandbox.files = files(agent, settings);
-    sandbox.shm_size = settings.shm_size;
+    sandbox.shm_size = settings.shm_size();
     sandbox.init = settings.init;
     sandbox.ulimits.clone_from(&settings.ulimits);
-    sandbox.capabilities.clone_from(&settings.capabilities);
+    sandbox.capabilities = settings.capabilities();
     sandbox.limits = settings.limits.clone();
     sandbox.hosts = hosts(stage, release, digest, service, settings, address);
     sandbox.resolv_conf = agent.resolv_conf();
     sandbox.network = Network::Routed(net_spec(agent, address)?);
     let mut spec = InstanceSpec::new(id, dir, sandbox);
-    spec.stop_signal.clone_from(&settings.stop_signal);
-    spec.stop_grace = settings.stop_grace;
+    spec.stop_signal = settings.stop_signal().to_owned();
+    spec.stop_grace = settings.stop_grace();
     spec.log = LogLimits::default();
     Ok(spec)
 }
@@ -255,9 +256,9 @@ pub(crate) fn stop(agent: &Arc<Agent>, stage: &Stage, ids: &[String]) {
                 .and_then(|release| release.services.get(&service))
                 .map(|released| &released.settings);
             let signal = settings
-                .and_then(|settings| signal_number(&settings.stop_signal))
+                .and_then(|settings| signal_number(settings.stop_signal()))
                 .unwrap_or(libc::SIGTERM);
-            let grace = settings.map_or(10_000_000_000, |settings| settings.stop_grace);
+            let grace = settings.map_or(10_000_000_000, Settings::stop_grace);
             let grace = Duration::from_nanos(grace);
             all.push(Stopping { id: id.clone(), running, signal, grace });
         }

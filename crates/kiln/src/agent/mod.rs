@@ -53,9 +53,6 @@ use stage::{Stage, StageId};
 pub(crate) use restore::collect_remains;
 pub(crate) use serve::{Leave, serve};
 
-/// Restorable releases beside the active one, where the stage does not say.
-const KEEP: usize = 10;
-
 /// Everything that belongs to one root.
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -72,7 +69,7 @@ pub(crate) struct Agent {
     routes: Routes,
     stages: Mutex<BTreeMap<StageId, Arc<Stage>>>,
     releases: Mutex<BTreeMap<Digest, Arc<Release>>>,
-    keep: Mutex<BTreeMap<StageId, usize>>,
+    keys: Mutex<BTreeMap<Digest, Arc<BTreeMap<String, Digest>>>>,
     mapped: Mutex<BTreeMap<Ipv4Addr, Ipv4Addr>>,
     resolv_conf: String,
     /// How many steps of bakes may run at once.
@@ -139,6 +136,24 @@ impl Agent {
         Ok(release)
     }
 
+    /// Key of an instance of `service` in a recorded release.
+    pub(crate) fn instance_key(
+        &self,
+        release: &Digest,
+        service: &str,
+    ) -> Result<Option<Digest>, Report> {
+        let known = lock(&self.keys).get(release).cloned();
+        let keys = match known {
+            Some(keys) => keys,
+            None => {
+                let keys = Arc::new(self.release(release)?.instance_keys());
+                lock(&self.keys).insert(*release, Arc::clone(&keys));
+                keys
+            }
+        };
+        Ok(keys.get(service).copied())
+    }
+
     /// Records a release. It reaches the disk with [`Agent::flush_objects`].
     pub(crate) fn put_release(&self, release: &Release) -> Result<Digest, Report> {
         self.store.put_release(release).because(|| "recording the release".into())
@@ -152,22 +167,6 @@ impl Agent {
     /// Keeps collection away while images are made and nothing names them yet.
     pub(crate) fn lease(&self) -> Result<kiln_store::Lease, Report> {
         self.store.lease().because(|| "taking a lease on the store".into())
-    }
-
-    /// How many releases of a stage stay restorable.
-    pub(crate) fn keep(&self, id: &StageId) -> usize {
-        lock(&self.keep).get(id).copied().unwrap_or(KEEP)
-    }
-
-    /// Takes over what the project says of its stages.
-    pub(crate) fn configure(&self, project: &kiln_core::compose::Project) {
-        let mut keep = lock(&self.keep);
-        for (stage, settings) in &project.kiln.stages {
-            if let Some(count) = settings.keep {
-                let id = StageId { project: project.name.clone(), stage: stage.clone() };
-                keep.insert(id, usize::try_from(count).unwrap_or(KEEP).max(1));
-            }
-        }
     }
 
     /// Folder of an instance.

@@ -16,11 +16,14 @@ use super::{Agent, watch};
 use crate::deliver::Published;
 use crate::report::Report;
 
-/// How long requests under way may take to end before what answers them is stopped.
-const DRAIN: Duration = Duration::from_secs(10);
+/// How long requests under way may take to end before data is replaced under a pause.
+const PAUSE_DRAIN: Duration = Duration::from_secs(10);
 
 /// Fresh instances that a candidate may use up before it counts as failed.
 const TRIES: u32 = 3;
+
+/// Cancelling sets a flag and wakes nobody, so who waits looks at it now and then.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// How long a service may take to get ready.
 #[derive(Debug, Clone, Copy)]
@@ -85,14 +88,15 @@ fn unseen_names(release: &Release, plan: &Plan) -> Vec<String> {
     let mut warnings = Vec::new();
     for service in plan.share.keys() {
         let Some(released) = release.services.get(service) else { continue };
-        let reach = release.reach(service);
         let text = released.settings.env.iter().chain(&released.settings.argv);
         let words: BTreeSet<&str> = text
             .flat_map(|text| {
                 text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_'))
             })
             .collect();
-        for name in anew.iter().filter(|name| words.contains(name.as_str())) {
+        let named: Vec<_> = anew.iter().filter(|name| words.contains(name.as_str())).collect();
+        let reach = if named.is_empty() { BTreeSet::new() } else { release.reach(service) };
+        for name in named {
             if !reach.contains(*name) {
                 warnings.push(format!(
                     "`{service}` is shared with the release before and seems to call `{name}`, \
@@ -113,11 +117,14 @@ impl Candidate {
         target: &Published,
         plan: &Plan,
     ) -> Result<Self, Report> {
+        let services = target.release.services.keys().cloned();
+        // Taken beforehand: the root may have to grow for it, and no lock is held across that.
+        let addresses = agent.addresses.take_virtuals(&agent.host, services.len())?;
         stage.update(|state| {
             let reused = state.slot(&target.digest).cloned();
-            if reused.is_none() {
-                let services = target.release.services.keys().cloned();
-                let addresses = agent.addresses.take_virtuals(services.len())?;
+            if reused.is_some() {
+                addresses.iter().for_each(|address| agent.addresses.give_back(*address));
+            } else {
                 state.slots.push(Slot {
                     release: target.digest,
                     role: Role::Candidate,
@@ -248,7 +255,8 @@ impl Waiting<'_> {
         mut done: impl FnMut(&super::stage::StageState) -> Option<Result<(), Report>>,
         late: impl FnOnce(&super::stage::StageState) -> Report,
     ) -> Result<(), Report> {
-        let deadline = Instant::now() + limit;
+        // A limit beyond what the clock can tell is none.
+        let deadline = Instant::now().checked_add(limit);
         let mut state = self.stage.state();
         loop {
             if let Some(result) = done(&state) {
@@ -258,12 +266,12 @@ impl Waiting<'_> {
             if self.given_up.load(Ordering::Acquire) {
                 return Err(Report::failed(""));
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let left = deadline.map_or(LOOK, |deadline| deadline.saturating_duration_since(now));
             if left.is_zero() {
                 return Err(late(&state));
             }
-            // Cancelling sets a flag and wakes nobody, so look at it now and then.
-            state = self.stage.wait(state, left.min(Duration::from_millis(100)));
+            state = self.stage.wait(state, left.min(LOOK));
         }
     }
 
@@ -280,7 +288,8 @@ impl Waiting<'_> {
                 Condition::ServiceCompletedSuccessfully => instance.life == Life::Completed,
             };
             // The dependency's own wait has the better words for why it failed.
-            let limit = patience.of(release, dep) * (TRIES + 1) + Duration::from_secs(60);
+            let limit = patience.of(release, dep).saturating_mul(TRIES + 1);
+            let limit = limit.saturating_add(Duration::from_secs(60));
             self.until(
                 limit,
                 |state| state.member(&self.target.digest, dep).filter(|i| met(i)).map(|_| Ok(())),
@@ -336,7 +345,7 @@ pub(crate) fn pause(agent: &Agent, stage: &Stage, ids: &[String]) -> Result<(), 
         state.upstreams(&ids)
     });
     agent.apply_routes()?;
-    agent.drain(&upstreams, DRAIN);
+    agent.drain(&upstreams, PAUSE_DRAIN);
     Ok(())
 }
 
@@ -423,7 +432,7 @@ pub(crate) fn missing_services(
 /// After a switch: what neither serves nor is kept warm is drained and stopped, behind the user's
 /// back.
 pub(crate) fn retire(agent: &Arc<Agent>, stage: &Arc<Stage>) {
-    let (ids, upstreams) = stage.update(|state| {
+    let (ids, upstreams, limit) = stage.update(|state| {
         let ids = state.unneeded();
         for id in &ids {
             if let Some(instance) = state.instances.get_mut(id) {
@@ -431,12 +440,12 @@ pub(crate) fn retire(agent: &Arc<Agent>, stage: &Arc<Stage>) {
             }
         }
         let upstreams = state.upstreams(&ids);
-        (ids, upstreams)
+        (ids, upstreams, state.pointer.policy.drain(&stage.id.stage))
     });
     let (worker, stage) = (Arc::clone(agent), Arc::clone(stage));
     agent.background(move || {
         if !ids.is_empty() {
-            worker.drain(&upstreams, DRAIN);
+            worker.drain(&upstreams, limit);
             instances::stop(&worker, &stage, &ids);
         }
         let freed = stage.update(super::stage::StageState::forget_slots);

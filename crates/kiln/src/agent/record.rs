@@ -7,11 +7,12 @@
 use kiln_core::Digest;
 use kiln_core::Release;
 use kiln_core::plan::Plan;
+use kiln_core::stage::Cause;
 use kiln_store::ledger::{Durability, Pointer, Record};
 use serde_json::{Value, json};
 
 use super::stage::{Role, Stage};
-use super::{Agent, now_ms};
+use super::{Agent, now_ms, released};
 use crate::deliver::{Published, Reason};
 use crate::report::{Because, Report};
 
@@ -43,16 +44,22 @@ fn append(agent: &Agent, records: &[Record]) {
     }
 }
 
-/// A release was cut.
-pub(crate) fn cut(agent: &Agent, stage: &Stage, digest: &Digest, release: &Release) {
-    let services: Value = release
+/// A release was cut. What it came after is this root's history, so it stands here and not in the
+/// release.
+pub(crate) fn cut(agent: &Agent, stage: &Stage, published: &Published) {
+    let mut data = cut_data(&published.digest, &published.release);
+    data["parent"] = json!(stage.state().last_served());
+    note(agent, stage, "release.cut", data);
+}
+
+/// What the ledger says of a release when it is cut.
+pub(crate) fn cut_data(digest: &Digest, release: &Release) -> Value {
+    let services: serde_json::Map<String, Value> = release
         .services
         .iter()
         .map(|(name, released)| (name.clone(), json!(released.image.tree)))
-        .collect::<serde_json::Map<_, _>>()
-        .into();
-    let data = json!({ "release": digest, "source": release.source, "services": services });
-    note(agent, stage, "release.cut", data);
+        .collect();
+    json!({ "release": digest, "source": release.source, "services": services })
 }
 
 /// A deploy begins.
@@ -93,25 +100,21 @@ pub(crate) fn commit(
     reason: Reason,
     plan: &Plan,
 ) -> Result<(), Report> {
-    let mut pointer = stage.state().pointer.clone();
+    let pointer = stage.state().pointer.clone();
     let before = pointer.active;
-    if before != Some(target.digest) {
-        // After `down` the release that served is in the list, and may serve again.
-        pointer.previous.retain(|digest| Some(*digest) != before && *digest != target.digest);
-        if let Some(left) = before {
-            pointer.previous.insert(0, left);
-            pointer.previous.truncate(agent.keep(&stage.id));
+    let cause = match reason {
+        Reason::Up => {
+            let proposed = target.release.proposes.get(&stage.id.stage);
+            Cause::Entered(proposed.copied().unwrap_or_default())
         }
-        pointer.standby = before;
-        pointer.active = Some(target.digest);
+        Reason::Rollback => Cause::RolledBack,
+        Reason::Restore => Cause::Restored,
+    };
+    let mut pointer = pointer.moved(target.digest, cause);
+    if pointer.has_stray_quarantines() {
+        let cuts = released::of(agent, &stage.id.project)?;
+        pointer = pointer.forgetting(&cuts.into_iter().map(|cut| cut.release).collect());
     }
-    match (reason, before) {
-        (Reason::Rollback, Some(left)) if left != target.digest => {
-            pointer.quarantined.insert(left);
-        }
-        _ => {}
-    }
-    pointer.quarantined.remove(&target.digest);
     let done = json!({
         "release": target.digest,
         "reason": reason.word(),

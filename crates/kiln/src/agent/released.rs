@@ -6,13 +6,15 @@
 
 use kiln_core::Digest;
 use kiln_store::ledger::{Durability, Record};
-use serde_json::json;
 
-use super::{Agent, KEEP, now_ms};
+use super::{Agent, now_ms, record};
 use crate::deliver::Published;
 use crate::report::{Because, Report};
 
 const KIND: &str = "releases";
+
+/// Releases of a project that stay, whatever stages name.
+const KEPT: usize = 10;
 
 /// A release that was cut from a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,16 +66,11 @@ pub(crate) fn keep(agent: &Agent, published: &Published) -> Result<bool, Report>
     agent.flush_objects()?;
     let name = format!("{project}.{:013}.{}", now_ms(), &digest.hex()[..16]);
     agent.store.set_ref(KIND, &name, &[*digest].into()).because(doing)?;
-    let services: serde_json::Map<_, _> = release
-        .services
-        .iter()
-        .map(|(name, released)| (name.clone(), json!(released.image.tree)))
-        .collect();
-    let data = json!({ "release": digest, "source": release.source, "services": services });
+    let data = record::cut_data(digest, release);
     let (time, kind) = (now_ms(), "release.cut".to_owned());
     let record = Record { time, kind, project: Some(project.clone()), stage: None, data };
     agent.store.ledger().append(&[record], Durability::Now).because(doing)?;
-    for old in cuts.iter().skip(KEEP - 1) {
+    for old in cuts.iter().skip(KEPT - 1) {
         agent.store.remove_ref(KIND, &old.name).because(doing)?;
     }
     Ok(true)

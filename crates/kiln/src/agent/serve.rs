@@ -144,14 +144,14 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
     let resolv_conf = kiln_run::net::resolv_conf().because(|| "reading resolv.conf".into())?;
     Ok(Arc::new(Agent {
         routes: Routes::new(root.clone(), exe.clone()),
-        addresses: Addresses::new(host.range(), &taken),
+        addresses: Addresses::new(&host.range(), &taken),
         root,
         store,
         runtime,
         host,
         stages: Mutex::default(),
         releases: Mutex::default(),
-        keep: Mutex::default(),
+        keys: Mutex::default(),
         mapped: Mutex::default(),
         resolv_conf: resolv_conf.text,
         steps: super::bake::Permits::of_machine(),

@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use kiln_core::plan::{self, Observed};
+use kiln_core::release::KEY_FORMAT;
 use kiln_core::{Digest, Release};
 use kiln_store::ledger::Pointer;
 use serde::{Deserialize, Serialize};
@@ -105,8 +106,11 @@ pub(crate) struct Instance {
     pub id: String,
     /// Its service.
     pub service: String,
-    /// [`Release::instance_key`].
+    /// [`Release::instance_keys`], as of the format [`Self::keyed`].
     pub key: Digest,
+    /// Version of the key's format. A key of another one tells nothing.
+    #[serde(default)]
+    pub keyed: u32,
     /// Release of the slot in which it started and where it looks up names.
     pub born: Digest,
     /// Its own address.
@@ -284,6 +288,11 @@ impl StageState {
         self.instances.get(self.slot(release)?.members.get(service)?)
     }
 
+    /// The release that serves, or served last.
+    pub(crate) fn last_served(&self) -> Option<Digest> {
+        self.pointer.active.or(self.pointer.previous.first().copied())
+    }
+
     /// Whether `release` is what serves, and was meant to.
     pub(crate) fn serves(&self, release: &Digest) -> bool {
         self.pointer.active == Some(*release)
@@ -293,6 +302,8 @@ impl StageState {
     /// What the planner has to know.
     pub(crate) fn observe(&self) -> Vec<Observed> {
         let mut all: Vec<Observed> = Vec::new();
+        let workers: BTreeMap<&Digest, BTreeSet<String>> =
+            self.releases.iter().map(|(digest, release)| (digest, release.workers())).collect();
         for instance in self.instances.values() {
             let release = self.releases.get(&instance.born);
             let settings = release
@@ -310,11 +321,12 @@ impl StageState {
             all.push(Observed {
                 id: instance.id.clone(),
                 service: instance.service.clone(),
-                key: instance.key,
+                key: self.key(instance),
                 sound,
                 data,
-                reach: release.map(|r| r.reach(&instance.service)).unwrap_or_default(),
-                worker: !stopping && release.is_some_and(|r| plan::is_worker(r, &instance.service)),
+                born: release.cloned(),
+                worker: !stopping
+                    && workers.get(&instance.born).is_some_and(|w| w.contains(&instance.service)),
             });
         }
         // Of several with one key the one that serves is shared.
@@ -324,6 +336,16 @@ impl StageState {
             .unwrap_or_default();
         all.sort_by_key(|observed| !active.contains(&observed.id));
         all
+    }
+
+    /// The instance's key as this Kiln makes it; an older one's is made anew from its release.
+    fn key(&self, instance: &Instance) -> Digest {
+        if instance.keyed == KEY_FORMAT {
+            return instance.key;
+        }
+        let release = self.releases.get(&instance.born);
+        let key = release.and_then(|release| release.instance_key(&instance.service));
+        key.unwrap_or(instance.key)
     }
 
     /// Every virtual address and the instance that it leads to now. A service whose instance of

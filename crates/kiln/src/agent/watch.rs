@@ -49,7 +49,9 @@ pub(crate) fn patience(check: &Healthcheck) -> Duration {
     let interval = nanos(check.interval, Duration::from_secs(30));
     let timeout = nanos(check.timeout, Duration::from_secs(30));
     let retries = check.retries.unwrap_or(3).max(1);
-    nanos(check.start_period, Duration::ZERO) + interval * retries + timeout.min(interval)
+    nanos(check.start_period, Duration::ZERO)
+        .saturating_add(interval.saturating_mul(retries))
+        .saturating_add(timeout.min(interval))
 }
 
 fn success(ended: &InstanceState) -> bool {
@@ -283,7 +285,7 @@ impl Watch {
         let log = instances::last_lines(&self.id, Some(&self.running), 5);
         let data = json!({ "instance": self.id, "how": how, "log": log });
         record::note(&self.agent, &self.stage, "instance.exit", data);
-        let again = match self.settings.restart {
+        let again = match self.settings.restart() {
             _ if self.job && success(ended) => false,
             Restart::No => false,
             Restart::OnFailure { max } => !success(ended) && max.is_none_or(|max| restarts < max),

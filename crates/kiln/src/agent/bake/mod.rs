@@ -23,8 +23,8 @@ use kiln_core::exit::Exit;
 pub(crate) use self::bases::{LOCK_FILE, lock, lock_file};
 pub(crate) use self::oven::{Oven, VariedSteps};
 pub(crate) use self::permits::Permits;
-pub(crate) use self::settings::settings;
-pub(crate) use self::source::{Checkout, cage, contexts, seen_by_git, source};
+pub(crate) use self::settings::release;
+pub(crate) use self::source::{Checkout, cage, contexts, head, seen_by_git, source};
 
 use self::bases::{Bases, save_lock};
 use self::options::options;

@@ -2,16 +2,35 @@
 
 use std::collections::BTreeMap;
 
-use kiln_core::ImageId;
+use kiln_core::{ImageId, Release};
 use kiln_core::compose::{FileMount, FileSource, Project};
 use kiln_core::release::{PinnedFile, ReleasedService};
 use kiln_core::settings;
+use kiln_core::stage::Policy;
 
 use crate::agent::Agent;
 use crate::report::{Because, Report};
 
+/// A release of `project` as its files and `images` say, without where the source was. A deploy
+/// needs nothing beside it: what the project proposes to each stage is in it.
+pub(crate) fn release(
+    agent: &Agent,
+    project: &Project,
+    images: &BTreeMap<String, ImageId>,
+) -> Result<Release, Report> {
+    let services = settings(agent, project, images)?;
+    let proposes = project
+        .kiln
+        .stages
+        .iter()
+        .map(|(name, stage)| (name.clone(), Policy { keep: stage.keep, drain: stage.drain }))
+        .filter(|(_, policy)| !policy.is_empty())
+        .collect();
+    Ok(Release { project: project.name.clone(), services, proposes, ..Release::default() })
+}
+
 /// Joins images and Compose file, and pins the content of configs and secrets.
-pub(crate) fn settings(
+fn settings(
     agent: &Agent,
     project: &Project,
     images: &BTreeMap<String, ImageId>,

@@ -19,7 +19,7 @@ pub(super) fn lock(
     args: &ProjectArgs,
     update: bool,
 ) -> Result<Answer, Report> {
-    let project = load_and_tell(agent, session, args)?;
+    let project = load_and_tell(session, args)?;
     let _lease = agent.lease()?;
     let (lock, changed) = bake::lock_file(agent, session, &project, update)?;
     agent.flush_objects()?;
@@ -39,7 +39,7 @@ pub(super) fn bake(
     args: &ProjectArgs,
     services: &[String],
 ) -> Result<Answer, Report> {
-    let project = load_and_tell(agent, session, args)?;
+    let project = load_and_tell(session, args)?;
     known_services(&project, services)?;
     let _lease = agent.lease()?;
     let lock = bake::lock(agent, session, &project)?;

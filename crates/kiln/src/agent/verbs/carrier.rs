@@ -112,7 +112,7 @@ fn items(agent: &Arc<Agent>, session: &Session, wish: &Export<'_>) -> Result<Vec
             (release.project.clone(), images)
         }
         None => {
-            let project = load_and_tell(agent, session, wish.project)?;
+            let project = load_and_tell(session, wish.project)?;
             known_services(&project, wish.services)?;
             let lock = bake::lock(agent, session, &project)?;
             let images = bake::images(agent, session, &project, &lock, wish.services)?;

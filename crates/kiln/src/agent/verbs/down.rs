@@ -72,12 +72,7 @@ fn stop_stage(
         agent.drain(&upstreams, std::time::Duration::from_secs(1));
     }
     // The flush and the stopping do not wait for each other.
-    let mut pointer = stage.state().pointer.clone();
-    if let Some(active) = pointer.active.take() {
-        pointer.previous.retain(|digest| *digest != active);
-        pointer.previous.insert(0, active);
-    }
-    pointer.standby = None;
+    let pointer = stage.state().pointer.down();
     let recorded = std::thread::scope(|scope| {
         let entry = json!({ "stopped": &ids });
         let recording =

@@ -162,12 +162,11 @@ fn load(session: &Session, args: &ProjectArgs) -> Result<Project, Report> {
 }
 
 /// As [`load`], and says which keys mean nothing here.
-fn load_and_tell(agent: &Agent, session: &Session, args: &ProjectArgs) -> Result<Project, Report> {
+fn load_and_tell(session: &Session, args: &ProjectArgs) -> Result<Project, Report> {
     let project = load(session, args)?;
     if !project.ignored.is_empty() {
         session.notice(format!("these mean nothing to Kiln: {}", project.ignored.join(", ")));
     }
-    agent.configure(&project);
     Ok(project)
 }
 

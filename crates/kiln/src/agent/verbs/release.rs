@@ -51,7 +51,6 @@ pub(super) fn release(
     let cage = bake::cage(agent, session, &repository)?;
     let commit = Commit::read(&cage, cage.commit(wish.commit.unwrap_or("HEAD"))?)?;
     let project = load(session, wish, &commit)?;
-    agent.configure(&project);
     if wish.commit.is_none() {
         refuse_dirty(&cage, &commit, &project)?;
     }
@@ -266,15 +265,8 @@ fn bake_in(
     }
     let lock = bake::lock(agent, session, &project)?;
     let images = bake::images_of_commit(agent, session, &project, &lock)?;
-    let services = bake::settings(agent, &project, &images)?;
-    let release = Release {
-        format: kiln_core::release::FORMAT,
-        project: project.name,
-        // What was cut before is this root's history; the digest is the commit's.
-        parent: None,
-        source: Source { commit: Some(commit.name.clone()), dirty: false },
-        services,
-    };
+    let source = Source { commit: Some(commit.name.clone()), dirty: false };
+    let release = Release { source, ..bake::release(agent, &project, &images)? };
     let digest = release.digest();
     Ok(Published { digest, release: Arc::new(release), fresh: true, differences: Vec::new() })
 }

@@ -28,7 +28,7 @@ pub(super) fn up(
     timeout: Option<u64>,
 ) -> Result<Answer, Report> {
     let began = Instant::now();
-    let project = load_and_tell(agent, session, args)?;
+    let project = load_and_tell(session, args)?;
     let id = StageId { project: project.name.clone(), stage: "dev".into() };
     let stage = agent.stage(&id);
     with_turn(session, &stage, || {
@@ -100,7 +100,7 @@ pub(super) fn plan(
     args: &ProjectArgs,
     stage: &str,
 ) -> Result<Answer, Report> {
-    let project = load_and_tell(agent, session, args)?;
+    let project = load_and_tell(session, args)?;
     if stage != "dev" {
         return Err(Report::failed(format!("`plan {stage}`: not yet, only `dev` can be planned"))
             .hint("kiln plan dev"));

@@ -116,7 +116,7 @@ impl<'a> Names<'a> {
     }
 
     fn project(&self) -> Result<Project, Report> {
-        load_and_tell(self.agent, self.session, self.args)
+        load_and_tell(self.session, self.args)
     }
 
     /// The project's stage of that name, if there is one.

@@ -62,7 +62,7 @@ pub(super) fn verify(
     fds: Vec<OwnedFd>,
 ) -> Result<Answer, Report> {
     let began = Instant::now();
-    let project = load_and_tell(agent, session, args)?;
+    let project = load_and_tell(session, args)?;
     super::build::known_services(&project, &asked.services)?;
     let _lease = agent.lease()?;
     let lock = bake::lock(agent, session, &project)?;

@@ -1,0 +1,228 @@
+//! Values → canonical bytes. Every member is named here, with the condition under which it is left
+//! out; `tests` pins the bytes.
+
+use std::collections::BTreeMap;
+
+use super::{FORMAT, PinnedFile, Release, ReleasedService, Settings, Source};
+use crate::canonical::{Json, Members};
+use crate::compose::{
+    Condition, Dependency, Expose, Limits, Mount, MountSource, Port, Protocol, Restart, Tmpfs,
+};
+use crate::image::{Healthcheck, ImageId};
+use crate::stage::Policy;
+
+impl From<&Release> for Members {
+    fn from(release: &Release) -> Self {
+        let Release { project, source, services, proposes } = release;
+        // Whoever sniffs at objects tells a release by `format` and `project` in the first bytes.
+        Self::new()
+            .with("format", FORMAT)
+            .with("project", project)
+            .unless(proposes.is_empty(), "proposes", map(proposes))
+            .with("services", map(services))
+            .unless(*source == Source::default(), "source", Self::from(source))
+    }
+}
+
+fn map<'a, T: 'a>(entries: &'a BTreeMap<String, T>) -> Members
+where
+    Members: From<&'a T>,
+{
+    Members::of(entries.iter().map(|(name, value)| (name.clone(), Members::from(value).into())))
+}
+
+impl From<&Source> for Members {
+    fn from(Source { commit, dirty }: &Source) -> Self {
+        Self::new().stated("commit", commit.as_ref()).unless(!dirty, "dirty", *dirty)
+    }
+}
+
+impl From<&Policy> for Members {
+    fn from(Policy { keep, drain }: &Policy) -> Self {
+        Self::new().stated("drain", *drain).stated("keep", *keep)
+    }
+}
+
+impl From<&ReleasedService> for Members {
+    fn from(ReleasedService { image, settings }: &ReleasedService) -> Self {
+        Self::new().with("image", Self::from(image)).with("settings", Self::from(settings))
+    }
+}
+
+impl From<&ImageId> for Members {
+    fn from(ImageId { tree, config }: &ImageId) -> Self {
+        Self::new().with("config", *config).with("tree", *tree)
+    }
+}
+
+impl From<&Settings> for Members {
+    fn from(settings: &Settings) -> Self {
+        let ports = settings.ports.iter().map(|(stage, ports)| {
+            (stage.clone(), Json::list(ports.iter().map(Self::from)))
+        });
+        part(settings).unless(settings.ports.is_empty(), "ports", Self::of(ports))
+    }
+}
+
+/// All of the settings that reaches an instance: ports belong to the front.
+pub(super) fn part(settings: &Settings) -> Members {
+    let Settings {
+        argv,
+        env,
+        working_dir,
+        user,
+        hostname,
+        aliases,
+        ports: _,
+        expose,
+        depends_on,
+        healthcheck,
+        mounts,
+        tmpfs,
+        read_only,
+        shm_size,
+        stop_signal,
+        stop_grace,
+        restart,
+        init,
+        ulimits,
+        capabilities,
+        extra_hosts,
+        limits,
+        files,
+        worker,
+    } = settings;
+    let ulimits = ulimits
+        .iter()
+        .map(|(name, (soft, hard))| (name.clone(), Json::list([*soft, *hard])));
+    let hosts = extra_hosts.iter().map(|(name, at)| Json::list([name, at]));
+    Members::new()
+        .unless(aliases.is_empty(), "aliases", Json::list(aliases))
+        .with("argv", Json::list(argv))
+        .stated("capabilities", capabilities.as_ref().map(Json::list))
+        .unless(depends_on.is_empty(), "depends_on", map(depends_on))
+        .unless(env.is_empty(), "env", Json::list(env))
+        .unless(expose.is_empty(), "expose", Json::list(expose.iter().map(Members::from)))
+        .unless(extra_hosts.is_empty(), "extra_hosts", Json::list(hosts))
+        .unless(files.is_empty(), "files", Json::list(files.iter().map(Members::from)))
+        .stated("healthcheck", healthcheck.as_ref().map(Members::from))
+        .unless(hostname.is_empty(), "hostname", hostname)
+        .unless(!init, "init", *init)
+        .unless(*limits == Limits::default(), "limits", Members::from(limits))
+        .unless(mounts.is_empty(), "mounts", Json::list(mounts.iter().map(Members::from)))
+        .stated("read_only", *read_only)
+        .stated("restart", restart.map(Json::from))
+        .stated("shm_size", *shm_size)
+        .stated("stop_grace", *stop_grace)
+        .stated("stop_signal", stop_signal.as_ref())
+        .unless(tmpfs.is_empty(), "tmpfs", Json::list(tmpfs.iter().map(Members::from)))
+        .unless(settings.ulimits.is_empty(), "ulimits", Members::of(ulimits))
+        .unless(user.is_empty(), "user", user)
+        .unless(!worker, "worker", *worker)
+        .unless(working_dir.is_empty(), "working_dir", working_dir)
+}
+
+impl From<&Port> for Members {
+    fn from(port: &Port) -> Self {
+        let Port { host_ip, published, target, protocol, app_protocol } = port;
+        Self::new()
+            .stated("app_protocol", app_protocol.as_ref())
+            .stated("host_ip", host_ip.map(|ip| ip.to_string()))
+            .with("protocol", word(*protocol))
+            .with("published", *published)
+            .with("target", *target)
+    }
+}
+
+impl From<&Expose> for Members {
+    fn from(Expose { target, protocol }: &Expose) -> Self {
+        Self::new().with("protocol", word(*protocol)).with("target", *target)
+    }
+}
+
+fn word(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
+
+impl From<&Dependency> for Members {
+    fn from(Dependency { condition, required }: &Dependency) -> Self {
+        let condition = match condition {
+            Condition::ServiceStarted => "service_started",
+            Condition::ServiceHealthy => "service_healthy",
+            Condition::ServiceCompletedSuccessfully => "service_completed_successfully",
+        };
+        Self::new().with("condition", condition).with("required", *required)
+    }
+}
+
+impl From<&Healthcheck> for Members {
+    fn from(check: &Healthcheck) -> Self {
+        let Healthcheck { test, interval, timeout, start_period, start_interval, retries } = check;
+        Self::new()
+            .stated("Interval", *interval)
+            .stated("Retries", *retries)
+            .stated("StartInterval", *start_interval)
+            .stated("StartPeriod", *start_period)
+            .with("Test", Json::list(test))
+            .stated("Timeout", *timeout)
+    }
+}
+
+impl From<&Mount> for Members {
+    fn from(Mount { source, target, read_only }: &Mount) -> Self {
+        let source: Json = match source {
+            MountSource::Volume(name) => Self::new().with("volume", name).into(),
+            MountSource::Bind(path) => {
+                Self::new().with("bind", path.to_string_lossy().into_owned()).into()
+            }
+            MountSource::Anonymous => "anonymous".into(),
+        };
+        Self::new()
+            .with("read_only", *read_only)
+            .with("source", source)
+            .with("target", target)
+    }
+}
+
+impl From<&Tmpfs> for Members {
+    fn from(Tmpfs { target, size, mode }: &Tmpfs) -> Self {
+        Self::new().stated("mode", *mode).stated("size", *size).with("target", target)
+    }
+}
+
+impl From<Restart> for Json {
+    fn from(restart: Restart) -> Self {
+        match restart {
+            Restart::No => "no".into(),
+            Restart::Always => "always".into(),
+            Restart::OnFailure { max } => {
+                Members::new().with("on_failure", Members::new().stated("max", max)).into()
+            }
+        }
+    }
+}
+
+impl From<&Limits> for Members {
+    fn from(Limits { memory, nano_cpus, pids }: &Limits) -> Self {
+        Self::new()
+            .stated("memory", *memory)
+            .stated("nano_cpus", *nano_cpus)
+            .stated("pids", *pids)
+    }
+}
+
+impl From<&PinnedFile> for Members {
+    fn from(file: &PinnedFile) -> Self {
+        let PinnedFile { target, digest, uid, gid, mode, secret } = file;
+        Self::new()
+            .with("digest", *digest)
+            .with("gid", *gid)
+            .with("mode", *mode)
+            .unless(!secret, "secret", *secret)
+            .with("target", target)
+            .with("uid", *uid)
+    }
+}
