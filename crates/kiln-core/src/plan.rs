@@ -119,10 +119,8 @@ pub fn plan(release: &Release, observed: &[Observed]) -> Plan {
     }
     let old = observed.iter().filter(|old| !shared.contains(&old.id));
     // Whatever uses the data through the old holder goes first, so nothing sees it half gone.
-    let (mut first, holders): (Vec<String>, Vec<String>) = (
-        reaching(old.clone(), &conflicts).collect(),
-        std::mem::take(&mut plan.stop_first),
-    );
+    let (mut first, holders): (Vec<String>, Vec<String>) =
+        (reaching(old.clone(), &conflicts).collect(), std::mem::take(&mut plan.stop_first));
     let last: BTreeSet<&String> = holders.iter().collect();
     first.retain(|id| !last.contains(id));
     let mut seen = BTreeSet::new();
@@ -160,8 +158,7 @@ fn reaching<'a>(
     let mut known: HashMap<*const Release, BTreeSet<String>> = HashMap::new();
     old.filter(move |old| {
         let Some(born) = &old.born else { return false };
-        let reaching =
-            known.entry(Arc::as_ptr(born)).or_insert_with(|| born.reaching(targets));
+        let reaching = known.entry(Arc::as_ptr(born)).or_insert_with(|| born.reaching(targets));
         reaching.contains(&old.service)
     })
     .map(|old| old.id.clone())

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-
 pub use kiln_core::stage::Pointer;
 
 use crate::durable::write_atomic;

@@ -57,9 +57,10 @@ impl From<&ImageId> for Members {
 
 impl From<&Settings> for Members {
     fn from(settings: &Settings) -> Self {
-        let ports = settings.ports.iter().map(|(stage, ports)| {
-            (stage.clone(), Json::list(ports.iter().map(Self::from)))
-        });
+        let ports = settings
+            .ports
+            .iter()
+            .map(|(stage, ports)| (stage.clone(), Json::list(ports.iter().map(Self::from))));
         part(settings).unless(settings.ports.is_empty(), "ports", Self::of(ports))
     }
 }
@@ -92,9 +93,8 @@ pub(super) fn part(settings: &Settings) -> Members {
         files,
         worker,
     } = settings;
-    let ulimits = ulimits
-        .iter()
-        .map(|(name, (soft, hard))| (name.clone(), Json::list([*soft, *hard])));
+    let ulimits =
+        ulimits.iter().map(|(name, (soft, hard))| (name.clone(), Json::list([*soft, *hard])));
     let hosts = extra_hosts.iter().map(|(name, at)| Json::list([name, at]));
     Members::new()
         .unless(aliases.is_empty(), "aliases", Json::list(aliases))
@@ -180,10 +180,7 @@ impl From<&Mount> for Members {
             }
             MountSource::Anonymous => "anonymous".into(),
         };
-        Self::new()
-            .with("read_only", *read_only)
-            .with("source", source)
-            .with("target", target)
+        Self::new().with("read_only", *read_only).with("source", source).with("target", target)
     }
 }
 
@@ -207,10 +204,7 @@ impl From<Restart> for Json {
 
 impl From<&Limits> for Members {
     fn from(Limits { memory, nano_cpus, pids }: &Limits) -> Self {
-        Self::new()
-            .stated("memory", *memory)
-            .stated("nano_cpus", *nano_cpus)
-            .stated("pids", *pids)
+        Self::new().stated("memory", *memory).stated("nano_cpus", *nano_cpus).stated("pids", *pids)
     }
 }
 

@@ -49,8 +49,7 @@ impl Pointer {
         let mut next = self.clone();
         if self.active != Some(target) {
             // After `down` the release that served is in the list, and may serve again.
-            next.previous
-                .retain(|digest| Some(*digest) != self.active && *digest != target);
+            next.previous.retain(|digest| Some(*digest) != self.active && *digest != target);
             next.previous.splice(..0, self.active);
             next.standby = self.active;
             next.active = Some(target);
@@ -153,7 +152,8 @@ mod tests {
         let mut pointer = Pointer::default();
         for nth in 0..1000 {
             pointer = pointer.moved(digest(nth), entered(5));
-            pointer = pointer.moved(pointer.previous.last().copied().unwrap_or(digest(nth)), Cause::RolledBack);
+            pointer = pointer
+                .moved(pointer.previous.last().copied().unwrap_or(digest(nth)), Cause::RolledBack);
             if pointer.has_stray_quarantines() {
                 pointer = pointer.forgetting(&BTreeSet::from([digest(7)]));
             }

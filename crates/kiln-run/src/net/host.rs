@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::NetError;
 use super::attach::{NetSpec, sweep};
@@ -13,7 +13,7 @@ use super::conntrack::Forgetter;
 use super::forward;
 use super::message::Batch;
 use super::netlink::{Refused, Socket};
-use super::range::{Claims, PREFIX, RUN_DIR, Range};
+use super::range::{Block, Claims, PREFIX, RUN_DIR, Range};
 use super::translation::{Table, delete_table};
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -22,7 +22,8 @@ const DEFAULT_MTU: u32 = 1500;
 /// A root's network on its host.
 #[derive(Debug)]
 pub struct Host {
-    range: Range,
+    range: RwLock<Arc<Range>>,
+    growing: Mutex<()>,
     claims: Claims,
     mtu: Option<u32>,
     notices: Vec<String>,
@@ -89,20 +90,46 @@ impl Host {
             .filter(|mtu| *mtu < DEFAULT_MTU);
 
         let mut batch = Batch::new();
-        batch.unreachable(range.network(), PREFIX);
+        for block in range.blocks() {
+            batch.unreachable(block.network(), PREFIX);
+        }
         route.run(batch).map_err(NetError::Kernel)?;
         let table = Table::open(&mut nft, &range).map_err(NetError::Translation)?;
         let state = Mutex::new(State { nft, table, seen: None });
         let forgetter = Forgetter::default();
-        let mut host = Self { range, claims, mtu, notices, state, forgetter };
+        let (range, growing) = (RwLock::new(Arc::new(range)), Mutex::default());
+        let mut host = Self { range, growing, claims, mtu, notices, state, forgetter };
         let opened = host.ensure()?;
         host.notices.extend(opened);
         Ok(host)
     }
 
-    /// The addresses and names of this root.
-    pub fn range(&self) -> &Range {
-        &self.range
+    /// The addresses and names of this root, as of now.
+    pub fn range(&self) -> Arc<Range> {
+        Arc::clone(&self.range.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Claims one more block of addresses. What is open, and what is translated, stays as it is.
+    ///
+    /// # Errors
+    /// No free block; what the kernel refuses.
+    pub fn grow(&self) -> Result<Block, NetError> {
+        let _alone = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut route = Socket::route().map_err(NetError::socket)?;
+        let routes = route.routes().map_err(NetError::Kernel)?;
+        let range = self.claims.grow(&self.range(), &routes)?;
+        let missing = || NetError::NoRange { claims: PathBuf::new(), taken: 0 };
+        let block = *range.blocks().last().ok_or_else(missing)?;
+        let mut batch = Batch::new();
+        batch.unreachable(block.network(), PREFIX);
+        route.run(batch).map_err(NetError::Kernel)?;
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.table.grow(&mut state.nft, &range).map_err(NetError::Kernel)?;
+        // Looked at again by the next `ensure`.
+        state.seen = None;
+        *self.range.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(range);
+        Ok(block)
     }
 
     /// What [`Self::setup`] changed on the host, or could not, for the user. Empty if nothing.
@@ -110,12 +137,13 @@ impl Host {
         &self.notices
     }
 
-    /// How instance number `n` (from 1 to [`super::INSTANCES`]) is to be attached.
-    pub fn net_spec(&self, n: u16) -> Option<NetSpec> {
+    /// How instance number `n` (see [`Range::number_of`]) is to be attached.
+    pub fn net_spec(&self, n: u32) -> Option<NetSpec> {
+        let range = self.range();
         Some(NetSpec {
-            host_ifname: format!("{}{n}", self.range.interface_prefix()),
-            address: self.range.instance(n)?,
-            group: self.range.group(),
+            host_ifname: format!("{}{n}", range.interface_prefix()),
+            address: range.instance(n)?,
+            group: range.group(),
             mtu: self.mtu,
         })
     }
@@ -126,6 +154,7 @@ impl Host {
     /// # Errors
     /// What the kernel or iptables-legacy refuses.
     pub fn ensure(&self) -> Result<Vec<String>, NetError> {
+        let range = self.range();
         let mut state = self.lock();
         let state = &mut *state;
         let mut did = Vec::new();
@@ -136,10 +165,10 @@ impl Host {
                 did.push(format!(
                     "the nftables table {} was changed or removed by another program, and was put \
                      back",
-                    self.range.table()
+                    range.table()
                 ));
             }
-            for chain in forward::accept(&mut state.nft, &self.range).map_err(NetError::Kernel)? {
+            for chain in forward::accept(&mut state.nft, &range).map_err(NetError::Kernel)? {
                 did.push(self.opened(&chain));
             }
             state.seen = if did.is_empty() { Some(now) } else { None };
@@ -147,7 +176,7 @@ impl Host {
         did.extend(self.forgetter.failure().map(|refused| {
             format!("UDP flows may still go to an instance that was replaced: {refused}")
         }));
-        did.extend(forward::accept_legacy(&self.range)?.map(|chain| self.opened(&chain)));
+        did.extend(forward::accept_legacy(&range)?.map(|chain| self.opened(&chain)));
         Ok(did)
     }
 
@@ -155,7 +184,7 @@ impl Host {
         format!(
             "the forward chain `{chain}` drops what it does not know: two rules that accept {}* \
              were added to it",
-            self.range.interface_prefix()
+            self.range().interface_prefix()
         )
     }
 
@@ -209,9 +238,10 @@ impl Host {
     }
 
     fn check(&self, address: Ipv4Addr) -> Result<(), NetError> {
-        match self.range.virtual_number_of(address) {
-            Some(_) => Ok(()),
-            None => Err(NetError::NotVirtual { address, range: self.range.cidr() }),
+        let range = self.range();
+        match range.is_virtual(address) {
+            true => Ok(()),
+            false => Err(NetError::NotVirtual { address, range: range.cidr() }),
         }
     }
 
@@ -221,7 +251,8 @@ impl Host {
     /// What the kernel refuses.
     pub fn sweep(&self, alive: &[NetSpec]) -> Result<usize, NetError> {
         let names: Vec<_> = alive.iter().map(|spec| spec.host_ifname.as_str()).collect();
-        sweep(&self.range.interface_prefix(), self.range.dying_group(), &names)
+        let range = self.range();
+        sweep(&range.interface_prefix(), range.dying_group(), &names)
     }
 
     /// Removes all that this root has on its host: rules, table, interfaces, route, claim.
@@ -235,8 +266,9 @@ impl Host {
         let _ = self.forgetter.settle();
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut nft = state.nft;
-        clean(&mut route, &mut nft, &self.range)?;
-        self.claims.release(&self.range)
+        let range = self.range.into_inner().unwrap_or_else(PoisonError::into_inner);
+        clean(&mut route, &mut nft, &range)?;
+        self.claims.release(&range)
     }
 
     /// A map half changed cannot be: the kernel's transaction decides, the copy follows it.
@@ -251,7 +283,9 @@ fn clean(route: &mut Socket, nft: &mut Socket, range: &Range) -> Result<(), NetE
     forward::withdraw_legacy(range)?;
     delete_table(nft, &range.table()).map_err(NetError::Kernel)?;
     let mut batch = Batch::new();
-    batch.not_unreachable(range.network(), PREFIX);
+    for block in range.blocks() {
+        batch.not_unreachable(block.network(), PREFIX);
+    }
     route.run(batch).map_err(NetError::Kernel)
 }
 

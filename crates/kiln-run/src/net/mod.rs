@@ -40,7 +40,7 @@ pub use attach::{GATEWAY, INNER_NAME, NetSpec, attach, attach_to, detach, loopba
 pub use host::{Host, RuleWatch};
 pub use names::{ResolvConf, hosts_file, resolv_conf};
 pub use netlink::Refused;
-pub use range::{Claims, INSTANCES, PREFIX, RUN_DIR, Range, VIRTUALS};
+pub use range::{Block, Claims, INSTANCES, PREFIX, RUN_DIR, Range, VIRTUALS};
 
 /// What can go wrong with the network.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +91,7 @@ pub enum NetError {
     },
     /// All ranges are taken.
     #[error(
-        "no free /21 in 198.18.0.0/15: {taken} roots hold one (see {}) and routes of this host \
+        "no free /21 in 198.18.0.0/15: roots hold {taken} of 64 (see {}) and routes of this host \
          overlap the others; shut roots down that are not needed, with `kiln shutdown`",
         claims.display()
     )]
@@ -102,7 +102,7 @@ pub enum NetError {
         taken: usize,
     },
     /// An address that is to be translated is no virtual address of this root.
-    #[error("{address} is no virtual address of this root: they are the upper half of {range}")]
+    #[error("{address} is no virtual address of this root: they are the upper halves of {range}")]
     NotVirtual {
         /// The address.
         address: Ipv4Addr,

@@ -1,6 +1,6 @@
-//! The addresses of a root: one /21 out of 198.18.0.0/15, which RFC 2544 sets aside and nobody
-//! routes, so up to 64 roots live on a host. The lower half is for instances, the upper half for
-//! virtual addresses.
+//! The addresses of a root: blocks of a /21 out of 198.18.0.0/15, which RFC 2544 sets aside and
+//! nobody routes. A root begins with one and claims further ones as it grows; 64 are on a host. The
+//! lower half of a block is for instances, the upper half for virtual addresses.
 //!
 //! Claims stand in `<run>/ranges`, one JSON object a line, under the lock `<run>/ranges.lock`. The
 //! folder is on a tmpfs (`/run/kiln`), so a reboot forgets them together with what they stand for.
@@ -21,34 +21,87 @@ use super::link::Route;
 /// Where claims stand unless told otherwise.
 pub const RUN_DIR: &str = "/run/kiln";
 
-/// Prefix length of a root's range.
+/// Prefix length of a block.
 pub const PREFIX: u8 = 21;
 const BASE: u32 = 0xc612_0000; // 198.18.0.0
-const RANGES: u8 = 64;
+const BLOCKS: u8 = 64;
 const SIZE: u32 = 1 << (32 - PREFIX);
-/// How many virtual addresses a root has.
+/// How many virtual addresses a block has.
 pub const VIRTUALS: u16 = (SIZE / 2) as u16;
-/// How many instance addresses a root has: the first address of the half stays free.
+/// How many instance addresses a block has: the first address of the half stays free.
 pub const INSTANCES: u16 = VIRTUALS - 1;
 /// Routes shorter than this are detours for everything (a VPN's two halves), not a use of the
 /// range.
 const SPECIFIC: u8 = 9;
 
+/// One block of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    index: u8,
+    /// Whether its root began with it: its instances have numbers without the block's.
+    first: bool,
+}
+
+impl Block {
+    fn at(self, offset: u32) -> Ipv4Addr {
+        Ipv4Addr::from(BASE + u32::from(self.index) * SIZE + offset)
+    }
+
+    /// The first address; the length is [`PREFIX`].
+    pub fn network(self) -> Ipv4Addr {
+        self.at(0)
+    }
+
+    /// The first virtual address; they are a network of [`PREFIX`] + 1 bits.
+    pub fn virtual_network(self) -> Ipv4Addr {
+        self.at(SIZE / 2)
+    }
+
+    /// `198.18.8.0/21`
+    pub fn cidr(self) -> String {
+        format!("{}/{PREFIX}", self.network())
+    }
+
+    /// All instance addresses.
+    pub fn instances(self) -> impl Iterator<Item = Ipv4Addr> {
+        (1..=INSTANCES).map(move |n| self.at(u32::from(n)))
+    }
+
+    /// All virtual addresses.
+    pub fn virtuals(self) -> impl Iterator<Item = Ipv4Addr> {
+        (0..VIRTUALS).map(move |n| self.at(SIZE / 2 + u32::from(n)))
+    }
+
+    /// Where in the block an address is.
+    fn offset(self, address: Ipv4Addr) -> Option<u32> {
+        let offset = u32::from(address).checked_sub(u32::from(self.network()))?;
+        (offset < SIZE).then_some(offset)
+    }
+
+    /// What is added to numbers of instances of this block, so that no two of a root have one.
+    fn base(self) -> u32 {
+        if self.first { 0 } else { SIZE / 2 * (1 + u32::from(self.index)) }
+    }
+}
+
 /// A root's claimed addresses, and the names that hang on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Range {
-    index: u8,
+    /// In the order in which they were claimed; never empty.
+    blocks: Vec<Block>,
     scope: String,
 }
 
 impl Range {
-    /// The first address of the range; its length is [`PREFIX`].
-    pub fn network(&self) -> Ipv4Addr {
-        self.at(0)
+    /// Of blocks with these indices, the one that its root began with first.
+    fn new(scope: String, indices: impl IntoIterator<Item = u8>) -> Self {
+        let block = |(nth, index)| Block { index, first: nth == 0 };
+        Self { blocks: indices.into_iter().enumerate().map(block).collect(), scope }
     }
 
-    fn at(&self, offset: u32) -> Ipv4Addr {
-        Ipv4Addr::from(BASE + u32::from(self.index) * SIZE + offset)
+    /// In the order in which they were claimed.
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
     }
 
     /// Eight hex digits that stand for the root in the names of tables and interfaces. No two
@@ -69,7 +122,8 @@ impl Range {
 
     /// The link group of this root's interfaces. Groups below 2^24 are left to people.
     pub fn group(&self) -> u32 {
-        0x4b00_0000 | u32::from(self.index) << 1
+        let first = self.blocks.first().map_or(0, |block| block.index);
+        0x4b00_0000 | u32::from(first) << 1
     }
 
     /// The link group in which interfaces are put to be deleted together.
@@ -77,40 +131,41 @@ impl Range {
         self.group() | 1
     }
 
-    /// Instance address number `n`, from 1 to [`INSTANCES`].
-    pub fn instance(&self, n: u16) -> Option<Ipv4Addr> {
-        (1..=INSTANCES).contains(&n).then(|| self.at(u32::from(n)))
+    /// Instance address number `n`: from 1 to [`INSTANCES`] in the first block.
+    pub fn instance(&self, n: u32) -> Option<Ipv4Addr> {
+        self.blocks.iter().find_map(|block| {
+            let offset = n.checked_sub(block.base())?;
+            (1..=u32::from(INSTANCES)).contains(&offset).then(|| block.at(offset))
+        })
     }
 
-    /// Virtual address number `n`, below [`VIRTUALS`].
+    /// Virtual address number `n` of the first block, below [`VIRTUALS`].
     pub fn virtual_address(&self, n: u16) -> Option<Ipv4Addr> {
-        (n < VIRTUALS).then(|| self.at(SIZE / 2 + u32::from(n)))
-    }
-
-    /// The first virtual address; they are a network of [`PREFIX`] + 1 bits.
-    pub fn virtual_network(&self) -> Ipv4Addr {
-        self.at(SIZE / 2)
+        self.blocks.first().filter(|_| n < VIRTUALS).map(|block| block.at(SIZE / 2 + u32::from(n)))
     }
 
     /// The number of an instance address of this range: the inverse of [`Self::instance`].
-    pub fn number_of(&self, address: Ipv4Addr) -> Option<u16> {
-        let offset = u32::from(address).checked_sub(u32::from(self.network()))?;
-        let n = u16::try_from(offset).ok()?;
-        (1..=INSTANCES).contains(&n).then_some(n)
+    pub fn number_of(&self, address: Ipv4Addr) -> Option<u32> {
+        self.blocks.iter().find_map(|block| {
+            let offset = block.offset(address)?;
+            (1..=u32::from(INSTANCES)).contains(&offset).then(|| block.base() + offset)
+        })
     }
 
-    /// The number of a virtual address of this range: the inverse of [`Self::virtual_address`].
-    pub fn virtual_number_of(&self, address: Ipv4Addr) -> Option<u16> {
-        let offset = u32::from(address).checked_sub(u32::from(self.virtual_network()))?;
-        u16::try_from(offset).ok().filter(|n| *n < VIRTUALS)
+    /// Whether it is a virtual address of this range.
+    pub fn is_virtual(&self, address: Ipv4Addr) -> bool {
+        let offsets = self.blocks.iter().filter_map(|block| block.offset(address));
+        offsets.into_iter().any(|offset| offset >= SIZE / 2)
     }
 
-    /// `198.18.8.0/21`
+    /// `198.18.8.0/21`; all blocks, apart by commas.
     pub fn cidr(&self) -> String {
-        format!("{}/{PREFIX}", self.network())
+        let all: Vec<String> = self.blocks.iter().map(|block| block.cidr()).collect();
+        all.join(", ")
     }
 }
 
+/// One block of a root. A root that has grown has several, the first that it claimed first.
 #[derive(Debug, Serialize, Deserialize)]
 struct Claim {
     index: u8,
@@ -133,7 +188,7 @@ impl Claims {
         Self { dir: dir.to_owned() }
     }
 
-    /// Claims a range for `root`, an existing folder; the one it has if it has one. `routes` and
+    /// Claims a block for `root`, an existing folder; those it has if it has any. `routes` and
     /// `interfaces` are what the host has now.
     pub(super) fn claim(
         &self,
@@ -144,34 +199,54 @@ impl Claims {
         let root = fs::canonicalize(root).map_err(|e| NetError::file(root, e))?;
         let _lock = self.lock()?;
         let mut claims = self.read()?;
-        if let Some(own) = claims.iter_mut().find(|claim| claim.root == root) {
-            (own.pid, own.started) = this_process();
-            let range = Range { index: own.index, scope: own.scope.clone() };
+        let (pid, started) = this_process();
+        for own in claims.iter_mut().filter(|claim| claim.root == root) {
+            (own.pid, own.started) = (pid, started);
+        }
+        if let Some(range) = range_of(&root, &claims) {
             self.write(&claims)?;
             return Ok(Claimed { range, abandoned: Vec::new() });
         }
-        let (kept, abandoned): (Vec<_>, Vec<_>) =
+        let (kept, gone): (Vec<_>, Vec<_>) =
             claims.into_iter().partition(|claim| claim.root.is_dir());
         let mut claims = kept;
-        let mut abandoned: Vec<Range> = abandoned.into_iter().map(Range::from).collect();
-        if claims.len() >= usize::from(RANGES) {
+        let mut abandoned = ranges(gone);
+        if claims.len() >= usize::from(BLOCKS) {
             let (kept, ownerless): (Vec<_>, Vec<_>) =
                 claims.into_iter().partition(|claim| claim.in_use(interfaces));
             claims = kept;
-            abandoned.extend(ownerless.into_iter().map(Range::from));
+            abandoned.extend(ranges(ownerless));
         }
-        let free = (0..RANGES).find(|index| {
-            let taken = claims.iter().any(|claim| claim.index == *index);
-            !taken && !routes.iter().any(|route| overlaps(route, *index))
-        });
-        let Some(index) = free else {
-            return Err(NetError::NoRange { claims: self.path(), taken: claims.len() });
-        };
-        let range = Range { index, scope: free_scope(&root, &claims) };
+        let index = self.free(&claims, routes)?;
+        let scope = free_scope(&root, &claims);
+        claims.push(Claim { index, scope: scope.clone(), root, pid, started });
+        self.write(&claims)?;
+        Ok(Claimed { range: Range::new(scope, [index]), abandoned })
+    }
+
+    /// Claims one more block for the root of `range`, which has claimed.
+    pub(super) fn grow(&self, range: &Range, routes: &[Route]) -> Result<Range, NetError> {
+        let _lock = self.lock()?;
+        let mut claims = self.read()?;
+        let own = claims.iter().find(|claim| claim.scope == range.scope);
+        let lost = || NetError::NoRange { claims: self.path(), taken: claims.len() };
+        let root = own.ok_or_else(lost)?.root.clone();
+        let index = self.free(&claims, routes)?;
         let (pid, started) = this_process();
         claims.push(Claim { index, scope: range.scope.clone(), root, pid, started });
         self.write(&claims)?;
-        Ok(Claimed { range, abandoned })
+        let mut grown = range.clone();
+        grown.blocks.push(Block { index, first: false });
+        Ok(grown)
+    }
+
+    /// A block that nobody has claimed and no route of the host overlaps.
+    fn free(&self, claims: &[Claim], routes: &[Route]) -> Result<u8, NetError> {
+        let free = (0..BLOCKS).find(|index| {
+            let taken = claims.iter().any(|claim| claim.index == *index);
+            !taken && !routes.iter().any(|route| overlaps(route, *index))
+        });
+        free.ok_or_else(|| NetError::NoRange { claims: self.path(), taken: claims.len() })
     }
 
     /// Gives the range of `root` back. No error if it has none.
@@ -227,18 +302,31 @@ impl Claims {
     }
 }
 
+fn range_of(root: &Path, claims: &[Claim]) -> Option<Range> {
+    let own = || claims.iter().filter(|claim| claim.root == root);
+    let scope = own().next()?.scope.clone();
+    Some(Range::new(scope, own().map(|claim| claim.index)))
+}
+
+/// The ranges that claims make up.
+fn ranges(claims: Vec<Claim>) -> Vec<Range> {
+    let mut all: Vec<Range> = Vec::new();
+    for claim in claims {
+        let block = |first| Block { index: claim.index, first };
+        match all.iter_mut().find(|range| range.scope == claim.scope) {
+            Some(range) => range.blocks.push(block(false)),
+            None => all.push(Range { blocks: vec![block(true)], scope: claim.scope.clone() }),
+        }
+    }
+    all
+}
+
 /// A claimed range, and those that were taken from roots that are no more: their tables and
 /// interfaces are to be removed.
 #[derive(Debug)]
 pub(super) struct Claimed {
     pub(super) range: Range,
     pub(super) abandoned: Vec<Range>,
-}
-
-impl From<Claim> for Range {
-    fn from(claim: Claim) -> Self {
-        Self { index: claim.index, scope: claim.scope }
-    }
 }
 
 impl Claim {
@@ -299,20 +387,62 @@ mod tests {
 
     #[test]
     fn halves_numbers_and_names() {
-        let range = Range { index: 1, scope: "0123abcd".to_owned() };
+        let range = Range::new("0123abcd".to_owned(), [1]);
         assert_eq!(range.cidr(), "198.18.8.0/21");
         assert_eq!(range.instance(1), Some([198, 18, 8, 1].into()));
-        assert_eq!(range.instance(INSTANCES), Some([198, 18, 11, 255].into()));
+        let last = u32::from(INSTANCES);
+        assert_eq!(range.instance(last), Some([198, 18, 11, 255].into()));
         assert_eq!(range.virtual_address(0), Some([198, 18, 12, 0].into()));
         assert_eq!(range.virtual_address(VIRTUALS - 1), Some([198, 18, 15, 255].into()));
-        assert_eq!((range.instance(0), range.instance(INSTANCES + 1)), (None, None));
+        assert_eq!((range.instance(0), range.instance(last + 1)), (None, None));
         assert_eq!(range.virtual_address(VIRTUALS), None);
         assert_eq!(range.number_of([198, 18, 8, 7].into()), Some(7));
         assert_eq!(range.number_of([198, 18, 12, 0].into()), None);
-        assert_eq!(range.virtual_number_of([198, 18, 12, 9].into()), Some(9));
-        assert_eq!(range.virtual_number_of([198, 18, 16, 0].into()), None);
+        assert!(range.is_virtual([198, 18, 12, 9].into()));
+        assert!(!range.is_virtual([198, 18, 16, 0].into()));
+        assert!(!range.is_virtual([198, 18, 11, 255].into()));
         assert_eq!(range.interface_prefix(), "kl0123ab");
-        assert!(format!("{}{INSTANCES}", range.interface_prefix()).len() <= 15);
+    }
+
+    #[test]
+    fn every_instance_of_a_grown_root_has_a_number_of_its_own() {
+        let range = Range::new("0123abcd".to_owned(), [5, 0, 63]);
+        let mut seen = std::collections::BTreeSet::new();
+        for block in range.blocks() {
+            for address in block.instances() {
+                let number = range.number_of(address).unwrap();
+                assert!(seen.insert(number), "{address}");
+                assert_eq!(range.instance(number), Some(address));
+                assert!(format!("{}{number}", range.interface_prefix()).len() <= 15);
+                assert!(!range.is_virtual(address));
+            }
+            for address in block.virtuals() {
+                assert!(range.is_virtual(address) && range.number_of(address).is_none());
+            }
+        }
+        assert_eq!(seen.len(), 3 * usize::from(INSTANCES));
+        assert_eq!(range.number_of([198, 18, 40, 7].into()), Some(7), "as before it grew");
+        assert_eq!(range.cidr(), "198.18.40.0/21, 198.18.0.0/21, 198.19.248.0/21");
+    }
+
+    #[test]
+    fn a_root_grows_beside_others_and_is_found_again_and_gone_as_a_whole() {
+        let run = tempfile::tempdir().unwrap();
+        let claims = Claims::at(run.path());
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let first = claims.claim(a.path(), &[], &[]).unwrap().range;
+        let other = claims.claim(b.path(), &[], &[]).unwrap().range;
+        let taken = [route([198, 18, 16, 0], 21)];
+        let grown = claims.grow(&first, &taken).unwrap();
+        assert_eq!(grown.cidr(), "198.18.0.0/21, 198.18.24.0/21");
+        assert_eq!(claims.claim(a.path(), &[], &[]).unwrap().range, grown);
+        assert_eq!(claims.claim(b.path(), &[], &[]).unwrap().range, other);
+        drop(a);
+        let c = tempfile::tempdir().unwrap();
+        assert_eq!(claims.claim(c.path(), &[], &[]).unwrap().abandoned, [grown]);
+        let again = claims.grow(&other, &[]).unwrap();
+        claims.release(&again).unwrap();
+        assert_eq!(claims.read().unwrap().len(), 1);
     }
 
     #[test]
@@ -322,13 +452,13 @@ mod tests {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let first = claims.claim(a.path(), &[], &[]).unwrap().range;
         let second = claims.claim(b.path(), &[], &[]).unwrap().range;
-        assert_ne!(first.index, second.index);
+        assert_ne!(first.blocks, second.blocks);
         assert_ne!(first.scope[..6], second.scope[..6]);
         assert_eq!(claims.claim(a.path(), &[], &[]).unwrap().range, first);
         claims.release(&first).unwrap();
         claims.release(&first).unwrap();
         let c = tempfile::tempdir().unwrap();
-        assert_eq!(claims.claim(c.path(), &[], &[]).unwrap().range.index, first.index);
+        assert_eq!(claims.claim(c.path(), &[], &[]).unwrap().range.blocks, first.blocks);
     }
 
     #[test]
@@ -361,11 +491,11 @@ mod tests {
     fn a_full_table_says_so_and_takes_from_the_dead() {
         let run = tempfile::tempdir().unwrap();
         let claims = Claims::at(run.path());
-        let roots: Vec<_> = (0..=RANGES).map(|_| tempfile::tempdir().unwrap()).collect();
-        for root in &roots[..usize::from(RANGES)] {
+        let roots: Vec<_> = (0..=BLOCKS).map(|_| tempfile::tempdir().unwrap()).collect();
+        for root in &roots[..usize::from(BLOCKS)] {
             claims.claim(root.path(), &[], &[]).unwrap();
         }
-        let last = roots[usize::from(RANGES)].path();
+        let last = roots[usize::from(BLOCKS)].path();
         let refused = claims.claim(last, &[], &[]).unwrap_err();
         assert!(refused.to_string().contains("64"), "{refused}");
         let mut list = claims.read().unwrap();
@@ -374,7 +504,7 @@ mod tests {
         let alive = format!("kl{}12", &list[6].scope[..6]);
         claims.write(&list).unwrap();
         let claimed = claims.claim(last, &[], &[alive]).unwrap();
-        assert_eq!(claimed.range.index, list[5].index);
+        assert_eq!(claimed.range.blocks[0].index, list[5].index);
         assert_eq!(claimed.abandoned.len(), 1);
     }
 }

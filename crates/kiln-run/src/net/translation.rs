@@ -12,14 +12,14 @@
 //!     iifname "kl1a2b3c*" dnat to ip daddr map @virtual }
 //!   chain unmapped    { type filter hook prerouting priority -90;
 //!     iifname "kl1a2b3c*" ip daddr VIRTUALS meta l4proto tcp reject with tcp reset
-//!     iifname "kl1a2b3c*" ip daddr VIRTUALS reject }
+//!     iifname "kl1a2b3c*" ip daddr VIRTUALS reject }  (these two for each block)
 //!   chain forward     { type filter hook forward priority 0;
 //!     iifname "kl1a2b3c*" accept
 //!     oifname "kl1a2b3c*" ct state established,related accept
 //!     oifname "kl1a2b3c*" drop }
 //!   chain postrouting { type nat hook postrouting priority 100;
 //!     ip saddr . ip daddr @hairpin snat to 169.254.1.1
-//!     ip saddr RANGE oifname != "kl1a2b3c*" masquerade }
+//!     ip saddr BLOCK oifname != "kl1a2b3c*" masquerade }  (this one for each block)
 //! }
 //! ```
 
@@ -40,9 +40,10 @@ const HAIRPIN: &str = "hairpin";
 /// Raise it with every change of the table: an older agent's table is then replaced.
 const FORMAT: u32 = 1;
 const TCP: u8 = 6;
-/// How many rules each chain has: fewer, and somebody emptied it.
-const CHAINS: [(&str, usize); 4] =
-    [("prerouting", 1), ("unmapped", 2), ("forward", 3), ("postrouting", 2)];
+/// How many rules each chain has, of a root with so many blocks: fewer, and somebody emptied it.
+fn chains(blocks: usize) -> [(&'static str, usize); 4] {
+    [("prerouting", 1), ("unmapped", 2 * blocks), ("forward", 3), ("postrouting", 1 + blocks)]
+}
 
 type Map = BTreeMap<Ipv4Addr, Ipv4Addr>;
 
@@ -78,7 +79,7 @@ impl Table {
         if socket.table_comment(&self.name)? != Some(self.comment()) {
             return Ok(false);
         }
-        for (chain, count) in CHAINS {
+        for (chain, count) in chains(self.range.blocks().len()) {
             let at = ChainName { family: IPV4, table: self.name.clone(), chain: chain.to_owned() };
             if socket.rules(&at)?.len() != count {
                 return Ok(false);
@@ -86,6 +87,12 @@ impl Table {
         }
         let kernel: Map = socket.map_elements(&self.name, MAP)?.into_iter().collect();
         Ok(kernel == self.map)
+    }
+
+    /// From now on for the blocks of `range`, which has one more.
+    pub(super) fn grow(&mut self, socket: &mut Socket, range: &Range) -> Result<(), Refused> {
+        let before = std::mem::replace(&mut self.range, range.clone());
+        self.rebuild(socket).inspect_err(|_| self.range = before)
     }
 
     fn comment(&self) -> String {
@@ -109,8 +116,6 @@ impl Table {
     fn rules(&self, change: &mut Transaction) {
         let table = self.name.as_str();
         let ours = self.interfaces.as_str();
-        let virtuals = Term::DestinationIn(self.range.virtual_network(), PREFIX + 1);
-        let range = Term::SourceIn(self.range.network(), PREFIX);
         let nat = |number, priority| Hook { number, priority, kind: "nat" };
         let filter = |number, priority| Hook { number, priority, kind: "filter" };
 
@@ -118,9 +123,12 @@ impl Table {
         change.rule(table, "prerouting", &[Term::In(ours), Term::TranslateBy(MAP)]);
 
         change.chain(table, "unmapped", filter(PREROUTING, -90));
-        let reset = [Term::In(ours), virtuals, Term::Protocol(TCP), Term::TcpReset];
-        change.rule(table, "unmapped", &reset);
-        change.rule(table, "unmapped", &[Term::In(ours), virtuals, Term::PortUnreachable]);
+        for block in self.range.blocks() {
+            let virtuals = Term::DestinationIn(block.virtual_network(), PREFIX + 1);
+            let reset = [Term::In(ours), virtuals, Term::Protocol(TCP), Term::TcpReset];
+            change.rule(table, "unmapped", &reset);
+            change.rule(table, "unmapped", &[Term::In(ours), virtuals, Term::PortUnreachable]);
+        }
 
         change.chain(table, "forward", filter(FORWARD, 0));
         change.rule(table, "forward", &[Term::In(ours), Term::Accept]);
@@ -130,8 +138,11 @@ impl Table {
         change.chain(table, "postrouting", nat(POSTROUTING, 100));
         let hairpin = [Term::PairIn(HAIRPIN), Term::SourceBecomes(GATEWAY)];
         change.rule(table, "postrouting", &hairpin);
-        let leaving = [range, Term::NotOut(ours), Term::Masquerade];
-        change.rule(table, "postrouting", &leaving);
+        for block in self.range.blocks() {
+            let from_it = Term::SourceIn(block.network(), PREFIX);
+            let leaving = [from_it, Term::NotOut(ours), Term::Masquerade];
+            change.rule(table, "postrouting", &leaving);
+        }
     }
 
     fn add_all(&self, change: &mut Transaction, map: &Map) {

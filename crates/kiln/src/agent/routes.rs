@@ -118,13 +118,19 @@ impl Agent {
                 listen(port).into_iter().map(move |addr| Bind { addr, protocol })
             })
             .collect();
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let taken = self.routes.with(|front| front.check_bind(&wanted))?;
         if let Some(report) = self.held_by_other_stages(stage, &wanted) {
             return Err(report);
         }
+        // What the stage itself holds, at whichever addresses, makes room at the switch.
+        let own = table(stage);
+        let foreign: Vec<Bind> = wanted
+            .into_iter()
+            .filter(|bind| !own.iter().any(|route| holds_port(route, bind)))
+            .collect();
+        if foreign.is_empty() {
+            return Ok(());
+        }
+        let taken = self.routes.with(|front| front.check_bind(&foreign))?;
         match taken.first() {
             None => Ok(()),
             Some(taken) => {
@@ -136,10 +142,11 @@ impl Agent {
     fn held_by_other_stages(&self, stage: &Stage, wanted: &[Bind]) -> Option<Report> {
         for other in self.stages().iter().filter(|other| other.id != stage.id) {
             for route in table(other) {
-                let same = |at: &&SocketAddr| {
-                    wanted.iter().any(|bind| bind.addr == **at && bind.protocol == route.protocol)
-                };
-                let clash = route.listen.iter().find(same);
+                let clash = route.listen.iter().find(|at| {
+                    wanted
+                        .iter()
+                        .any(|bind| bind.protocol == route.protocol && overlap(bind.addr, **at))
+                });
                 if let Some(at) = clash {
                     let text =
                         format!("{}: port {at} is taken by {} of this root", stage.id, route.id);
@@ -222,6 +229,17 @@ fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Po
     }
 }
 
+fn holds_port(route: &Route, bind: &Bind) -> bool {
+    let same = |at: &SocketAddr| at.port() == bind.addr.port();
+    route.protocol == bind.protocol && route.listen.iter().any(same)
+}
+
+/// Whether both cannot be listened on: IPv6 sockets of the front never take IPv4.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let all = |at: SocketAddr| at.ip().is_unspecified();
+    a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (a.ip() == b.ip() || all(a) || all(b))
+}
+
 fn listen(port: &Port) -> Vec<SocketAddr> {
     match port.host_ip {
         Some(ip) => vec![SocketAddr::new(ip, port.published)],
@@ -233,5 +251,24 @@ fn protocol(port: &Port) -> kiln_front::Protocol {
     match port.protocol {
         Protocol::Tcp => kiln_front::Protocol::Tcp,
         Protocol::Udp => kiln_front::Protocol::Udp,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::overlap;
+
+    #[test]
+    fn an_address_and_all_addresses_cannot_be_had_together() {
+        for (a, b, together) in [
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("0.0.0.0:80", "0.0.0.0:81", false),
+            ("[::]:80", "[::1]:80", true),
+            ("[::]:80", "127.0.0.1:80", false),
+        ] {
+            assert_eq!(overlap(a.parse().unwrap(), b.parse().unwrap()), together, "{a} {b}");
+        }
     }
 }

@@ -185,7 +185,7 @@ fn the_table_reads_as_documented() {
             format!("table ip {}", range.table()),
             format!("elements = {{ {} : {} }}", scene.address, scene.db.spec.address),
             format!("iifname \"{}*\" dnat to ip daddr map @virtual", range.interface_prefix()),
-            format!("ip daddr {}/22 reject with tcp reset", range.virtual_network()),
+            format!("ip daddr {}/22 reject with tcp reset", range.blocks()[0].virtual_network()),
             format!(
                 "oifname \"{}*\" ct state established,related accept",
                 range.interface_prefix()

@@ -33,10 +33,10 @@ fn a_killed_agents_network_is_found_again() {
         world.map(3, &db);
         let before = snapshot();
         let World { run, root, host } = world;
-        let range = host.range().clone();
+        let range = host.range();
         drop(host);
         let host = Host::setup_in(run.path(), root.path()).unwrap();
-        assert_eq!(host.range(), &range);
+        assert_eq!(host.range(), range);
         assert_eq!(snapshot(), before);
         let address = range.virtual_address(3).unwrap();
         assert_eq!(
@@ -63,7 +63,7 @@ fn two_roots_do_not_touch_each_other() {
         let first = World::new();
         let second_root = tempfile::tempdir().unwrap();
         let second = Host::setup_in(first.run.path(), second_root.path()).unwrap();
-        assert_ne!(second.range().network(), first.host.range().network());
+        assert_ne!(second.range().blocks(), first.host.range().blocks());
 
         let (a, c) = (first.instance(1), first.instance(2));
         let b = Namespace::new();
@@ -149,5 +149,58 @@ fn the_claim_of_a_vanished_root_is_cleaned_up() {
         assert!(!now.iter().any(|line| line.contains(&table) || line.contains(&prefix)), "{now:?}");
         host.teardown().unwrap();
         drop(old);
+    });
+}
+
+/// A root that has grown serves from its further blocks as from its first; what was open stays
+/// open; it is found again and gone as a whole.
+#[test]
+fn a_root_grows_under_traffic() {
+    on_a_host(|| {
+        let outside = outside();
+        let before = snapshot();
+        let world = World::new();
+        let (client, old) = (world.instance(1), world.instance(2));
+        let _old = old.serve("old", 80);
+        world.map(0, &old);
+        let first = world.virtual_address(0);
+        let mut open = client.namespace.run(|| std::net::TcpStream::connect((first, 80)).unwrap());
+        open.set_read_timeout(Some(super::world::PATIENCE)).unwrap();
+
+        let block = world.host.grow().unwrap();
+        let at = block.instances().last().unwrap();
+        let new = world.instance(world.host.range().number_of(at).unwrap());
+        assert_eq!(new.spec.address, at);
+        let _new = new.serve("new", 80);
+        let second = block.virtuals().last().unwrap();
+        assert_eq!(client.ask(second, 80).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        world.host.translate(&[(second, Some(at))]).unwrap();
+        assert!(client.ask(second, 80).unwrap().starts_with("new "));
+        assert!(new.ask(second, 80).unwrap().starts_with("new 169.254.1.1"), "itself");
+        assert!(new.ask(first, 80).unwrap().starts_with("old "));
+        let server = outside.run(|| super::world::Server::start("far", 80));
+        let said = new.ask(super::world::OUTSIDE, 80).unwrap();
+        assert_eq!(
+            said,
+            format!("far {}", super::world::UPLINK),
+            "it is translated on its way out"
+        );
+        drop(server);
+
+        use std::io::{BufRead as _, Write as _};
+        writeln!(open, "still here").unwrap();
+        let mut lines = std::io::BufReader::new(open).lines();
+        assert!(lines.next().unwrap().unwrap().starts_with("old "));
+        assert_eq!(lines.next().unwrap().unwrap(), "old still here");
+
+        let World { run, root, host } = world;
+        let (range, map) = (host.range(), host.translation());
+        drop(host);
+        let host = Host::setup_in(run.path(), root.path()).unwrap();
+        assert_eq!((host.range(), host.translation()), (range, map));
+        assert_eq!(host.ensure().unwrap(), [""; 0]);
+        assert!(client.ask(second, 80).unwrap().starts_with("new "));
+        host.teardown().unwrap();
+        assert_eq!(snapshot(), before);
     });
 }

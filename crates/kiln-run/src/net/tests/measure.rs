@@ -44,7 +44,8 @@ fn figures() {
             let resets = sample(0..100, |round| {
                 let map: Vec<(Ipv4Addr, Ipv4Addr)> = (1..size)
                     .map(|n| {
-                        let instance = world.host.range().instance(400 + n + round % 2).unwrap();
+                        let instance =
+                            world.host.range().instance(u32::from(400 + n + round % 2)).unwrap();
                         (world.virtual_address(n), instance)
                     })
                     .chain([(address, server.spec.address)])

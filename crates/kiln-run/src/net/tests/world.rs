@@ -89,7 +89,7 @@ impl World {
         Self { run, root, host }
     }
 
-    pub(super) fn instance(&self, n: u16) -> Instance {
+    pub(super) fn instance(&self, n: u32) -> Instance {
         let namespace = Namespace::new();
         let spec = self.host.net_spec(n).unwrap();
         attach_to(namespace.fd(), &spec).unwrap();

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use kiln_core::{ImageId, Release};
 use kiln_core::compose::{FileMount, FileSource, Project};
 use kiln_core::release::{PinnedFile, ReleasedService};
 use kiln_core::settings;
 use kiln_core::stage::Policy;
+use kiln_core::{ImageId, Release};
 
 use crate::agent::Agent;
 use crate::report::{Because, Report};
