@@ -1,5 +1,6 @@
 //! The agent's side: a blocking client, and the means to have a front at all.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
@@ -8,11 +9,15 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::paths::{Paths, short};
-use crate::table::Table;
-use crate::wire::{Applied, Bind, BindFailure, Bound, Drain, Drained, Reply, Request, Stats};
+use crate::table::{Route, Table};
+use crate::wire::{
+    Applied, Bind, BindFailure, Bound, Change, Drain, DrainPolicy, Drained, Reply, Request, Stats,
+};
 
 /// How long an answer may take that has nothing to wait for.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long the answer to a drain is waited for whose length the routes say.
+const LONGEST_DRAIN: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a front may take to start.
 const START_LIMIT: Duration = Duration::from_secs(5);
 const START_PAUSE: Duration = Duration::from_millis(1);
@@ -22,6 +27,8 @@ const START_PAUSE: Duration = Duration::from_millis(1);
 pub struct FrontClient {
     stream: BufReader<UnixStream>,
     path: PathBuf,
+    /// What this client put in force last, by id: only what differs from it has to travel.
+    sent: Option<(u64, HashMap<String, Route>)>,
 }
 
 /// What can go wrong between agent and front.
@@ -65,7 +72,7 @@ pub enum FrontError {
 }
 
 /// What `ping` tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pong {
     /// Process id of the worker.
     pub pid: u32,
@@ -73,6 +80,8 @@ pub struct Pong {
     pub minder: bool,
     /// Generation in force.
     pub generation: u64,
+    /// Which build of Kiln the worker is.
+    pub build: String,
 }
 
 impl FrontClient {
@@ -83,7 +92,7 @@ impl FrontClient {
     pub fn connect(root: &Path) -> Result<Self, FrontError> {
         let path = Paths::new(root).control();
         match short(&path, |path| UnixStream::connect(path)) {
-            Ok(stream) => Ok(Self { stream: BufReader::new(stream), path }),
+            Ok(stream) => Ok(Self { stream: BufReader::new(stream), path, sent: None }),
             Err(source) => Err(FrontError::Connect { path, source }),
         }
     }
@@ -108,9 +117,55 @@ impl FrontClient {
     }
 
     fn apply_with(&mut self, table: &Table, partial: bool) -> Result<Applied, FrontError> {
-        match self.ask(&Request::Apply { table: table.clone(), partial }, ANSWER_LIMIT)? {
-            Reply::Applied(applied) => Ok(applied),
+        let reply = match self.difference(table, partial) {
+            Some(change) => self.ask(&Request::Change(change), ANSWER_LIMIT)?,
+            None => Reply::Stale { asked: table.generation, current: 0 },
+        };
+        let reply = match reply {
+            // Somebody else was there meanwhile: the whole table tells whether that matters.
+            Reply::Stale { .. } => {
+                self.ask(&Request::Apply { table: table.clone(), partial }, ANSWER_LIMIT)?
+            }
+            reply => reply,
+        };
+        match reply {
+            Reply::Applied(applied) => {
+                if applied.applied {
+                    self.remember(table);
+                }
+                Ok(applied)
+            }
             other => Err(self.unexpected(other)),
+        }
+    }
+
+    /// What `table` changes of what this client applied last, if it did.
+    fn difference(&self, table: &Table, partial: bool) -> Option<Change> {
+        let (base, sent) = self.sent.as_ref().filter(|(base, _)| table.generation > *base)?;
+        let put: Vec<Route> = table
+            .routes
+            .iter()
+            .filter(|route| sent.get(&route.id) != Some(*route))
+            .cloned()
+            .collect();
+        let there: HashSet<&str> = table.routes.iter().map(|it| it.id.as_str()).collect();
+        if there.len() < table.routes.len() {
+            // It contradicts itself: the front will say so of the whole.
+            return None;
+        }
+        let drop = sent.keys().filter(|id| !there.contains(id.as_str())).cloned().collect();
+        Some(Change { base: *base, generation: table.generation, put, drop, partial })
+    }
+
+    fn remember(&mut self, table: &Table) {
+        let (generation, sent) = self.sent.get_or_insert_default();
+        *generation = table.generation;
+        let there: HashSet<&str> = table.routes.iter().map(|it| it.id.as_str()).collect();
+        sent.retain(|id, _| there.contains(id.as_str()));
+        for route in &table.routes {
+            if sent.get(&route.id) != Some(route) {
+                sent.insert(route.id.clone(), route.clone());
+            }
         }
     }
 
@@ -131,7 +186,12 @@ impl FrontClient {
     /// # Errors
     /// When the front breaks off.
     pub fn drain(&mut self, drain: &Drain) -> Result<Drained, FrontError> {
-        let limit = Duration::from_millis(drain.deadline_ms) + ANSWER_LIMIT;
+        let limit = match drain.policy {
+            // The routes say, and the front keeps the clock.
+            DrainPolicy::AsRouted => LONGEST_DRAIN,
+            _ => Duration::from_millis(drain.deadline_ms),
+        };
+        let limit = limit.saturating_add(ANSWER_LIMIT);
         match self.ask(&Request::Drain(drain.clone()), limit)? {
             Reply::Drained(drained) => Ok(drained),
             other => Err(self.unexpected(other)),
@@ -181,18 +241,30 @@ impl FrontClient {
     /// When the front breaks off.
     pub fn ping(&mut self) -> Result<Pong, FrontError> {
         match self.ask(&Request::Ping, ANSWER_LIMIT)? {
-            Reply::Pong { pid, minder, generation } => Ok(Pong { pid, minder, generation }),
+            Reply::Pong { pid, minder, generation, build } => {
+                Ok(Pong { pid, minder, generation, build })
+            }
             other => Err(self.unexpected(other)),
         }
     }
 
-    /// Has a fresh worker of the program that now stands at the minder's path take over; the old
-    /// one leaves after its last connection or `grace`. No listener is closed.
+    /// Has a fresh worker of the program `exe`, or of the one that now stands at the minder's
+    /// path, take over; the old one leaves after its last connection or `grace`. No listener is
+    /// closed.
     ///
     /// # Errors
     /// [`FrontError::Refused`] without a minder.
-    pub fn upgrade(&mut self, grace: Duration) -> Result<(), FrontError> {
-        self.ask_done(&Request::Upgrade { grace_ms: millis(grace) })
+    pub fn upgrade(&mut self, grace: Duration, exe: Option<&Path>) -> Result<(), FrontError> {
+        let exe = exe.map(Path::to_owned);
+        self.ask_done(&Request::Upgrade { grace_ms: millis(grace), exe })
+    }
+
+    /// Has the minder leave; [`ensure_running`] starts one of its own program.
+    ///
+    /// # Errors
+    /// When the front breaks off.
+    pub fn replace_minder(&mut self) -> Result<(), FrontError> {
+        self.ask_done(&Request::ReplaceMinder)
     }
 
     /// Ends the front, minder and all, and returns when it no longer answers. What is under way

@@ -2,7 +2,7 @@
 //! `front.sock` (its owner) may ask anything.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,15 +11,16 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::link::Message;
 use crate::paths::short;
 use crate::state::State;
 use crate::wire::{Drain, DrainPolicy, Drained, LINE_LIMIT, Reply, Request};
 
 /// Why the worker shall leave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Leave {
     Stop { grace: Duration },
-    Upgrade { grace: Duration },
+    Upgrade { grace: Duration, exe: Option<PathBuf> },
 }
 
 /// What the control connections share.
@@ -92,6 +93,7 @@ impl Control {
         let grace = Duration::from_millis;
         let reply = match request {
             Request::Apply { table, partial } => self.state().apply(table, partial),
+            Request::Change(change) => self.state().change(change),
             Request::Get => {
                 let state = self.state();
                 Reply::Table { table: state.table().clone(), listeners: state.bound() }
@@ -103,13 +105,18 @@ impl Control {
             Request::Ping => {
                 let state = self.state();
                 let generation = state.table().generation;
-                Reply::Pong { pid: std::process::id(), minder: state.minded(), generation }
+                let build = crate::build_id();
+                Reply::Pong { pid: std::process::id(), minder: state.minded(), generation, build }
             }
             Request::Upgrade { .. } if !self.state().minded() => {
                 Reply::Error { message: "there is no minder to start another worker".to_owned() }
             }
-            Request::Upgrade { grace_ms } => {
-                return (Reply::Done, Some(Leave::Upgrade { grace: grace(grace_ms) }));
+            Request::Upgrade { grace_ms, exe } => {
+                return (Reply::Done, Some(Leave::Upgrade { grace: grace(grace_ms), exe }));
+            }
+            Request::ReplaceMinder => {
+                self.state().tell(Message::Yield, None);
+                Reply::Done
             }
             Request::Stop { grace_ms } => {
                 return (Reply::Done, Some(Leave::Stop { grace: grace(grace_ms) }));
@@ -130,7 +137,8 @@ impl Control {
             }
         }
         for upstream in &upstreams {
-            let idle = timeout_at(deadline, upstream.idle()).await.is_ok();
+            let said = upstream.deadline().filter(|_| drain.policy == DrainPolicy::AsRouted);
+            let idle = timeout_at(said.unwrap_or(deadline), upstream.idle()).await.is_ok();
             let (requests_left, pinned_left) = if idle { (0, 0) } else { upstream.active() };
             match drain.policy {
                 DrainPolicy::UntilClosed => drained.remaining += requests_left + pinned_left,

@@ -11,11 +11,13 @@ use std::time::Duration;
 use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use crate::generation::{Closing, Front};
 use crate::pool;
-use crate::proxy::{self, Conn};
+use crate::proxy::{self, Conn, udp};
 
 /// How often idle upstream connections are looked through.
 const SWEEP: Duration = Duration::from_secs(2);
@@ -27,6 +29,8 @@ const EXHAUSTED: Duration = Duration::from_millis(20);
 pub(crate) struct Cores {
     front: Arc<Front>,
     cores: Arc<[Core]>,
+    /// A thread that does nothing else than accept: no table, however long, delays a client.
+    accepting: Handle,
 }
 
 #[derive(Debug)]
@@ -68,7 +72,12 @@ impl Cores {
     /// Starts `count` cores.
     pub(crate) fn start(front: &Arc<Front>, count: usize) -> io::Result<Self> {
         let cores = (0..count).map(|at| Core::start(front, at)).collect::<io::Result<_>>()?;
-        Ok(Self { front: front.clone(), cores })
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let accepting = runtime.handle().clone();
+        std::thread::Builder::new()
+            .name("front-accepts".into())
+            .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+        Ok(Self { front: front.clone(), cores, accepting })
     }
 
     /// Client connections open.
@@ -92,7 +101,16 @@ impl Cores {
     }
 
     /// Accepts on `socket` until it is closed.
-    pub(crate) async fn accept(self, socket: Arc<OwnedFd>, listener: u64) {
+    pub(crate) fn accept(&self, socket: Arc<OwnedFd>, listener: u64) -> AbortHandle {
+        self.accepting.spawn(self.clone().accepting(socket, listener)).abort_handle()
+    }
+
+    /// Serves datagrams until the task is aborted.
+    pub(crate) fn datagrams(&self, socket: Arc<OwnedFd>, listener: u64) -> AbortHandle {
+        self.accepting.spawn(udp::serve(self.front.clone(), socket, listener)).abort_handle()
+    }
+
+    async fn accepting(self, socket: Arc<OwnedFd>, listener: u64) {
         let socket = match watch(socket) {
             Ok(socket) => socket,
             Err(error) => return eprintln!("front: listener {listener}: {error}"),

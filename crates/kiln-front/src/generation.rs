@@ -6,11 +6,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use hyper::header::HeaderValue;
+use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -32,7 +32,7 @@ pub(crate) struct LiveRoute {
     pub(crate) hold: Option<Duration>,
     pub(crate) counters: Arc<Counters>,
     /// What answers say of the release that gave them.
-    pub(crate) release: Option<HeaderValue>,
+    pub(crate) release: Option<Bytes>,
 }
 
 /// There is nowhere to send a request: no route, no upstream, or held beyond the bound.
@@ -60,6 +60,8 @@ pub(crate) struct Front {
     pub(crate) closing: watch::Sender<Closing>,
     /// Told whenever a connection ends while closing.
     pub(crate) left: Notify,
+    /// Something was learnt that the next worker should know, too.
+    pub(crate) learnt: AtomicBool,
 }
 
 impl Front {
@@ -70,6 +72,7 @@ impl Front {
             changed: watch::Sender::new(()),
             closing: watch::Sender::new(Closing::No),
             left: Notify::new(),
+            learnt: AtomicBool::new(false),
         }
     }
 

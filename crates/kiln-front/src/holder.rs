@@ -36,7 +36,8 @@ fn inodes(table: &str, state: &str, addr: SocketAddr) -> Vec<u64> {
     found.collect()
 }
 
-fn overlap(theirs: IpAddr, ours: IpAddr) -> bool {
+/// Whether a socket on one address keeps another from being bound to the other.
+pub(crate) fn overlap(theirs: IpAddr, ours: IpAddr) -> bool {
     match (theirs, ours) {
         // A dual-stack `[::]` has the IPv4 port as well.
         (IpAddr::V6(theirs), IpAddr::V4(_)) => theirs.is_unspecified(),

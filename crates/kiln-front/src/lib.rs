@@ -11,10 +11,10 @@
 //! | [`wire`] | requests and replies on `front.sock`, one JSON object a line |
 //! | [`client`] | blocking client for the agent; starts the front when none answers |
 //! | `paths` | the files under `<root>/front/` |
-//! | `minder`, `link` | the process that outlives the worker; descriptors over a socket |
+//! | `minder`, `link`, `minding` | the process that outlives the worker; descriptors over a socket; telling it |
 //! | `worker`, `control` | the worker's start, its control socket |
 //! | `state` | what the worker owns: listeners, table, upstreams; `apply` |
-//! | `listener`, `holder` | binding an address; who else holds it |
+//! | `listener`, `listeners`, `holder` | binding an address; all that are open; who else holds one |
 //! | `generation`, `upstream` | what requests read: the current generation; activity and cutting |
 //! | `core`, `pool` | a thread with its own runtime; its idle upstream connections |
 //! | `proxy` | one accepted connection: detection, HTTP/1.1, TCP, UDP |
@@ -27,7 +27,9 @@ mod generation;
 mod holder;
 mod link;
 mod listener;
+mod listeners;
 mod minder;
+mod minding;
 mod paths;
 mod pool;
 mod proxy;
@@ -44,8 +46,20 @@ use std::path::{Path, PathBuf};
 pub use client::{FrontClient, FrontError, ensure_running};
 pub use minder::run_minder;
 pub use table::{App, Protocol, Route, Table};
-pub use wire::{Applied, Bind, BindFailure, Drain, DrainPolicy, Drained, Holder, Stats};
+pub use wire::{Applied, Bind, BindFailure, Change, Drain, DrainPolicy, Drained, Holder, Stats};
 pub use worker::run_worker;
+
+/// What tells this program from another build of it.
+pub fn build_id() -> String {
+    use std::os::unix::fs::MetadataExt;
+    // Through /proc, so that it is this very file, whatever its name is by now.
+    std::fs::metadata("/proc/self/exe")
+        .map(|meta| {
+            let (size, mtime) = (meta.size(), meta.mtime());
+            format!("{} {}-{size}-{mtime}", env!("CARGO_PKG_VERSION"), meta.ino())
+        })
+        .unwrap_or_default()
+}
 
 /// Runs `front [--worker] ROOT` if that is what `args` (without the program's name) asks for, and
 /// returns the exit code; `None` when it is some other verb. Call it before any thread exists.

@@ -4,12 +4,12 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect,
-    listen, recvmsg, sendmsg, socket_with, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    bind, connect, listen, recvmsg, sendmsg, socket_with, socketpair,
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,8 +29,11 @@ pub(crate) enum Message {
     Drop(Key),
     /// Every kept socket has been sent: start.
     Go,
-    /// Start another worker and give it the sockets; this one is about to leave.
-    Upgrade,
+    /// Start another worker, of the program at this path, and give it the sockets; this one is
+    /// about to leave.
+    Upgrade(Option<PathBuf>),
+    /// Leave: a minder of another program takes over.
+    Yield,
     /// The worker leaves because it was asked to: leave too.
     Bye,
 }
@@ -65,7 +68,11 @@ fn new_socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-/// Sends without ever waiting: a stopped minder must not stop the worker.
+/// More descriptors are on their way through Unix sockets than this user may have open:
+/// unix(7), `ETOOMANYREFS`.
+pub(crate) const TOO_MANY_UNDER_WAY: i32 = rustix::io::Errno::TOOMANYREFS.raw_os_error();
+
+/// Sends; waits while the line is full.
 pub(crate) fn send(
     line: BorrowedFd<'_>,
     message: &Message,
@@ -78,9 +85,12 @@ pub(crate) fn send(
     if let Some(sockets) = &sockets {
         control.push(SendAncillaryMessage::ScmRights(sockets));
     }
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    sendmsg(line, &[IoSlice::new(&bytes)], &mut control, flags)?;
-    Ok(())
+    loop {
+        match sendmsg(line, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL) {
+            Err(rustix::io::Errno::INTR) => {}
+            sent => return sent.map(|_| ()).map_err(Into::into),
+        }
+    }
 }
 
 /// The next message and the socket that came with it; `None` when the other end is gone.
@@ -103,6 +113,9 @@ pub(crate) fn receive(line: BorrowedFd<'_>) -> io::Result<Option<(Message, Optio
     let socket = sockets.last();
     if got.bytes == 0 {
         return Ok(None);
+    }
+    if got.flags.contains(ReturnFlags::CTRUNC) {
+        eprintln!("front: out of file descriptors: a listening socket is not kept");
     }
     Ok(Some((serde_json::from_slice(&bytes[..got.bytes])?, socket)))
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, bind as bind_to, getsockname, listen,
@@ -16,7 +17,7 @@ use crate::table::{Protocol, Route};
 const BACKLOG: i32 = 4096;
 
 /// What a listener is kept under from one table to the next, and from one worker to the next.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Key {
     pub(crate) protocol: Protocol,
     /// The address of the table.
@@ -35,6 +36,16 @@ impl Key {
 /// A socket bound to `addr`, not yet listening: binding all before listening on any means that a
 /// table which is refused has opened nothing.
 pub(crate) fn bind(protocol: Protocol, addr: SocketAddr) -> io::Result<OwnedFd> {
+    bind_beside(protocol, addr, false)
+}
+
+/// As [`bind`]; with `beside` also where a socket of this process that was told to [`share`] has
+/// the port.
+pub(crate) fn bind_beside(
+    protocol: Protocol,
+    addr: SocketAddr,
+    beside: bool,
+) -> io::Result<OwnedFd> {
     let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let kind = match protocol {
         Protocol::Tcp => SocketType::STREAM,
@@ -46,12 +57,32 @@ pub(crate) fn bind(protocol: Protocol, addr: SocketAddr) -> io::Result<OwnedFd> 
         sockopt::set_socket_reuseaddr(&socket, true)?;
         // Accepted sockets inherit it.
         sockopt::set_tcp_nodelay(&socket, true)?;
+        notice_the_dead(&socket)?;
     }
     if addr.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, true)?;
     }
+    if beside {
+        share(&socket, true)?;
+    }
     bind_to(&socket, &addr)?;
     Ok(socket)
+}
+
+/// Lets another socket of this user have an overlapping address, for as long as one listener
+/// takes the place of the other.
+pub(crate) fn share(socket: &impl AsFd, shared: bool) -> io::Result<()> {
+    Ok(sockopt::set_socket_reuseport(socket, shared)?)
+}
+
+/// A peer that vanished without a word (its machine lost power, its network went) is noticed
+/// after two minutes, whatever is spoken.
+pub(crate) fn notice_the_dead(socket: &impl AsFd) -> io::Result<()> {
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(socket, 4)?;
+    Ok(())
 }
 
 /// Lets clients in.

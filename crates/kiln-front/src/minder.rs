@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::link::{self, Message};
 use crate::listener::Key;
 use crate::paths::Paths;
+use crate::worker::raise_descriptor_limit;
 
 /// A worker that lived shorter than this is restarted more and more slowly.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
@@ -32,7 +33,7 @@ pub fn run_minder(root: &Path, exe: &Path) -> u8 {
 
 struct Minder<'a> {
     root: &'a Path,
-    exe: &'a Path,
+    exe: PathBuf,
     kept: BTreeMap<Key, OwnedFd>,
     /// Started by this minder and not yet reaped.
     children: Vec<Child>,
@@ -48,7 +49,8 @@ enum End {
 fn run(root: &Path, exe: &Path) -> io::Result<()> {
     // Fails for a process group's leader, which a shell's job is: that is as good.
     let _ = rustix::process::setsid();
-    let (root, exe) = (&std::path::absolute(root)?, &std::path::absolute(exe)?);
+    let (root, exe) = (&std::path::absolute(root)?, std::path::absolute(exe)?);
+    raise_descriptor_limit();
     // Keeps no file system busy on which it happened to be started.
     rustix::process::chdir("/")?;
     let paths = Paths::new(root);
@@ -66,7 +68,7 @@ fn run(root: &Path, exe: &Path) -> io::Result<()> {
         let end = match line {
             Ok(line) => minder.tend(line),
             Err(error) => {
-                eprintln!("front: {}: {error}", exe.display());
+                eprintln!("front: {}: {error}", minder.exe.display());
                 End::Died
             }
         };
@@ -86,16 +88,16 @@ impl Minder<'_> {
     fn spawn(&mut self) -> io::Result<OwnedFd> {
         self.children.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
         let (here, there) = link::pair()?;
-        let mut command = Command::new(self.exe);
+        let mut command = Command::new(&self.exe);
         command.args(["front", "--worker"]).arg(self.root).stdin(Stdio::from(there));
         let child = command.spawn()?;
         // The parent's copy of the worker's end goes with it, else its death would not show.
         drop(command);
         self.children.push(child);
         for (key, socket) in &self.kept {
-            send(&here, &Message::Add(key.clone()), Some(socket))?;
+            link::send(here.as_fd(), &Message::Add(key.clone()), Some(socket.as_fd()))?;
         }
-        send(&here, &Message::Go, None)?;
+        link::send(here.as_fd(), &Message::Go, None)?;
         Ok(here)
     }
 
@@ -115,7 +117,13 @@ impl Minder<'_> {
                     self.kept.clear();
                     end = End::Stopped;
                 }
-                Ok(Some((Message::Upgrade, _))) => return End::Replaced,
+                Ok(Some((Message::Upgrade(exe), _))) => {
+                    if let Some(exe) = exe {
+                        self.exe = exe;
+                    }
+                    return End::Replaced;
+                }
+                Ok(Some((Message::Yield, _))) => return End::Stopped,
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(error) => {
@@ -126,20 +134,5 @@ impl Minder<'_> {
         }
         self.children.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
         end
-    }
-}
-
-/// Waits while the worker has not read: a few hundred sockets fit into the line at once.
-fn send(line: &OwnedFd, message: &Message, socket: Option<&OwnedFd>) -> io::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        match link::send(line.as_fd(), message, socket.map(AsFd::as_fd)) {
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
-            {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            sent => return sent,
-        }
     }
 }

@@ -1,16 +1,17 @@
 //! The last table on disk, so that a worker serves again without the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::listener::Key;
-use crate::table::Table;
+use crate::table::{Route, Table};
 
 /// What is kept.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -18,37 +19,100 @@ pub(crate) struct Saved {
     pub(crate) table: Table,
     /// The addresses in use, by what was asked.
     pub(crate) bound: BTreeMap<Key, SocketAddr>,
+    /// Ids of the routes that are known to speak HTTP: a connection to one of them is read as
+    /// HTTP from the first one on.
+    pub(crate) http: BTreeSet<String>,
 }
 
 /// Changes with every boot of the machine; a table from before leads to instances that are gone.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Format 1. Routes and addresses are read one by one: an unreadable one costs only itself.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct File {
     format: u32,
     boot: String,
     generation: u64,
     routes: Vec<Value>,
     bound: Vec<Value>,
+    #[serde(default)]
+    http: Vec<Value>,
+}
+
+/// The same as it is written. What was written before and is as it was is not made again: with a
+/// thousand routes that would be most of the work of a switch.
+#[derive(Serialize)]
+struct Written<'a> {
+    format: u32,
+    boot: &'a str,
+    generation: u64,
+    routes: Vec<&'a RawValue>,
+    bound: Vec<&'a RawValue>,
+    http: Vec<&'a str>,
+}
+
+/// Writes the file.
+#[derive(Debug)]
+pub(crate) struct Saving {
+    path: PathBuf,
+    boot: String,
+    routes: HashMap<String, (Route, Box<RawValue>)>,
+    bound: HashMap<Key, (SocketAddr, Box<RawValue>)>,
+}
+
+impl Saving {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path, boot: boot(), routes: HashMap::new(), bound: HashMap::new() }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes atomically. It is not flushed to disk: it is of use to the next worker only, and
+    /// after a crash of the machine the agent applies its table anyway.
+    pub(crate) fn write<'a>(
+        &mut self,
+        table: &Table,
+        bound: impl Iterator<Item = (&'a Key, SocketAddr)>,
+        http: impl Fn(&Route) -> bool,
+    ) -> io::Result<()> {
+        let bound: Vec<_> = bound.collect();
+        for route in &table.routes {
+            if self.routes.get(&route.id).is_none_or(|(known, _)| known != route) {
+                let text = to_raw_value(route)?;
+                self.routes.insert(route.id.clone(), (route.clone(), text));
+            }
+        }
+        for (key, addr) in &bound {
+            if self.bound.get(key).is_none_or(|(known, _)| known != addr) {
+                let text = to_raw_value(&(key, addr))?;
+                self.bound.insert((*key).clone(), (*addr, text));
+            }
+        }
+        let routes = table.routes.iter().filter_map(|it| Some(&*self.routes.get(&it.id)?.1));
+        let file = Written {
+            format: 1,
+            boot: &self.boot,
+            generation: table.generation,
+            routes: routes.collect(),
+            bound: bound.iter().filter_map(|(key, _)| Some(&*self.bound.get(key)?.1)).collect(),
+            http: table.routes.iter().filter(|it| http(it)).map(|it| it.id.as_str()).collect(),
+        };
+        let temporary = self.path.with_extension("json.new");
+        fs::write(&temporary, serde_json::to_vec(&file)?)?;
+        fs::rename(temporary, &self.path)?;
+        if self.routes.len() > 2 * table.routes.len() + 16 {
+            self.routes.clear();
+        }
+        if self.bound.len() > 2 * bound.len() + 16 {
+            self.bound.clear();
+        }
+        Ok(())
+    }
 }
 
 impl Saved {
-    /// Writes atomically. It is not flushed to disk: it is of use to the next worker only, and
-    /// after a crash of the machine the agent applies its table anyway.
-    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
-        let file = File {
-            format: 1,
-            boot: boot(),
-            generation: self.table.generation,
-            routes: values(&self.table.routes)?,
-            bound: values(&self.bound.iter().collect::<Vec<_>>())?,
-        };
-        let temporary = path.with_extension("json.new");
-        fs::write(&temporary, serde_json::to_vec(&file)?)?;
-        fs::rename(temporary, path)
-    }
-
     /// Reads back what can be read; the rest is told on standard error.
     pub(crate) fn read(path: &Path) -> Self {
         let bytes = match fs::read(path) {
@@ -72,16 +136,13 @@ impl Saved {
             }
         };
         let table = Table { generation: file.generation, routes: each(file.routes, path) };
-        Self { table, bound: each::<(Key, SocketAddr)>(file.bound, path).into_iter().collect() }
+        let bound = each::<(Key, SocketAddr)>(file.bound, path).into_iter().collect();
+        Self { table, bound, http: each(file.http, path).into_iter().collect() }
     }
 }
 
 fn boot() -> String {
     fs::read_to_string(BOOT_ID).unwrap_or_default()
-}
-
-fn values<T: Serialize>(items: &[T]) -> io::Result<Vec<Value>> {
-    Ok(items.iter().map(serde_json::to_value).collect::<Result<_, _>>()?)
 }
 
 fn each<T: serde::de::DeserializeOwned>(values: Vec<Value>, path: &Path) -> Vec<T> {
@@ -110,9 +171,21 @@ mod tests {
         let key = Key { protocol: Protocol::Tcp, addr, route: Some("a".into()) };
         let saved = Saved {
             table: Table { generation: 7, routes: vec![route] },
-            bound: [(key, "127.0.0.1:4711".parse().unwrap())].into(),
+            bound: [(key.clone(), "127.0.0.1:4711".parse().unwrap())].into(),
+            http: ["a".to_owned()].into(),
         };
-        saved.write(&path).unwrap();
+        let mut saving = Saving::new(path.clone());
+        let mut write = |saved: &Saved| {
+            let bound = saved.bound.iter().map(|(key, addr)| (key, *addr));
+            saving.write(&saved.table, bound, |route| saved.http.contains(&route.id)).unwrap();
+        };
+        write(&saved);
+        assert_eq!(Saved::read(&path), saved);
+        let other = Table { generation: 8, routes: Vec::new() };
+        let other = Saved { table: other, bound: [(key, addr)].into(), http: [].into() };
+        write(&other);
+        assert_eq!(Saved::read(&path), other);
+        write(&saved);
         assert_eq!(Saved::read(&path), saved);
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.replacen("\"routes\":[", "\"routes\":[{\"id\":3},", 1)).unwrap();

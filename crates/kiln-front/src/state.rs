@@ -1,59 +1,41 @@
-//! What the worker owns: the table in force, its listeners and upstreams. [`State::apply`] is the
-//! one place where they change.
+//! What the worker owns: the table in force, its listeners and upstreams. [`State::apply`] and
+//! [`State::change`] are the two places where they change.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use hyper::header::HeaderValue;
-use tokio::task::AbortHandle;
+use bytes::Bytes;
+use tokio::time::{Instant, timeout_at};
 
 use crate::core::Cores;
 use crate::generation::{Front, Generation, LiveRoute};
-use crate::holder;
-use crate::link::{self, Message};
+use crate::link::Message;
 use crate::listener::{self, Key};
-use crate::proxy::udp;
-use crate::saved::Saved;
+use crate::listeners::{Listeners, Prepared};
+use crate::minding::Minding;
+use crate::saved::{Saved, Saving};
 use crate::table::{Protocol, Route, Table};
 use crate::upstream::{Counters, Upstream};
-use crate::wire::{Applied, Bind, BindFailure, Bound, Drain, Reply, Stats, UpstreamStats};
+use crate::wire::{Applied, Bind, BindFailure, Bound, Change, Drain, Reply, Stats, UpstreamStats};
 
 /// The worker's state; lives behind one lock on the control thread.
 #[derive(Debug)]
 pub(crate) struct State {
     front: Arc<Front>,
     cores: Cores,
-    path: PathBuf,
+    saving: Saving,
     table: Table,
-    listeners: BTreeMap<Key, Listener>,
-    /// Addresses that an earlier table could not get: they do not stop a later one.
-    failed: BTreeSet<Key>,
+    listeners: Listeners,
     upstreams: HashMap<SocketAddr, Weak<Upstream>>,
     /// Keeps the live ones.
-    live: Vec<Arc<Upstream>>,
+    live: HashMap<u64, Arc<Upstream>>,
     counters: HashMap<String, Arc<Counters>>,
-    minder: Option<Arc<OwnedFd>>,
+    minding: Option<Minding>,
     next_id: u64,
-}
-
-#[derive(Debug)]
-struct Listener {
-    id: u64,
-    socket: Arc<OwnedFd>,
-    bound: SocketAddr,
-    task: Option<AbortHandle>,
-}
-
-/// Sockets got for a new table, and those that could not be.
-#[derive(Debug, Default)]
-struct Fresh {
-    sockets: BTreeMap<Key, OwnedFd>,
-    failures: Vec<(Key, BindFailure)>,
 }
 
 impl State {
@@ -61,31 +43,38 @@ impl State {
         Self {
             front,
             cores,
-            path,
+            saving: Saving::new(path),
             table: Table::default(),
-            listeners: BTreeMap::new(),
-            failed: BTreeSet::new(),
+            listeners: Listeners::default(),
             upstreams: HashMap::new(),
-            live: Vec::new(),
+            live: HashMap::new(),
             counters: HashMap::new(),
-            minder: None,
+            minding: None,
             next_id: 1,
         }
     }
 
-    /// Serves what the last worker served, on the sockets that the minder kept.
+    /// Serves what the last worker served, on the sockets that the minder kept. An address that
+    /// somebody else took meanwhile costs only itself.
     pub(crate) fn restore(&mut self, mut kept: BTreeMap<Key, OwnedFd>) {
-        let saved = Saved::read(&self.path);
-        let fresh = self.bind_missing(&saved.table, &saved.bound, &mut kept);
-        for (_, failure) in &fresh.failures {
-            eprintln!("front: {failure}");
+        let Saved { table, bound, http } = Saved::read(self.saving.path());
+        let routes: Vec<&Route> = table.routes.iter().collect();
+        let mut prepared = self.listeners.prepare(&routes, &table, &bound, &mut kept);
+        prepared.open(&routes);
+        for failure in prepared.news(&self.listeners) {
+            eprintln!("front: {failure}; it is tried again");
         }
         for (key, socket) in kept {
             listener::close(key.protocol, &socket);
-            self.tell(&Message::Drop(key), None);
+            self.tell(Message::Drop(key), None);
         }
-        self.failed = fresh.failures.into_iter().map(|(key, _)| key).collect();
-        self.put_in_force(saved.table, fresh.sockets);
+        drop(routes);
+        self.put_in_force(table, prepared);
+        for route in self.table.routes.iter().filter(|route| http.contains(&route.id)) {
+            if let Some(upstream) = route.upstream.and_then(|addr| self.known(addr)) {
+                upstream.expect_http();
+            }
+        }
     }
 
     /// Puts `table` in force.
@@ -94,242 +83,208 @@ impl State {
             let (asked, current) = (table.generation, self.table.generation);
             return Reply::Stale { asked, current };
         }
+        self.bring_in(table, partial, None)
+    }
+
+    /// Puts the table in force that `change` makes of the one in force.
+    pub(crate) fn change(&mut self, change: Change) -> Reply {
+        let Change { base, generation, put, drop, partial } = change;
+        if base != self.table.generation || generation <= base {
+            return Reply::Stale { asked: generation, current: self.table.generation };
+        }
+        let mut table = self.table.clone();
+        table.generation = generation;
+        if !drop.is_empty() {
+            table.routes.retain(|route| !drop.contains(&route.id));
+        }
+        let places: HashMap<String, usize> =
+            table.routes.iter().enumerate().map(|(at, it)| (it.id.clone(), at)).collect();
+        let ids: Vec<String> = put.iter().map(|route| route.id.clone()).collect();
+        for route in put {
+            match places.get(&route.id) {
+                Some(at) => table.routes[*at] = route,
+                None => table.routes.push(route),
+            }
+        }
+        self.bring_in(table, partial, Some(&ids))
+    }
+
+    /// With `only`, no other routes than those named differ from the table in force.
+    fn bring_in(&mut self, table: Table, partial: bool, only: Option<&[String]>) -> Reply {
         if let Err(message) = table.check() {
             return Reply::Error { message };
         }
-        self.make_room(&table);
-        let fresh = self.bind_missing(&table, &BTreeMap::new(), &mut BTreeMap::new());
-        let errors: Vec<_> = fresh.failures.iter().map(|(_, failure)| failure.clone()).collect();
-        let news = fresh.failures.iter().any(|(key, _)| !self.failed.contains(key));
-        let applied = partial || !news;
+        let waiting: Vec<String> =
+            self.listeners.failed().map(|(_, failure)| failure.route.clone()).collect();
+        let concerned = |route: &&Route| {
+            only.is_none_or(|ids| ids.contains(&route.id) || waiting.contains(&route.id))
+        };
+        let routes: Vec<&Route> = table.routes.iter().filter(concerned).collect();
+        let none = (&BTreeMap::new(), &mut BTreeMap::new());
+        let mut prepared = self.listeners.prepare(&routes, &table, none.0, none.1);
+        let mut errors = prepared.news(&self.listeners);
+        if partial || errors.is_empty() {
+            prepared.open(&routes);
+            errors = prepared.news(&self.listeners);
+        }
+        drop(routes);
+        let applied = partial || errors.is_empty();
         if applied {
-            self.failed = fresh.failures.into_iter().map(|(key, _)| key).collect();
-            self.put_in_force(table, fresh.sockets);
+            self.put_in_force(table, prepared);
             self.save();
         }
+        let routes = self.table.routes.iter().filter(concerned);
+        let listeners = self.listeners.bound(routes);
+        let is_new = |failure: &BindFailure| {
+            errors.iter().any(|it| (it.addr, it.protocol) == (failure.addr, failure.protocol))
+        };
+        let waiting = self.waiting().into_iter().filter(|failure| !is_new(failure)).collect();
         let generation = self.table.generation;
-        Reply::Applied(Applied { generation, applied, listeners: self.bound(), errors })
+        Reply::Applied(Applied { generation, applied, listeners, errors, waiting })
     }
 
-    fn put_in_force(&mut self, table: Table, fresh: BTreeMap<Key, OwnedFd>) {
-        let mut added = Vec::new();
-        for (key, socket) in fresh {
-            let Ok(bound) = listener::local_addr(&socket) else { continue };
-            let id = self.next_id();
-            self.tell(&Message::Add(key.clone()), Some(&socket));
-            added.push(key.clone());
-            let socket = Arc::new(socket);
-            self.listeners.insert(key, Listener { id, socket, bound, task: None });
+    fn put_in_force(&mut self, table: Table, prepared: Prepared) {
+        let added = {
+            let next_id = &mut self.next_id;
+            self.listeners.keep(prepared, || {
+                *next_id += 1;
+                *next_id
+            })
+        };
+        for (key, socket) in &added {
+            self.tell(Message::Add(key.clone()), Some(socket));
         }
         let (generation, live) = self.generation(&table);
-        for upstream in &live {
-            upstream.set_retired(false);
+        for upstream in live.values() {
+            upstream.set_live();
         }
         self.front.switch(generation);
-        for key in added {
-            self.start(&key);
+        for (key, _) in &added {
+            self.start(key);
         }
-        let old = std::mem::replace(&mut self.live, live);
-        for upstream in old {
-            if !self.live.iter().any(|live| live.id == upstream.id) {
-                upstream.set_retired(true);
-                self.cores.retire(upstream.id);
-            }
+        let mut gone = std::mem::replace(&mut self.live, live);
+        gone.retain(|id, _| !self.live.contains_key(id));
+        let old = std::mem::replace(&mut self.table, table);
+        for upstream in gone.into_values() {
+            self.cores.retire(upstream.id);
+            run_down(upstream, &old);
         }
         self.upstreams.retain(|_, upstream| upstream.strong_count() > 0);
-        self.counters.retain(|id, counters| {
-            Arc::strong_count(counters) > 1 || table.routes.iter().any(|route| route.id == *id)
-        });
-        self.close_except(&table);
-        self.table = table;
+        for (key, listener) in self.listeners.take_unwanted(&self.table) {
+            if let Some(task) = listener.task {
+                task.abort();
+            }
+            listener::close(key.protocol, &listener.socket);
+            self.tell(Message::Drop(key), None);
+        }
     }
 
-    fn generation(&mut self, table: &Table) -> (Generation, Vec<Arc<Upstream>>) {
+    fn generation(&mut self, table: &Table) -> (Generation, HashMap<u64, Arc<Upstream>>) {
         let mut generation = Generation::default();
-        let mut live: Vec<Arc<Upstream>> = Vec::new();
+        let mut live: HashMap<u64, Arc<Upstream>> = HashMap::with_capacity(table.routes.len());
+        let mut counters = HashMap::with_capacity(table.routes.len());
+        let before: HashMap<&str, &Route> =
+            self.table.routes.iter().map(|route| (route.id.as_str(), route)).collect();
+        // The next instance most likely speaks what the last one spoke.
+        let spoke_http = |route: &Route, upstreams: &HashMap<SocketAddr, Weak<Upstream>>| {
+            let before = before.get(route.id.as_str());
+            let before = before.and_then(|it| upstreams.get(&it.upstream?)?.upgrade());
+            before.is_some_and(|upstream| upstream.speaks_http())
+        };
         for route in &table.routes {
-            let upstream = route.upstream.map(|addr| self.upstream(addr));
+            let upstream = route.upstream.map(|addr| {
+                let known = self.upstreams.get(&addr).and_then(Weak::upgrade);
+                known.unwrap_or_else(|| {
+                    self.next_id += 1;
+                    let new = Arc::new(Upstream::new(self.next_id, addr));
+                    self.upstreams.insert(addr, Arc::downgrade(&new));
+                    new
+                })
+            });
             if let Some(upstream) = &upstream {
                 upstream.set_slot(&route.slot);
-                if self.spoke_http(&route.id) {
-                    upstream.learn_http();
+                if spoke_http(route, &self.upstreams) {
+                    upstream.expect_http();
                 }
-                if !live.iter().any(|other| other.id == upstream.id) {
-                    live.push(upstream.clone());
-                }
+                live.entry(upstream.id).or_insert_with(|| upstream.clone());
             }
+            let own: Arc<Counters> = self.counters.get(&route.id).cloned().unwrap_or_default();
             let route_now = Arc::new(LiveRoute {
                 app: route.app,
                 upstream,
                 hold: route.hold.then(|| Duration::from_millis(route.hold_ms)),
-                counters: self.counters.entry(route.id.clone()).or_default().clone(),
-                release: HeaderValue::from_str(&route.slot).ok().filter(|slot| !slot.is_empty()),
+                counters: own.clone(),
+                release: release(&route.slot),
             });
+            counters.insert(route.id.clone(), own);
             for addr in &route.listen {
                 if let Some(listener) = self.listeners.get(&Key::new(route, *addr)) {
                     generation.routes.insert(listener.id, route_now.clone());
                 }
             }
         }
+        self.counters = counters;
         (generation, live)
     }
 
-    /// The next instance most likely speaks what the last one spoke.
-    fn spoke_http(&self, id: &str) -> bool {
-        let before = self.table.routes.iter().find(|route| route.id == id);
-        let before = before.and_then(|route| self.upstreams.get(&route.upstream?)?.upgrade());
-        before.is_some_and(|upstream| upstream.speaks_http())
-    }
-
-    fn upstream(&mut self, addr: SocketAddr) -> Arc<Upstream> {
-        if let Some(known) = self.upstreams.get(&addr).and_then(Weak::upgrade) {
-            return known;
-        }
-        let new = Arc::new(Upstream::new(self.next_id(), addr));
-        self.upstreams.insert(addr, Arc::downgrade(&new));
-        new
-    }
-
-    fn next_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
+    fn known(&self, addr: SocketAddr) -> Option<Arc<Upstream>> {
+        self.upstreams.get(&addr)?.upgrade()
     }
 
     fn start(&mut self, key: &Key) {
         let Some(listener) = self.listeners.get_mut(key) else { return };
         let (socket, id) = (listener.socket.clone(), listener.id);
         let task = match key.protocol {
-            Protocol::Tcp => tokio::spawn(self.cores.clone().accept(socket, id)),
-            Protocol::Udp => tokio::spawn(udp::serve(self.front.clone(), socket, id)),
+            Protocol::Tcp => self.cores.accept(socket, id),
+            Protocol::Udp => self.cores.datagrams(socket, id),
         };
-        listener.task = Some(task.abort_handle());
+        listener.task = Some(task);
     }
 
-    /// Binds what `table` needs and is not open. A port that nothing stands behind stays shut,
-    /// unless it was open before (`bound`) and is only being held.
-    fn bind_missing(
-        &self,
-        table: &Table,
-        bound: &BTreeMap<Key, SocketAddr>,
-        kept: &mut BTreeMap<Key, OwnedFd>,
-    ) -> Fresh {
-        let mut fresh = Fresh::default();
-        for route in &table.routes {
-            for addr in &route.listen {
-                let key = Key::new(route, *addr);
-                let before = bound.get(&key);
-                if self.listeners.contains_key(&key) {
-                    continue;
-                }
-                if let Some(socket) = kept.remove(&key) {
-                    fresh.sockets.insert(key, socket);
-                    continue;
-                }
-                if route.upstream.is_none() && before.is_none() {
-                    continue;
-                }
-                let wish = before.map(SocketAddr::port).or_else(|| self.sibling(&key, &fresh));
-                match bind_wish(&key, wish) {
-                    Ok(socket) => {
-                        fresh.sockets.insert(key, socket);
-                    }
-                    Err(error) if dispensable(&error, route, *addr) => {}
-                    Err(error) => {
-                        let failure = failure(&route.id, *addr, route.protocol, &error);
-                        fresh.failures.push((key, failure));
-                    }
-                }
+    /// Tries again to get the addresses that somebody else had.
+    pub(crate) fn try_again(&mut self) {
+        let failed: Vec<(Key, String)> = self
+            .listeners
+            .failed()
+            .filter(|(key, _)| listener::bind(key.protocol, key.addr).is_ok())
+            .map(|(key, failure)| (key.clone(), failure.route.clone()))
+            .collect();
+        if failed.is_empty() {
+            return;
+        }
+        let is_it = |route: &&Route| failed.iter().any(|(_, id)| *id == route.id);
+        let routes: Vec<&Route> = self.table.routes.iter().filter(is_it).collect();
+        let none = (&BTreeMap::new(), &mut BTreeMap::new());
+        let mut prepared = self.listeners.prepare(&routes, &self.table, none.0, none.1);
+        prepared.open(&routes);
+        let table = self.table.clone();
+        self.put_in_force(table, prepared);
+        for (key, id) in failed {
+            if self.listeners.get(&key).is_some() {
+                eprintln!("front: {}/{} is free again: {id} listens there", key.addr, key.protocol);
             }
         }
-        self.open_all(&mut fresh, table);
-        fresh
+        self.save();
     }
 
-    /// Listening is a second step, see [`listener::bind`]; it fails where somebody else bound the
-    /// same port and listened first.
-    fn open_all(&self, fresh: &mut Fresh, table: &Table) {
-        let mut failures = Vec::new();
-        if fresh.failures.is_empty()
-            || fresh.failures.iter().all(|(key, _)| self.failed.contains(key))
-        {
-            fresh.sockets.retain(|key, socket| match listener::open(key.protocol, socket) {
-                Ok(()) => true,
-                Err(error) => {
-                    let is_it = |route: &&Route| route.listen.contains(&key.addr);
-                    let id = table.routes.iter().find(is_it).map_or("", |route| &route.id);
-                    let failure = failure(id, key.addr, key.protocol, &error);
-                    failures.push((key.clone(), failure));
-                    false
-                }
-            });
-        }
-        fresh.failures.extend(failures);
+    fn waiting(&self) -> Vec<BindFailure> {
+        self.listeners.failed().map(|(_, failure)| failure.clone()).collect()
     }
 
-    /// The port that another address of the same route with port 0 has: they belong together.
-    fn sibling(&self, key: &Key, fresh: &Fresh) -> Option<u16> {
-        key.route.as_ref()?;
-        let same = |other: &Key| other.route == key.route && other.protocol == key.protocol;
-        let open = self.listeners.iter().find(|(other, _)| same(other));
-        open.map(|(_, listener)| listener.bound.port()).or_else(|| {
-            let (_, socket) = fresh.sockets.iter().find(|(other, _)| same(other))?;
-            Some(listener::local_addr(socket).ok()?.port())
-        })
-    }
-
-    /// Closes listeners that `table` does not want and that overlap with one that it does:
-    /// `0.0.0.0:80` has to go before `127.0.0.1:80` can come.
-    fn make_room(&mut self, table: &Table) {
-        let wanted = keys(table);
-        let in_the_way = |(old, listener): &(&Key, &Listener)| {
-            !wanted.contains(*old)
-                && wanted.iter().any(|new| {
-                    !self.listeners.contains_key(new)
-                        && (new.protocol, new.addr.port()) == (old.protocol, listener.bound.port())
-                })
-        };
-        let gone: Vec<Key> =
-            self.listeners.iter().filter(in_the_way).map(|(key, _)| key.clone()).collect();
-        for key in gone {
-            self.close(&key);
-        }
-    }
-
-    fn close_except(&mut self, table: &Table) {
-        let wanted = keys(table);
-        let gone: Vec<Key> =
-            self.listeners.keys().filter(|key| !wanted.contains(key)).cloned().collect();
-        for key in gone {
-            self.close(&key);
-        }
-    }
-
-    fn close(&mut self, key: &Key) {
-        let Some(listener) = self.listeners.remove(key) else { return };
-        if let Some(task) = listener.task {
-            task.abort();
-        }
-        listener::close(key.protocol, &listener.socket);
-        self.tell(&Message::Drop(key.clone()), None);
-    }
-
-    /// Every open listener.
+    /// Where every route listens.
     pub(crate) fn bound(&self) -> Vec<Bound> {
-        let all = self.table.routes.iter().flat_map(|route| {
-            route.listen.iter().filter_map(|addr| {
-                let listener = self.listeners.get(&Key::new(route, *addr))?;
-                let (asked, bound) = (*addr, listener.bound);
-                Some(Bound { route: route.id.clone(), asked, bound, protocol: route.protocol })
-            })
-        });
-        all.collect()
+        self.listeners.bound(&self.table.routes)
     }
 
-    fn save(&self) {
-        let bound = self.listeners.iter().map(|(key, listener)| (key.clone(), listener.bound));
-        let saved = Saved { table: self.table.clone(), bound: bound.collect() };
-        if let Err(error) = saved.write(&self.path) {
-            eprintln!("front: {}: {error}", self.path.display());
+    /// Writes down what the next worker needs.
+    pub(crate) fn save(&mut self) {
+        let bound = self.listeners.iter().map(|(key, listener)| (key, listener.bound));
+        let http = |route: &Route| {
+            let upstream = route.upstream.and_then(|addr| self.upstreams.get(&addr)?.upgrade());
+            upstream.is_some_and(|upstream| upstream.speaks_http())
+        };
+        if let Err(error) = self.saving.write(&self.table, bound, http) {
+            eprintln!("front: {}: {error}", self.saving.path().display());
         }
     }
 
@@ -343,7 +298,7 @@ impl State {
             route.hold = hold;
             route.hold_ms = ms.unwrap_or(route.hold_ms);
         }
-        self.put_in_force(table, BTreeMap::new());
+        self.put_in_force(table, Prepared::default());
         self.save();
         Reply::Done
     }
@@ -371,37 +326,30 @@ impl State {
 
     /// Those of `addrs` that could not be bound now. The front's own listeners count as free.
     pub(crate) fn check_bind(&self, addrs: &[Bind]) -> Vec<BindFailure> {
-        let taken = addrs.iter().filter_map(|wanted| {
-            let own = |(key, listener): (&Key, &Listener)| {
-                key.protocol == wanted.protocol
-                    && (key.addr == wanted.addr || listener.bound == wanted.addr)
-            };
-            if wanted.addr.port() == 0 || self.listeners.iter().any(own) {
-                return None;
-            }
-            let error = listener::bind(wanted.protocol, wanted.addr).err()?;
-            let route = self.table.routes.iter().find(|route| {
-                let port = |addr: &SocketAddr| addr.port() == wanted.addr.port();
-                route.protocol == wanted.protocol && route.listen.iter().any(port)
-            });
-            let id = route.map_or("", |route| &route.id);
-            Some(failure(id, wanted.addr, wanted.protocol, &error))
-        });
-        taken.collect()
+        self.listeners.taken(addrs, &self.table)
     }
 
     /// Counters.
     pub(crate) fn stats(&self) -> Stats {
         let upstreams = self.upstreams.values().filter_map(Weak::upgrade).map(|upstream| {
             let (requests, pinned) = upstream.active();
-            let live = self.live.iter().any(|live| live.id == upstream.id);
-            (upstream.addr, UpstreamStats { slot: upstream.slot(), live, requests, pinned })
+            let live = self.live.contains_key(&upstream.id);
+            let left = upstream.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+            let stats = UpstreamStats {
+                slot: upstream.slot(),
+                live,
+                requests,
+                pinned,
+                cut_in_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            };
+            (upstream.addr, stats)
         });
         Stats {
             generation: self.table.generation,
             connections: self.cores.open(),
             routes: self.counters.iter().map(|(id, it)| (id.clone(), it.snapshot())).collect(),
             upstreams: upstreams.collect(),
+            waiting: self.waiting(),
         }
     }
 
@@ -412,37 +360,52 @@ impl State {
 
     /// Whether a minder watches this worker.
     pub(crate) fn minded(&self) -> bool {
-        self.minder.is_some()
+        self.minding.is_some()
     }
 
     /// Gives a minder duplicates of all listening sockets.
     pub(crate) fn attach(&mut self, minder: Arc<OwnedFd>) {
-        self.minder = Some(minder);
-        for (key, listener) in &self.listeners {
-            self.tell(&Message::Add(key.clone()), Some(&listener.socket));
+        self.minding =
+            Minding::start(minder).inspect_err(|error| eprintln!("front: no minder: {error}")).ok();
+        for (key, listener) in self.listeners.iter() {
+            self.tell(Message::Add(key.clone()), Some(&listener.socket));
         }
     }
 
     /// The minder is gone.
     pub(crate) fn detach(&mut self) {
-        self.minder = None;
+        self.minding = None;
     }
 
     /// Tells the minder; a minder that died is noticed by the thread that reads from it.
-    pub(crate) fn tell(&self, message: &Message, socket: Option<&OwnedFd>) {
-        if let Some(minder) = &self.minder {
-            let _ = link::send(minder.as_fd(), message, socket.map(AsFd::as_fd));
+    pub(crate) fn tell(&self, message: Message, socket: Option<&Arc<OwnedFd>>) {
+        if let Some(minding) = &self.minding {
+            minding.tell(message, socket.cloned());
+        }
+    }
+
+    /// Waits until the minder was told everything.
+    pub(crate) fn all_told(&mut self) {
+        if let Some(minding) = self.minding.take() {
+            minding.finish();
         }
     }
 
     /// Closes every listener for good.
     pub(crate) fn close_all(&mut self) {
-        self.close_except(&Table::default());
+        let nothing = Table { generation: self.table.generation, routes: Vec::new() };
+        for (key, listener) in self.listeners.take_unwanted(&nothing) {
+            if let Some(task) = listener.task {
+                task.abort();
+            }
+            listener::close(key.protocol, &listener.socket);
+            self.tell(Message::Drop(key), None);
+        }
     }
 
     /// Accepts no more; the sockets stay open with the minder.
     pub(crate) fn stop_accepting(&mut self) {
-        for listener in self.listeners.values_mut() {
+        for listener in self.listeners.iter_mut() {
             if let Some(task) = listener.task.take() {
                 task.abort();
             }
@@ -450,32 +413,28 @@ impl State {
     }
 }
 
-fn keys(table: &Table) -> BTreeSet<Key> {
-    let all = table.routes.iter();
-    all.flat_map(|route| route.listen.iter().map(|addr| Key::new(route, *addr))).collect()
+/// What answers say of the release that gave them.
+fn release(slot: &str) -> Option<Bytes> {
+    let fit = !slot.is_empty() && slot.bytes().all(|byte| matches!(byte, 0x21..=0x7e));
+    fit.then(|| Bytes::copy_from_slice(slot.as_bytes()))
 }
 
-/// Binds, where port 0 was asked if possible to the port `wish`.
-fn bind_wish(key: &Key, wish: Option<u16>) -> io::Result<OwnedFd> {
-    if let (0, Some(port)) = (key.addr.port(), wish) {
-        let addr = SocketAddr::new(key.addr.ip(), port);
-        if let Ok(socket) = listener::bind(key.protocol, addr) {
-            return Ok(socket);
-        }
+/// Starts the clock of an upstream that gets no new work: what is still there when it has run out
+/// is cut, whether an agent lives or not. The routes of the table before say how long that is.
+fn run_down(upstream: Arc<Upstream>, before: &Table) {
+    let routes = before.routes.iter().filter(|route| route.upstream == Some(upstream.addr));
+    let limit = routes.filter_map(|route| route.drain_ms).max();
+    let deadline = limit.map(|limit| Instant::now() + Duration::from_millis(limit));
+    upstream.set_retired(deadline);
+    let Some(deadline) = deadline else { return };
+    if upstream.active() == (0, 0) {
+        return;
     }
-    listener::bind(key.protocol, key.addr)
-}
-
-/// A machine without IPv6 serves what listens everywhere on IPv4 alone.
-fn dispensable(error: &io::Error, route: &Route, addr: SocketAddr) -> bool {
-    let four = |other: &SocketAddr| other.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let no_family = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
-        || error.kind() == io::ErrorKind::AddrNotAvailable;
-    addr.is_ipv6() && addr.ip().is_unspecified() && no_family && route.listen.iter().any(four)
-}
-
-fn failure(route: &str, addr: SocketAddr, protocol: Protocol, error: &io::Error) -> BindFailure {
-    let taken = error.kind() == io::ErrorKind::AddrInUse;
-    let holder = taken.then(|| holder::find(addr, protocol)).flatten();
-    BindFailure { route: route.to_owned(), addr, protocol, error: error.to_string(), holder }
+    tokio::spawn(async move {
+        let idle = timeout_at(deadline, upstream.idle()).await.is_ok();
+        // It may serve again by now, or have been given another clock.
+        if !idle && upstream.deadline() == Some(deadline) {
+            upstream.cut();
+        }
+    });
 }

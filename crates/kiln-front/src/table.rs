@@ -44,6 +44,10 @@ pub struct Route {
     /// Bound of the wait in milliseconds.
     #[serde(default = "default_hold_ms")]
     pub hold_ms: u64,
+    /// How long what is under way may go on after a switch has taken the upstream away, in
+    /// milliseconds from that switch. Without it nothing is cut before somebody asks for it.
+    #[serde(default)]
+    pub drain_ms: Option<u64>,
 }
 
 fn default_hold_ms() -> u64 {
@@ -97,6 +101,7 @@ impl Route {
             upstream: Some(upstream),
             hold: false,
             hold_ms: DEFAULT_HOLD_MS,
+            drain_ms: None,
         }
     }
 

@@ -1,11 +1,14 @@
 //! One instance's port, as the front sees it: what is under way there, and the means to cut it.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst,
+};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hyper::header::HeaderValue;
+use bytes::Bytes;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::wire;
 
@@ -20,13 +23,20 @@ pub(crate) struct Upstream {
     pinned: AtomicUsize,
     /// No route of the current generation leads here.
     retired: AtomicBool,
+    /// When what is still under way here will be cut.
+    deadline: Mutex<Option<Instant>>,
     draining: AtomicUsize,
     ended: Notify,
     /// The last thing that was cut.
     cut: watch::Sender<Cut>,
-    /// A client spoke HTTP here: connecting before the client has spoken is of no more use.
-    speaks_http: AtomicBool,
+    /// Once it spoke HTTP, connecting before the client has spoken is of no more use, and what a
+    /// client says is taken for HTTP.
+    http: AtomicU8,
 }
+
+const UNKNOWN: u8 = 0;
+const EXPECTED: u8 = 1;
+const SEEN: u8 = 2;
 
 impl Upstream {
     pub(crate) fn new(id: u64, addr: SocketAddr) -> Self {
@@ -37,10 +47,11 @@ impl Upstream {
             requests: AtomicUsize::new(0),
             pinned: AtomicUsize::new(0),
             retired: AtomicBool::new(true),
+            deadline: Mutex::default(),
             draining: AtomicUsize::new(0),
             ended: Notify::new(),
             cut: watch::Sender::new(Cut::Pinned),
-            speaks_http: AtomicBool::new(false),
+            http: AtomicU8::new(UNKNOWN),
         }
     }
 
@@ -56,16 +67,36 @@ impl Upstream {
         self.retired.load(Relaxed)
     }
 
-    pub(crate) fn set_retired(&self, retired: bool) {
-        self.retired.store(retired, Relaxed);
+    /// A route leads here.
+    pub(crate) fn set_live(&self) {
+        self.retired.store(false, Relaxed);
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// No route leads here any more. What is under way may go on until `deadline`, if there is one.
+    pub(crate) fn set_retired(&self, deadline: Option<Instant>) {
+        self.retired.store(true, Relaxed);
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    }
+
+    /// When what is still under way here will be cut.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether connections are read as HTTP, whatever they begin with.
     pub(crate) fn speaks_http(&self) -> bool {
-        self.speaks_http.load(Relaxed)
+        self.http.load(Relaxed) != UNKNOWN
     }
 
-    pub(crate) fn learn_http(&self) {
-        self.speaks_http.store(true, Relaxed);
+    /// What stood behind the same route before spoke HTTP.
+    pub(crate) fn expect_http(&self) {
+        let _ = self.http.compare_exchange(UNKNOWN, EXPECTED, Relaxed, Relaxed);
+    }
+
+    /// It spoke HTTP. Says whether that is news.
+    pub(crate) fn learn_http(&self) -> bool {
+        self.http.load(Relaxed) != SEEN && self.http.swap(SEEN, Relaxed) != SEEN
     }
 
     /// Requests and pinned connections under way.
@@ -169,7 +200,7 @@ pub(crate) struct Active {
     upstream: Arc<Upstream>,
     counters: Arc<Counters>,
     pinned: bool,
-    release: Option<HeaderValue>,
+    release: Option<Bytes>,
 }
 
 impl Active {
@@ -180,13 +211,13 @@ impl Active {
     }
 
     /// Remembers what the answer is to say of its release.
-    pub(crate) fn of_release(mut self, release: Option<HeaderValue>) -> Self {
+    pub(crate) fn of_release(mut self, release: Option<Bytes>) -> Self {
         self.release = release;
         self
     }
 
     /// What the answer says of its release.
-    pub(crate) fn release(&self) -> Option<&HeaderValue> {
+    pub(crate) fn release(&self) -> Option<&Bytes> {
         self.release.as_ref()
     }
 

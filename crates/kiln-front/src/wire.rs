@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::table::{Protocol, Table};
+use crate::table::{Protocol, Route, Table};
 
 /// Longest line that is read, in bytes.
 pub const LINE_LIMIT: usize = 16 << 20;
@@ -25,6 +26,8 @@ pub enum Request {
         #[serde(default)]
         partial: bool,
     },
+    /// Put the table in force that a change makes of the one in force.
+    Change(Change),
     /// The table in force.
     Get,
     /// Wait until upstreams are idle, then cut.
@@ -48,12 +51,17 @@ pub enum Request {
     Stats,
     /// Is anybody there.
     Ping,
-    /// Hand listeners to a fresh worker of the binary that now stands at the minder's path, and
-    /// leave when the last connection has ended, or after `grace_ms`.
+    /// Hand listeners to a fresh worker of the program `exe`, or of the one that now stands at the
+    /// minder's path, and leave when the last connection has ended, or after `grace_ms`.
     Upgrade {
         /// Milliseconds.
         grace_ms: u64,
+        /// Absolute path.
+        #[serde(default)]
+        exe: Option<PathBuf>,
     },
+    /// Have the minder leave, so that one of another program can take its place.
+    ReplaceMinder,
     /// End worker and minder, after at most `grace_ms` for what is under way.
     Stop {
         /// Milliseconds.
@@ -92,8 +100,11 @@ pub enum Reply {
         minder: bool,
         /// Generation in force.
         generation: u64,
+        /// Which build of Kiln the worker is; empty before there was such a thing.
+        #[serde(default)]
+        build: String,
     },
-    /// To `hold`, `stop` and `upgrade`.
+    /// To `hold`, `stop`, `upgrade` and `replace_minder`.
     Done,
     /// A table not newer than the one in force.
     Stale {
@@ -109,7 +120,25 @@ pub enum Reply {
     },
 }
 
-/// Outcome of `apply`.
+/// What is different from the table in force: the rest of it need not travel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The generation that it is a change of; with any other in force it is refused as stale.
+    pub base: u64,
+    /// The new generation.
+    pub generation: u64,
+    /// Routes that are new or different.
+    #[serde(default)]
+    pub put: Vec<Route>,
+    /// Ids of routes that go.
+    #[serde(default)]
+    pub drop: Vec<String>,
+    /// As of `apply`.
+    #[serde(default)]
+    pub partial: bool,
+}
+
+/// Outcome of `apply` and `change`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[must_use]
 pub struct Applied {
@@ -118,10 +147,14 @@ pub struct Applied {
     /// Whether that is the one that was sent. When `false`, nothing was changed and `errors` says
     /// why.
     pub applied: bool,
-    /// Every open listener.
+    /// Every open listener; after `change`, those of the routes that it put.
     pub listeners: Vec<Bound>,
     /// Addresses that could not be bound.
     pub errors: Vec<BindFailure>,
+    /// Addresses that an earlier table could not get either. They stop nobody, and are tried
+    /// again every second.
+    #[serde(default)]
+    pub waiting: Vec<BindFailure>,
 }
 
 /// An open listener.
@@ -212,6 +245,9 @@ pub enum DrainPolicy {
     CutPinned,
     /// Nothing is cut, not even at the deadline.
     UntilClosed,
+    /// Everything may go on for as long as the routes said that led there, counted from the
+    /// switch; the deadline holds where they said nothing.
+    AsRouted,
 }
 
 /// Outcome of a drain.
@@ -242,6 +278,9 @@ pub struct Stats {
     pub routes: BTreeMap<String, RouteStats>,
     /// By address: every upstream in use, those that only finish old work among them.
     pub upstreams: BTreeMap<SocketAddr, UpstreamStats>,
+    /// Addresses that somebody else has, and that are tried again.
+    #[serde(default)]
+    pub waiting: Vec<BindFailure>,
 }
 
 /// Counters of a route.
@@ -266,4 +305,8 @@ pub struct UpstreamStats {
     pub requests: usize,
     /// TCP and upgraded connections.
     pub pinned: usize,
+    /// When what is still there will be cut, in milliseconds from now; only of an upstream that
+    /// gets no new work.
+    #[serde(default)]
+    pub cut_in_ms: Option<u64>,
 }

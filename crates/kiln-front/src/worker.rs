@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a worker that was replaced leaves idle connections open: it serves them by a table
 /// that may be out of date soon.
 const GENTLE: Duration = Duration::from_millis(500);
+/// How often an address that somebody else has is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Serves `root` until it is told to stop; returns the exit code. Its standard input is the line
@@ -65,25 +68,31 @@ fn run(root: &Path) -> io::Result<()> {
         let serving = tokio::spawn(
             Control { state: state.clone(), leave, handed: handed.clone() }.serve(listener),
         );
+        let looking = tokio::spawn(look_after(state.clone(), front.clone()));
         let why = told.recv().await.unwrap_or(Leave::Stop { grace: Duration::ZERO });
+        looking.abort();
         serving.abort();
         let _ = serving.await;
+        let mut upgraded = false;
         let grace = match why {
             Leave::Stop { grace } => {
                 lock_state(&state).close_all();
-                lock_state(&state).tell(&Message::Bye, None);
+                lock_state(&state).tell(Message::Bye, None);
+                lock_state(&state).all_told();
                 remove_sockets(&paths);
                 grace
             }
-            Leave::Upgrade { grace } => {
+            Leave::Upgrade { grace, exe } => {
                 lock_state(&state).stop_accepting();
                 handed.send_replace(true);
                 drop(lock);
-                lock_state(&state).tell(&Message::Upgrade, None);
+                lock_state(&state).tell(Message::Upgrade(exe), None);
+                lock_state(&state).all_told();
+                upgraded = true;
                 grace
             }
         };
-        let gentle = if matches!(why, Leave::Upgrade { .. }) { GENTLE } else { Duration::ZERO };
+        let gentle = if upgraded { GENTLE } else { Duration::ZERO };
         finish(&front, &cores, gentle, grace).await;
         Ok(())
     })
@@ -105,6 +114,19 @@ async fn finish(front: &Front, cores: &Cores, gentle: Duration, grace: Duration)
     front.closing.send_replace(Closing::Now);
     // Those that go on beyond the grace end with the process.
     let _ = tokio::time::timeout(grace, gone).await;
+}
+
+/// Tries again what could not be had, and writes down what was learnt.
+async fn look_after(state: Arc<Mutex<State>>, front: Arc<Front>) {
+    let mut tick = tokio::time::interval(RETRY);
+    loop {
+        tick.tick().await;
+        let mut state = lock_state(&state);
+        state.try_again();
+        if front.learnt.swap(false, Ordering::Relaxed) {
+            state.save();
+        }
+    }
 }
 
 fn remove_sockets(paths: &Paths) {
@@ -150,8 +172,9 @@ fn lock(paths: &Paths) -> io::Result<std::fs::File> {
     }
 }
 
-/// Each proxied connection needs two descriptors; the usual soft limit is 1024.
-fn raise_descriptor_limit() {
+/// Each proxied connection needs two descriptors, each port one in the minder; the usual soft
+/// limit is 1024.
+pub(crate) fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     // Never above the hard limit, so it needs no privilege.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });

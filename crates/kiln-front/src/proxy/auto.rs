@@ -3,6 +3,7 @@
 //! route switches, the early connection is made anew.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -79,7 +80,9 @@ pub(super) async fn serve(conn: Arc<Conn>, mut stream: TcpStream) {
 async fn keep(conn: &Conn, early: Option<Early>) {
     let Some(route) = conn.front.route(conn.listener) else { return };
     let Some(upstream) = &route.upstream else { return };
-    upstream.learn_http();
+    if upstream.learn_http() {
+        conn.front.learnt.store(true, Relaxed);
+    }
     let Some(early) = early.filter(|early| early.upstream.id == upstream.id) else { return };
     if let Ok(mut sender) = pool::speak(upstream, early.stream).await {
         // Until its task has run once it would not be taken from the pool.

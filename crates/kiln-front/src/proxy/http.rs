@@ -97,8 +97,9 @@ async fn forward(
     }
     let (mut head, body) = response.into_parts();
     head::backward(&mut head);
-    if let Some(release) = active.release() {
-        head.headers.insert(RELEASE, release.clone());
+    let release = active.release().and_then(|it| HeaderValue::from_maybe_shared(it.clone()).ok());
+    if let Some(release) = release {
+        head.headers.insert(RELEASE, release);
     }
     let lease = Lease { sender, active, _conn: conn.clone() };
     Ok(Response::from_parts(head, ResponseBody::Streamed(body, Some(lease))))

@@ -5,6 +5,7 @@ mod backend;
 mod client;
 mod drain;
 mod http;
+mod ports;
 mod process;
 mod root;
 mod streams;

@@ -10,12 +10,12 @@ use crate::backend::Backend;
 use crate::client::Client;
 use crate::root::{Root, exe, route, wait_for};
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     let status = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
     assert!(status.success());
 }
 
-fn parent(pid: u32) -> u32 {
+pub(crate) fn parent(pid: u32) -> u32 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
     line.trim().parse().unwrap()
@@ -76,7 +76,7 @@ fn an_upgrade_closes_no_port_and_loses_no_request() {
     let pid = root.front.ping().unwrap().pid;
     let slow = std::thread::spawn(move || Client::connect(addr).get("/slow?300", "s").unwrap());
     wait_for("a request", || root.front.stats().unwrap().routes["web"].active == 1);
-    root.front.upgrade(Duration::from_secs(10)).unwrap();
+    root.front.upgrade(Duration::from_secs(10), None).unwrap();
     for at in 0..50 {
         assert_eq!(Client::connect(addr).get("/", &at.to_string()).unwrap().status, 200);
     }

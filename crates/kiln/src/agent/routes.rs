@@ -226,6 +226,7 @@ fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Po
         upstream,
         hold: upstream.is_none() && (state.paused || !given_up),
         hold_ms: HOLD_MS,
+        drain_ms: None,
     }
 }
 
