@@ -45,6 +45,12 @@ impl Cgroups {
         })
     }
 
+    /// With a folder in the place of a pure cgroup2 mount.
+    #[cfg(test)]
+    pub(crate) fn at(unified: &Path) -> Self {
+        Self { unified: unified.to_owned(), v1: Vec::new() }
+    }
+
     fn parse(table: &str) -> Option<Self> {
         let mut unified = None;
         let mut v1 = Vec::new();
@@ -268,27 +274,45 @@ impl Group {
         list.iter().filter(|byte| **byte == b'\n').count() as u64
     }
 
-    /// Whether any process is in it or below.
-    pub(crate) fn is_populated(&self) -> bool {
-        fs::read_to_string(self.path().join("cgroup.events"))
-            .is_ok_and(|text| text.lines().any(|line| line == "populated 1"))
+    /// Whether any process is in it or below; none is in a group that is not there. An error is no
+    /// answer.
+    pub(crate) fn populated(&self) -> io::Result<bool> {
+        match fs::read_to_string(self.path().join("cgroup.events")) {
+            Ok(text) => Ok(populated(&text)),
+            Err(error) if is_gone(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Waits until nobody is left in it, at most for `limit`.
+    /// Waits until nobody is left in it, at most for `limit`. False: somebody is, or that cannot be
+    /// told.
     pub(crate) fn wait_empty(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        let Ok(mut events) = fs::File::open(self.path().join("cgroup.events")) else { return true };
+        loop {
+            match self.watch_until(deadline) {
+                Ok(empty) => return empty,
+                Err(error) if is_gone(&error) => return true,
+                // No descriptor is free, say: that passes.
+                Err(_) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn watch_until(&self, deadline: Instant) -> io::Result<bool> {
+        let mut events = fs::File::open(self.path().join("cgroup.events"))?;
         loop {
             let mut text = String::new();
-            if events.rewind().and_then(|()| events.read_to_string(&mut text)).is_err() {
-                return true;
-            }
-            if !text.lines().any(|line| line == "populated 1") {
-                return true;
+            events.rewind()?;
+            events.read_to_string(&mut text)?;
+            if !populated(&text) {
+                return Ok(true);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return false;
+                return Ok(false);
             }
             let mut fds = [PollFd::new(&events, PollFlags::PRI)];
             let _ = poll(&mut fds, Some(&timespec(left)));
@@ -323,6 +347,16 @@ impl Group {
         }
         result
     }
+}
+
+/// Whether a group's `cgroup.events` say that somebody is in it.
+fn populated(events: &str) -> bool {
+    !events.lines().any(|line| line == "populated 0")
+}
+
+/// The group is not there, or was removed while its file was open.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
 fn setting<T>(

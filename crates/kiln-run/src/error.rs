@@ -41,6 +41,14 @@ pub enum RunError {
         /// Folder of the instance.
         dir: PathBuf,
     },
+    /// Whether it runs is not known: nothing may be started in its place.
+    #[error("it is not known whether `{id}` runs: {why}")]
+    Unknown {
+        /// The instance.
+        id: String,
+        /// What was found.
+        why: String,
+    },
     /// An operation of the host failed.
     #[error("{what}: {source}")]
     Io {

@@ -183,8 +183,8 @@ impl Runtime {
         let name = format!("{}/exec-{}-{number}", instance.id, std::process::id());
         let exec = Exec {
             dir: instance.dir.clone(),
-            pid: instance.pid,
-            start_time: instance.start_time,
+            pid: instance.program.pid,
+            start_time: instance.program.start_time,
             argv: spec.argv.clone(),
             env: spec.env.clone(),
             user: spec.user.clone(),

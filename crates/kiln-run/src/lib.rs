@@ -5,6 +5,7 @@
 //! | [`spec`] | what is to run: sandbox, instance, step |
 //! | [`runtime`] | the agent's side: start, find again, sweep |
 //! | [`running`] | one instance, spoken to through its shim |
+//! | [`known`] | what is known of an instance, and on what evidence |
 //! | [`exec`] | a command inside a running instance |
 //! | [`step`] | a RUN step: a sandbox that ends with its command |
 //! | [`conditions`] | what a step can see of the machine, varied on purpose |
@@ -14,6 +15,8 @@
 //! | `shim` | the process of each instance: start, log, control, clean up |
 //! | `session` | the process of each exec and step |
 //! | `sandbox` | what happens between clone and exec |
+//! | `asking` | the asking end of a shim's socket: deadlines |
+//! | `process` | a process, named for good |
 //! | `cgroup` | groups for tracking, killing and limits |
 //! | `sys` | the few system calls that no library wraps |
 //!
@@ -24,6 +27,7 @@
 pub mod conditions;
 pub mod error;
 pub mod exec;
+pub mod known;
 pub mod logs;
 pub mod net;
 pub mod own;
@@ -32,7 +36,9 @@ pub mod runtime;
 pub mod spec;
 pub mod step;
 
+mod asking;
 mod cgroup;
+mod process;
 mod report;
 mod sandbox;
 mod session;
@@ -44,7 +50,8 @@ use std::ffi::OsString;
 pub use conditions::Conditions;
 pub use error::RunError;
 pub use exec::{ExecOutcome, ExecSpec, ExecStdio, Executing};
-pub use running::{ExitInfo, InstanceState, Running};
+pub use known::{Alive, End, ExitInfo, Known};
+pub use running::{Running, Watch};
 pub use runtime::Runtime;
 pub use spec::{
     BindMount, FileMount, ImageMount, InstanceSpec, LogLimits, Network, Sandbox, SecretFile,

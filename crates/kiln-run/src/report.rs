@@ -3,15 +3,22 @@
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::timespec;
 use crate::error::Fault;
+use crate::process::ProcessId;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Report {
+    /// Who reports: a shim, before it starts anything.
+    Shim(ProcessId),
     /// Something was left out that the program can do without.
     Warning(String),
     /// The program will not run.
@@ -55,6 +62,33 @@ pub(crate) fn read_all(fd: OwnedFd) -> io::Result<Vec<Report>> {
     Ok(out)
 }
 
+/// As [`read_all`], at most for `limit`. False: who writes is still there, or writes nonsense.
+pub(crate) fn read_within(fd: &OwnedFd, limit: Duration) -> (Vec<Report>, bool) {
+    let deadline = Instant::now() + limit;
+    let mut text = Vec::new();
+    let whole = loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timespec(left))) {
+            Ok(0) => break false,
+            Err(Errno::INTR) => continue,
+            Err(_) => break false,
+            Ok(_) => {}
+        }
+        let mut buffer = [0; 4 << 10];
+        match rustix::io::read(fd, &mut buffer) {
+            Ok(0) => break true,
+            Ok(length) => text.extend_from_slice(&buffer[..length]),
+            Err(Errno::INTR) => {}
+            Err(_) => break false,
+        }
+    };
+    let lines: Vec<_> = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+    let reports: Vec<Report> =
+        lines.iter().map_while(|line| serde_json::from_slice(line).ok()).collect();
+    let whole = whole && reports.len() == lines.len();
+    (reports, whole)
+}
+
 /// The warnings, and pid and start time if the program was executed.
 pub(crate) type Sum = (Vec<String>, Option<(i32, u64)>);
 
@@ -64,6 +98,7 @@ pub(crate) fn sum_up(reports: Vec<Report>) -> Result<Sum, Fault> {
     let mut started = None;
     for report in reports {
         match report {
+            Report::Shim(_) => {}
             Report::Warning(text) => warnings.push(text),
             Report::Failed(fault) => return Err(fault),
             Report::Started { pid, start_time } => started = Some((pid, start_time)),
@@ -74,9 +109,7 @@ pub(crate) fn sum_up(reports: Vec<Report>) -> Result<Sum, Fault> {
 
 /// Field 22 of `/proc/PID/stat`, in clock ticks since boot; `None` if there is no such process.
 pub(crate) fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the program's name in parentheses and may hold anything.
-    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+    ProcessId::of(pid).ok().flatten().map(|process| process.start_time)
 }
 
 #[cfg(test)]
@@ -98,5 +131,19 @@ mod tests {
     fn own_start_time_is_read() {
         assert!(start_time(std::process::id() as i32).unwrap() > 0);
         assert_eq!(start_time(i32::MAX), None);
+    }
+
+    #[test]
+    fn a_reporter_that_says_nothing_is_not_waited_for() {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let mut reporter = Reporter::new(write);
+        let shim = ProcessId { pid: 7, start_time: 9 };
+        reporter.send(&Report::Shim(shim));
+        let (reports, whole) = read_within(&read, Duration::from_millis(10));
+        assert_eq!((reports, whole), (vec![Report::Shim(shim)], false));
+        reporter.send(&Report::Started { pid: 8, start_time: 9 });
+        drop(reporter);
+        let (reports, whole) = read_within(&read, Duration::from_secs(20));
+        assert!(whole && matches!(reports[..], [Report::Started { .. }]), "{reports:?}");
     }
 }

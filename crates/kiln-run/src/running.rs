@@ -1,60 +1,35 @@
 //! One instance, spoken to through its shim. A handle is a folder and a pid: it holds nothing
 //! open, so any number of them, in any process, may speak of the same instance.
 
-use std::fs;
-use std::io::{self, BufRead as _, BufReader, ErrorKind, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
-use serde::{Deserialize, Serialize};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
-use crate::error::{Context as _, RunError};
-use crate::shim::control::{EXIT_FILE, Reply, Request, SOCKET};
+use crate::asking::{ANSWER, Heard, Line};
+use crate::cgroup::{Cgroups, Group, timespec};
+use crate::error::RunError;
+use crate::known::{Alive, End, Known, Processes, look};
+use crate::process::ProcessId;
+use crate::shim::control::{Reply, Request};
 
-/// How an instance ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExitInfo {
-    /// Exit status; 128 + signal if one ended it.
-    pub code: i32,
-    /// The signal that ended it.
-    pub signal: Option<i32>,
-    /// The kernel killed it for want of memory.
-    pub oom: bool,
-    /// Nanoseconds since the Unix epoch.
-    pub at: u64,
-}
-
-/// What is known of an instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum InstanceState {
-    /// Its program runs.
-    Running {
-        /// Pid of the program, or of its init.
-        pid: i32,
-        /// Clock ticks from boot to its start: with the pid, names the process for good.
-        start_time: u64,
-        /// Nanoseconds since the Unix epoch.
-        since: u64,
-        /// Lines of its log that could not be written.
-        dropped: u64,
-    },
-    /// It ended.
-    Exited(ExitInfo),
-    /// Its shim was killed, and the program with it.
-    Lost,
-}
+/// How long killed processes may take to vanish.
+const VANISH: Duration = Duration::from_secs(5);
+/// The longest grace: who asks for more waits for ever as it is.
+const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A handle on an instance.
 #[derive(Debug, Clone)]
 pub struct Running {
     pub(crate) id: String,
     pub(crate) dir: PathBuf,
-    pub(crate) pid: i32,
-    pub(crate) start_time: u64,
+    pub(crate) program: ProcessId,
+    pub(crate) cgroups: Cgroups,
+    /// Path of its control group below a hierarchy's mount point.
+    pub(crate) group: String,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -69,14 +44,14 @@ impl Running {
         &self.dir
     }
 
-    /// Pid of the program, or of its init, on the host.
+    /// Pid of the program, or of its init, on the host; 0 while that is not known.
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.program.pid
     }
 
     /// Clock ticks from boot to its start: with the pid, names the process for good.
     pub fn start_time(&self) -> u64 {
-        self.start_time
+        self.program.start_time
     }
 
     /// What was left out when it started, such as an ulimit that could not be raised.
@@ -84,147 +59,206 @@ impl Running {
         &self.warnings
     }
 
-    /// What is known now.
-    ///
-    /// # Errors
-    /// When the folder cannot be read.
-    pub fn status(&self) -> Result<InstanceState, RunError> {
-        state_of(&self.dir)
+    /// What is known now, within two seconds.
+    pub fn status(&self) -> Known {
+        self.status_within(ANSWER)
     }
 
-    /// Whether its program runs.
+    /// What is known now, within `limit`.
+    pub fn status_within(&self, limit: Duration) -> Known {
+        let deadline = Instant::now() + limit;
+        let heard = self.begin(&Request::Status);
+        self.conclude(heard.map_or_else(|heard| heard, |mut line| line.hear(deadline)))
+    }
+
+    /// Whether its program certainly runs.
     pub fn is_alive(&self) -> bool {
-        matches!(self.status(), Ok(InstanceState::Running { .. }))
+        matches!(self.status(), Known::Runs(_))
     }
 
     /// Sends `signal` to the program, or its init.
     ///
     /// # Errors
-    /// [`RunError::NotRunning`], or what the kernel said.
+    /// [`RunError::NotRunning`], [`RunError::Unknown`], or what the kernel said.
     pub fn signal(&self, signal: i32) -> Result<(), RunError> {
-        match ask(&self.dir, &Request::Signal { signal })? {
-            Some(Reply::Done) => Ok(()),
-            Some(Reply::Refused(message)) => Err(refused(&self.dir, &message)),
-            _ => Err(RunError::NotRunning { dir: self.dir.clone() }),
+        let heard = self.begin(&Request::Signal { signal });
+        match heard.map_or_else(|heard| heard, |mut line| line.hear(Instant::now() + ANSWER)) {
+            Heard::Reply(Reply::Done) => Ok(()),
+            Heard::Reply(Reply::Refused(message)) => Err(RunError::Io {
+                what: format!("instance in {}", self.dir.display()),
+                source: io::Error::other(message),
+            }),
+            heard => match self.conclude(heard) {
+                Known::Unknown(why) => Err(RunError::Unknown { id: self.id.clone(), why }),
+                _ => Err(RunError::NotRunning { dir: self.dir.clone() }),
+            },
         }
     }
 
-    /// Sends `signal`, kills after `grace`, and waits for the end. Returns
-    /// [`InstanceState::Exited`], or [`InstanceState::Lost`] if the shim was killed meanwhile.
-    ///
-    /// # Errors
-    /// When the folder cannot be read, or there is no such signal.
-    pub fn stop(&self, signal: i32, grace: Duration) -> Result<InstanceState, RunError> {
-        let grace = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
-        self.until_end(&Request::Stop { signal, grace })
+    /// Sends `signal`, kills after `grace`, and waits for the end. Where the shim does not answer,
+    /// the same is done without it. [`Known::Unknown`]: it may still run, and why.
+    pub fn stop(&self, signal: i32, grace: Duration) -> Known {
+        let grace = grace.min(LONGEST_GRACE);
+        let nanos = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
+        match self.order(&Request::Stop { signal, grace: nanos }, grace) {
+            Known::Unknown(_) => self.stop_by_force(Some((signal, grace))),
+            known => known,
+        }
     }
 
     /// Kills it and waits for the end; else as [`Running::stop`].
-    ///
-    /// # Errors
-    /// When the folder cannot be read.
-    pub fn kill(&self) -> Result<InstanceState, RunError> {
-        self.until_end(&Request::Kill)
-    }
-
-    /// Waits for the end; else as [`Running::stop`].
-    ///
-    /// # Errors
-    /// When the folder cannot be read.
-    pub fn wait(&self) -> Result<InstanceState, RunError> {
-        self.until_end(&Request::Wait)
-    }
-
-    /// A descriptor that becomes readable when the instance has ended, for `poll`; `None`: it has
-    /// ended already. What is to be read there is of no concern: ask [`Running::status`].
-    ///
-    /// # Errors
-    /// When the shim cannot be asked.
-    pub fn wait_fd(&self) -> Result<Option<OwnedFd>, RunError> {
-        let Some(mut socket) = connect(&self.dir)? else { return Ok(None) };
-        match send(&mut socket, &Request::Wait) {
-            Ok(()) => Ok(Some(socket.into())),
-            Err(_) => Ok(None),
+    pub fn kill(&self) -> Known {
+        match self.order(&Request::Kill, Duration::ZERO) {
+            Known::Unknown(_) => self.stop_by_force(None),
+            known => known,
         }
     }
 
-    fn until_end(&self, request: &Request) -> Result<InstanceState, RunError> {
-        match ask(&self.dir, request)? {
-            Some(Reply::Exited(exit)) => Ok(InstanceState::Exited(exit)),
-            Some(Reply::Refused(message)) => Err(refused(&self.dir, &message)),
-            _ => ended(&self.dir),
+    /// Waits for the end, however long that takes: [`Known::Ended`], or [`Known::Unknown`] when its
+    /// shim cannot be asked.
+    pub fn wait(&self) -> Known {
+        match self.watch() {
+            Ok(mut watch) => {
+                let mut fds = [PollFd::new(&watch, PollFlags::IN)];
+                while matches!(poll(&mut fds, None), Err(Errno::INTR)) {}
+                watch.known()
+            }
+            Err(known) => known,
         }
     }
-}
 
-fn refused(dir: &Path, message: &str) -> RunError {
-    RunError::Io {
-        what: format!("instance in {}", dir.display()),
-        source: io::Error::other(message),
-    }
-}
-
-/// The state of the instance in `dir`, whoever started it.
-pub(crate) fn state_of(dir: &Path) -> Result<InstanceState, RunError> {
-    match ask(dir, &Request::Status)? {
-        Some(Reply::Running { pid, start_time, since, dropped }) => {
-            Ok(InstanceState::Running { pid, start_time, since, dropped })
+    /// Waits for the end at most for `limit`, and then asks.
+    pub fn wait_for(&self, limit: Duration) -> Known {
+        match self.watch() {
+            Ok(mut watch) => {
+                let mut fds = [PollFd::new(&watch, PollFlags::IN)];
+                match poll(&mut fds, Some(&timespec(limit))) {
+                    Ok(0) | Err(_) => self.status(),
+                    Ok(_) => watch.known(),
+                }
+            }
+            Err(known) => known,
         }
-        _ => ended(dir),
     }
-}
 
-/// The state when no shim answers.
-fn ended(dir: &Path) -> Result<InstanceState, RunError> {
-    let path = dir.join(EXIT_FILE);
-    match fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text)
-            .map(InstanceState::Exited)
-            .map_err(io::Error::from)
-            .doing(|| format!("read {}", path.display())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(InstanceState::Lost),
-        Err(error) => Err(error).doing(|| format!("read {}", path.display())),
+    /// Begins to wait for the end.
+    ///
+    /// # Errors
+    /// What is known instead: it has ended, or its shim cannot be asked.
+    pub fn watch(&self) -> Result<Watch, Known> {
+        match self.begin(&Request::Wait) {
+            Ok(line) => Ok(Watch { line, running: self.clone() }),
+            Err(heard) => Err(self.conclude(heard)),
+        }
     }
-}
 
-/// Asks the shim and waits for its answer; `None`: there is none, or it ended without one.
-fn ask(dir: &Path, request: &Request) -> Result<Option<Reply>, RunError> {
-    let Some(mut socket) = connect(dir)? else { return Ok(None) };
-    let mut line = String::new();
-    let answered =
-        send(&mut socket, request).and_then(|()| BufReader::new(socket).read_line(&mut line));
-    match answered {
-        Ok(0) | Err(_) => Ok(None),
-        Ok(_) => serde_json::from_str(&line)
-            .map(Some)
-            .map_err(io::Error::from)
-            .doing(|| format!("understand the shim in {}: `{}`", dir.display(), line.trim())),
+    /// What is known once the dust has settled: a killed shim takes its program along, which takes
+    /// the kernel a moment.
+    pub fn settled(&self) -> Known {
+        let deadline = Instant::now() + ANSWER;
+        let mut pause = Duration::from_micros(500);
+        loop {
+            match self.status() {
+                Known::Unknown(_) if Instant::now() < deadline => std::thread::sleep(pause),
+                known => return known,
+            }
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
     }
-}
 
-fn send(socket: &mut UnixStream, request: &Request) -> io::Result<()> {
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    socket.write_all(&line)
-}
+    fn begin(&self, request: &Request) -> Result<Line, Heard> {
+        let mut line = Line::open(&self.dir)?;
+        line.ask(request)?;
+        Ok(line)
+    }
 
-/// `None`: nobody listens.
-fn connect(dir: &Path) -> Result<Option<UnixStream>, RunError> {
-    let doing = || format!("speak to the shim in {}", dir.display());
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = match openat(CWD, dir, flags, Mode::empty()) {
-        Err(rustix::io::Errno::NOENT) => return Ok(None),
-        folder => folder.doing(doing)?,
-    };
-    // The path of a socket may have 107 bytes, a root's path more.
-    let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
-    match UnixStream::connect(path) {
-        Ok(socket) => Ok(Some(socket)),
-        Err(error)
-            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+    /// Has the shim end the instance, and waits for that.
+    fn order(&self, request: &Request, grace: Duration) -> Known {
+        let asked = Line::open(&self.dir).and_then(|mut line| {
+            // The first answer comes at once, the second with the end.
+            line.ask(&Request::Status)?;
+            line.ask(request)?;
+            match line.hear(Instant::now() + ANSWER) {
+                Heard::Reply(Reply::Running { .. }) => Ok(line),
+                heard => Err(heard),
+            }
+        });
+        let heard = match asked {
+            Ok(mut line) => line.hear(Instant::now() + grace + VANISH + ANSWER),
+            Err(heard) => heard,
+        };
+        match self.conclude(heard) {
+            Known::Runs(_) => Known::Unknown("its shim did not end it".to_owned()),
+            known => known,
+        }
+    }
+
+    fn conclude(&self, heard: Heard) -> Known {
+        match heard {
+            Heard::Reply(Reply::Running { pid, start_time, since, dropped }) => {
+                Known::Runs(Alive { pid, start_time, since, dropped })
+            }
+            Heard::Reply(Reply::Exited(exit)) => Known::Ended(End::Exited(exit)),
+            Heard::Reply(Reply::Refused(why)) => self.look(&format!("its shim refuses: {why}")),
+            Heard::Reply(Reply::Done) => self.look("its shim answers something else"),
+            Heard::Nobody => self.look("its shim cannot be reached"),
+            Heard::Unclear(why) => self.look(&why),
+        }
+    }
+
+    fn look(&self, silence: &str) -> Known {
+        look(&self.dir, &self.group(), silence)
+    }
+
+    fn group(&self) -> Group {
+        self.cgroups.existing(&self.group)
+    }
+
+    /// Ends the instance without its shim, which does not answer: signal and grace for the program,
+    /// then all of its group, then the shim itself. Only what bears the instance's name is touched:
+    /// the control group, and processes by pid and start time.
+    fn stop_by_force(&self, gently: Option<(i32, Duration)>) -> Known {
+        let group = self.group();
+        if let Some((signal, grace)) = gently
+            && self.program.signal(signal).is_ok()
         {
-            Ok(None)
+            group.wait_empty(grace);
         }
-        Err(error) => Err(error).doing(doing),
+        group.kill();
+        if group.wait_empty(VANISH)
+            && let Ok(Some(Processes { shim, .. })) = Processes::read(&self.dir)
+        {
+            // It may be on its way out by itself, and then writes down how it ended.
+            if !shim.ends_within(ANSWER) {
+                let _ = shim.signal(libc::SIGKILL);
+                shim.ends_within(VANISH);
+            }
+            let _ = group.remove();
+        }
+        self.look("its shim did not answer when it was stopped")
+    }
+}
+
+/// The wait for an instance's end. It is readable, for `poll`, when the instance has ended, or its
+/// shim has.
+#[derive(Debug)]
+pub struct Watch {
+    line: Line,
+    running: Running,
+}
+
+impl Watch {
+    /// What is known, to be asked when it is readable.
+    pub fn known(&mut self) -> Known {
+        match self.running.conclude(self.line.hear(Instant::now())) {
+            Known::Unknown(_) => self.running.settled(),
+            known => known,
+        }
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.line.as_fd()
     }
 }

@@ -11,10 +11,13 @@ use std::time::{Duration, Instant};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::ROLE_SHIM;
+use crate::asking::ANSWER;
 use crate::cgroup::{Cgroups, SHIMS, TOP};
 use crate::error::{Context as _, Fault, RunError};
-use crate::report::{read_all, sum_up};
-use crate::running::{InstanceState, Running, state_of};
+use crate::known::{Known, PROCESSES_FILE, Processes};
+use crate::process::ProcessId;
+use crate::report::{Report, read_within, sum_up};
+use crate::running::Running;
 use crate::shim::control::EXIT_FILE;
 use crate::spec::{InstanceSpec, Network, SPEC_FILE, signal_number};
 
@@ -22,6 +25,16 @@ use crate::spec::{InstanceSpec, Network, SPEC_FILE, signal_number};
 const SHIM_STDERR: &str = "shim.err";
 /// Prefix of the groups of execs and steps; ids of instances do not begin with it.
 pub(crate) const STEP_PREFIX: &str = "step-";
+
+/// How long a start may take until the program is executed: a disk that is asked too much can
+/// take seconds to give an image.
+const START: Duration = Duration::from_secs(60);
+/// How long what was killed may take to vanish.
+const VANISH: Duration = Duration::from_secs(5);
+/// How long a shim may take to answer where many are asked; later ones are unknown for now.
+pub const QUICK: Duration = Duration::from_millis(300);
+/// Instances that are asked at a time: each takes two descriptors.
+const AT_A_TIME: usize = 64;
 
 /// Instances of one root.
 #[derive(Debug, Clone)]
@@ -34,11 +47,11 @@ pub struct Runtime {
 
 /// An instance that was found again.
 #[derive(Debug)]
-pub enum Found {
-    /// It runs.
-    Running(Running),
-    /// It ended while nobody looked, or its shim was killed ([`InstanceState::Lost`]).
-    Ended(InstanceState),
+pub struct Found {
+    /// The handle on it.
+    pub running: Running,
+    /// What is known of it.
+    pub known: Known,
 }
 
 impl Runtime {
@@ -94,13 +107,20 @@ impl Runtime {
             .stderr(stderr)
             .spawn()
             .doing(|| format!("run {} for `{}`", self.exe.display(), spec.id))?;
-        let reports = read_all(report).doing(doing);
+        let (reports, whole) = read_within(&report, START);
+        drop(report);
+        if !whole {
+            let _ = child.kill();
+        }
         // The process that was started forks the shim and ends.
         child.wait().doing(doing)?;
-        match sum_up(reports?).map_err(|fault| fault.of(&spec.id))? {
+        if !whole {
+            return Err(self.abandon(&spec, &reports));
+        }
+        match sum_up(reports).map_err(|fault| fault.of(&spec.id))? {
             (warnings, Some((pid, start_time))) => {
-                let InstanceSpec { id, dir, .. } = spec;
-                Ok(Running { id, dir, pid, start_time, warnings })
+                let program = ProcessId { pid, start_time };
+                Ok(Running { warnings, ..self.handle(&spec.id, spec.dir, program) })
             }
             (_, None) => {
                 let said = fs::read_to_string(&errors).unwrap_or_default();
@@ -109,19 +129,68 @@ impl Runtime {
         }
     }
 
-    /// Finds the instance in `dir` again.
-    ///
-    /// # Errors
-    /// When the folder cannot be read.
-    pub fn attach(&self, dir: &Path) -> Result<Found, RunError> {
-        match state_of(dir)? {
-            InstanceState::Running { pid, start_time, .. } => {
-                let id = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let dir = dir.to_owned();
-                Ok(Found::Running(Running { id, dir, pid, start_time, warnings: Vec::new() }))
-            }
-            ended => Ok(Found::Ended(ended)),
+    /// Ends a start that takes too long; gives the error, which says whether that is certain.
+    fn abandon(&self, spec: &InstanceSpec, reports: &[Report]) -> RunError {
+        let group = self.cgroups.existing(&spec.cgroup);
+        let shim = reports.iter().find_map(|report| match report {
+            Report::Shim(shim) => Some(*shim),
+            _ => None,
+        });
+        // The shim first: it might start its program just now.
+        let gone = shim.is_none_or(|shim| {
+            let _ = shim.signal(libc::SIGKILL);
+            shim.ends_within(VANISH)
+        });
+        group.kill();
+        let empty = group.wait_empty(VANISH);
+        let _ = group.remove();
+        let id = spec.id.clone();
+        let message = format!("it had not started within {} s", START.as_secs());
+        match gone && empty {
+            true => RunError::Start { id, step: "wait for its shim".to_owned(), message },
+            false => RunError::Unknown { id, why: format!("{message}, and could not be ended") },
         }
+    }
+
+    fn handle(&self, id: &str, dir: PathBuf, program: ProcessId) -> Running {
+        let (cgroups, group) = (self.cgroups.clone(), self.group_name(id));
+        Running { id: id.to_owned(), dir, program, cgroups, group, warnings: Vec::new() }
+    }
+
+    /// Finds the instance `id` again, and asks what is known of it, at most for `limit`.
+    pub fn attach(&self, id: &str, limit: Duration) -> Found {
+        let dir = self.dir(id);
+        let names = Processes::read(&dir).ok().flatten();
+        let unknown = ProcessId { pid: 0, start_time: 0 };
+        let mut running = self.handle(id, dir, names.map_or(unknown, |names| names.program));
+        let known = running.status_within(limit);
+        if let Known::Runs(alive) = known {
+            running.program = ProcessId { pid: alive.pid, start_time: alive.start_time };
+        }
+        Found { running, known }
+    }
+
+    /// As [`Runtime::attach`] for many at once, in their order: shims that do not answer cost the
+    /// `limit` together.
+    pub fn attach_all(&self, ids: &[String], limit: Duration) -> Vec<Found> {
+        let mut found = Vec::new();
+        for some in ids.chunks(AT_A_TIME) {
+            std::thread::scope(|scope| {
+                let asking: Vec<_> = some
+                    .iter()
+                    .map(|id| {
+                        let one = || self.attach(id, limit);
+                        std::thread::Builder::new().spawn_scoped(scope, one)
+                    })
+                    .collect();
+                for (id, asking) in some.iter().zip(asking) {
+                    // Where no thread is to be had, they are asked one after the other.
+                    let answer = asking.ok().and_then(|asking| asking.join().ok());
+                    found.push(answer.unwrap_or_else(|| self.attach(id, limit)));
+                }
+            });
+        }
+        found
     }
 
     /// Ids that have a folder.
@@ -140,30 +209,40 @@ impl Runtime {
     /// Removes the folder of an instance that has ended, with its log.
     ///
     /// # Errors
-    /// When it still runs, or the folder cannot be removed.
+    /// When it has not certainly ended, or the folder cannot be removed.
     pub fn remove(&self, id: &str) -> Result<(), RunError> {
         let dir = self.dir(id);
-        if let InstanceState::Running { pid, .. } = state_of(&dir)? {
-            let message = format!("it still runs as pid {pid}; stop it first");
-            return Err(RunError::Spec { id: id.to_owned(), message });
+        match self.attach(id, ANSWER).known {
+            Known::Ended(_) => {}
+            Known::Runs(alive) => {
+                let message = format!("it still runs as pid {}; stop it first", alive.pid);
+                return Err(RunError::Spec { id: id.to_owned(), message });
+            }
+            Known::Unknown(why) => return Err(RunError::Unknown { id: id.to_owned(), why }),
         }
         remove_folder(&dir).doing(|| format!("remove {}", dir.display()))
     }
 
     /// Removes what killed shims left: groups, and folders of instances that are not in `known`.
-    /// Returns the ids whose remains were removed. Nothing may be starting meanwhile that `known`
-    /// does not name.
+    /// Returns the ids whose remains were removed. What has not certainly ended stays as it is.
+    /// Nothing may be starting meanwhile that `known` does not name.
     ///
     /// # Errors
     /// When folders cannot be listed or removed.
     pub fn sweep(&self, known: &BTreeSet<String>) -> Result<BTreeSet<String>, RunError> {
         let mut swept = BTreeSet::new();
-        for name in self.cgroups.children(&self.group_name("")) {
+        let groups = self.cgroups.children(&self.group_name(""));
+        let ids: BTreeSet<String> = self.list()?.into_iter().chain(groups.clone()).collect();
+        let ids: Vec<String> = ids.into_iter().collect();
+        let found = self.attach_all(&ids, QUICK);
+        let ended = found.iter().filter(|one| matches!(one.known, Known::Ended(_)));
+        let ended: BTreeSet<&str> = ended.map(|one| one.running.id()).collect();
+        for name in groups {
             if name == SHIMS {
                 continue;
             }
             let step = name.strip_prefix(STEP_PREFIX);
-            if step.is_some_and(starter_lives) || step.is_none() && self.lives(&name) {
+            if step.is_some_and(starter_lives) || step.is_none() && !ended.contains(name.as_str()) {
                 continue;
             }
             let group = self.cgroups.existing(&self.group_name(&name));
@@ -174,17 +253,13 @@ impl Runtime {
             }
         }
         for id in self.list()? {
-            if !known.contains(&id) && !self.lives(&id) {
+            if !known.contains(&id) && ended.contains(id.as_str()) {
                 let dir = self.dir(&id);
                 remove_folder(&dir).doing(|| format!("remove {}", dir.display()))?;
                 swept.insert(id);
             }
         }
         Ok(swept)
-    }
-
-    fn lives(&self, id: &str) -> bool {
-        matches!(state_of(&self.dir(id)), Ok(InstanceState::Running { .. }))
     }
 
     /// Removes this root's control groups once its shims are gone, waiting for the last of them at
@@ -233,9 +308,13 @@ fn prepare(spec: &InstanceSpec) -> Result<(), RunError> {
     let make = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path);
     make(&spec.dir.join(crate::shim::SCRATCH)).doing(doing)?;
     // An earlier instance of this name ended; this one has not.
-    match fs::remove_file(spec.dir.join(EXIT_FILE)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).doing(doing),
-        _ => {}
+    for name in [EXIT_FILE, PROCESSES_FILE] {
+        match fs::remove_file(spec.dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).doing(doing);
+            }
+            _ => {}
+        }
     }
     let text = serde_json::to_vec(spec).map_err(io::Error::from).doing(doing)?;
     // Only its owner may read it: the environment may hold secrets.

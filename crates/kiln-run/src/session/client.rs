@@ -6,10 +6,17 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use super::wire::{Order, Request, SessionReply, StepEnd, send_request};
 use crate::error::{Context as _, RunError};
+use crate::process::ProcessId;
 use crate::report::Report;
+
+/// How long a session may take until its program is executed.
+const START: Duration = Duration::from_secs(30);
+/// How long one may take to end when it is told to.
+const END: Duration = Duration::from_secs(10);
 
 /// A session that was started. Dropping it kills what it runs, and waits for that.
 #[derive(Debug)]
@@ -46,12 +53,20 @@ impl Session {
         let id = id.to_owned();
         let socket = Some(BufReader::new(socket));
         let mut session = Self { id, socket, child, errors, warnings: Vec::new() };
+        if let Some(socket) = session.socket() {
+            // Nor is it waited for without end that the request is read.
+            socket.set_write_timeout(Some(START)).doing(doing)?;
+            socket.set_read_timeout(Some(START)).doing(doing)?;
+        }
         let sent = match &session.socket {
             Some(socket) => send_request(socket.get_ref(), request, stdio),
             None => Ok(()),
         };
         // A session that could not take it says why, or dies.
         let said = session.started();
+        if let Some(socket) = session.socket() {
+            socket.set_read_timeout(None).doing(doing)?;
+        }
         match (said, sent) {
             (Err(error), _) => Err(error),
             (Ok(()), sent) => sent.doing(doing).map(|()| session),
@@ -66,6 +81,7 @@ impl Session {
                     return Err(fault.of(&self.id));
                 }
                 Some(SessionReply::Report(Report::Started { .. })) => return Ok(()),
+                Some(SessionReply::Report(Report::Shim(_))) => {}
                 Some(SessionReply::Exited { .. }) | None => return Err(self.died()),
             }
         }
@@ -80,6 +96,10 @@ impl Session {
         match socket.read_line(&mut line) {
             Ok(0) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let message = format!("it does not answer within {} s", START.as_secs());
+                Err(io::Error::new(io::ErrorKind::TimedOut, message)).doing(doing)
+            }
             Ok(_) => serde_json::from_str(&line).map(Some).map_err(io::Error::from).doing(doing),
             Err(error) => Err(error).doing(doing),
         }
@@ -119,9 +139,14 @@ impl Session {
         socket.write_all(&line)
     }
 
-    /// Kills what it runs, and waits for that.
+    /// Kills what it runs, and waits for that. A session that does not end when its socket closes
+    /// is killed itself: its program dies with it.
     pub(crate) fn kill(&mut self) {
         self.socket = None;
+        let session = ProcessId::of(self.child.id().cast_signed()).ok().flatten();
+        if !session.is_none_or(|session| session.ends_within(END)) {
+            let _ = self.child.kill();
+        }
         let _ = self.child.wait();
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::running::ExitInfo;
+use crate::known::ExitInfo;
 
 /// Name of the socket in an instance's folder.
 pub(crate) const SOCKET: &str = "shim.sock";

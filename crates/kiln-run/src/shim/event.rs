@@ -15,13 +15,15 @@ use super::launch::{Launched, SCRATCH};
 use super::logfile::{LogFile, now};
 use super::stream::Stream;
 use crate::cgroup::{Group, timespec};
+use crate::known::ExitInfo;
 use crate::logs::LOG_FILE;
-use crate::running::ExitInfo;
 use crate::spec::{InstanceSpec, signal_number};
 use crate::sys;
 
 /// How long killed processes may take to vanish before their group is left to the sweep.
 const VANISH: Duration = Duration::from_secs(5);
+/// Nanoseconds of the longest grace, a year: what is longer could not be added to a clock.
+const LONGEST_GRACE: u64 = 365 * 24 * 3600 * 1_000_000_000;
 /// Bytes of one request; a longer one is not one of ours.
 const LONGEST_REQUEST: usize = 4 << 10;
 
@@ -40,6 +42,8 @@ struct Shim {
     clients: Vec<Client>,
     /// When the grace of a stop is over.
     kill_at: Option<Instant>,
+    /// How the program ended, once it has.
+    ended: Option<ExitInfo>,
 }
 
 struct Client {
@@ -55,7 +59,7 @@ pub(super) fn look_after(launched: Launched, terminate: OwnedFd) {
         launched;
     let log = LogFile::new(Path::new(LOG_FILE), spec.log);
     let streams = vec![Stream::new(stdout, "out"), Stream::new(stderr, "err")];
-    let (since, clients, kill_at) = (now(), Vec::new(), None);
+    let (since, clients, kill_at, ended) = (now(), Vec::new(), None, None);
     let mut shim = Shim {
         spec,
         pid,
@@ -69,6 +73,7 @@ pub(super) fn look_after(launched: Launched, terminate: OwnedFd) {
         log,
         clients,
         kill_at,
+        ended,
     };
     shim.run();
     shim.finish();
@@ -169,6 +174,9 @@ impl Shim {
 
     /// The reply, unless that comes with the end.
     fn answer(&mut self, request: &Request, waits: &mut bool) -> Option<Reply> {
+        if let Some(exit) = self.ended {
+            return Some(Reply::Exited(exit));
+        }
         let signal = |number: i32| sys::pidfd_signal(self.pidfd.as_fd(), number);
         match *request {
             Request::Status => Some(Reply::Running {
@@ -200,7 +208,7 @@ impl Shim {
                 // The kernel keeps from a first process what it has no reaction to; anywhere else
                 // the default action would end it, so it does here: nobody waits in vain.
                 let grace = if in_vain { 0 } else { grace };
-                let at = Instant::now() + Duration::from_nanos(grace);
+                let at = Instant::now() + Duration::from_nanos(grace.min(LONGEST_GRACE));
                 // Of several stops, the most impatient one counts.
                 self.kill_at = Some(self.kill_at.map_or(at, |earlier| earlier.min(at)));
                 None
@@ -228,15 +236,17 @@ impl Shim {
         let exit = ExitInfo { code: ended.code, signal: ended.signal, oom, at: now() };
         let _ = write_exit(&exit);
         clean_group(&self.group);
+        for client in self.clients.iter_mut().filter(|client| client.waits) {
+            let _ = client.say(&Reply::Exited(exit));
+        }
         // Those who connected just now have asked already, or will find the file.
+        self.ended = Some(exit);
         self.accept();
         for client in std::mem::take(&mut self.clients) {
-            if let Some(mut client) = self.serve(client)
-                && client.waits
-            {
-                let _ = client.say(&Reply::Exited(exit));
-            }
+            let _ = self.serve(client);
         }
+        // Removing a large layer takes its time: whoever calls meanwhile finds nobody, and the file.
+        drop(self.listener);
         clean_folder(&self.spec);
     }
 }
@@ -295,7 +305,7 @@ pub(super) fn clean_up(spec: &InstanceSpec, group: &Group) {
 }
 
 fn clean_group(group: &Group) {
-    if group.is_populated() {
+    if group.populated().unwrap_or(true) {
         group.kill();
     }
     // What cannot be removed now is found by the next sweep.

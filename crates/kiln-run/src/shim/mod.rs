@@ -22,6 +22,8 @@ use kiln_core::compose::Limits;
 
 use crate::cgroup::{Cgroups, SHIMS};
 use crate::error::{Context as _, Fault};
+use crate::known::{PROCESSES_FILE, Processes, boot_id};
+use crate::process::ProcessId;
 use crate::report::{Report, Reporter};
 use crate::spec::{InstanceSpec, SPEC_FILE};
 use crate::sys::{self, Cloned};
@@ -44,6 +46,8 @@ fn run(dir: &Path, mut reporter: Reporter) -> Result<(), ()> {
         Ok(None) => Ok(()),
         Ok(Some((launched, terminate))) => {
             let (pid, start_time) = (launched.pid, launched.start_time);
+            // Without it the control group alone tells whether anything is left.
+            let _ = leave_names(ProcessId { pid, start_time });
             reporter.send(&Report::Started { pid, start_time });
             drop(reporter);
             event::look_after(launched, terminate);
@@ -63,9 +67,23 @@ fn bring_up(dir: &Path, reporter: &mut Reporter) -> Result<Option<(Launched, Own
     if matches!(detach(&spec, &cgroups)?, Cloned::Parent { .. }) {
         return Ok(None);
     }
+    if let Ok(Some(shim)) = own() {
+        reporter.send(&Report::Shim(shim));
+    }
     let terminate = sys::signal_fd(libc::SIGTERM).step(|| "listen for SIGTERM".to_owned())?;
     let launched = launch::launch(spec, &cgroups, reporter)?;
     Ok(Some((launched, terminate)))
+}
+
+fn own() -> std::io::Result<Option<ProcessId>> {
+    ProcessId::of(std::process::id().cast_signed())
+}
+
+/// Writes down who shim and program are, for whoever cannot ask.
+fn leave_names(program: ProcessId) -> std::io::Result<()> {
+    let Some(shim) = own()? else { return Ok(()) };
+    let processes = Processes { boot: boot_id()?, shim, program };
+    std::fs::write(PROCESSES_FILE, serde_json::to_vec(&processes)?)
 }
 
 fn prepare(dir: &Path) -> Result<(InstanceSpec, Cgroups), Fault> {

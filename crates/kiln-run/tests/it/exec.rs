@@ -37,7 +37,7 @@ fn a_command_sees_what_the_instance_sees() {
     exec = sh("id -u");
     exec.user = Some("root".into());
     assert_eq!(kit.runtime.exec_capture(&running, &exec, LONG).unwrap().output, b"0\n");
-    running.kill().unwrap();
+    running.kill();
     let gone = kit.runtime.exec_capture(&running, &sh("true"), LONG).unwrap_err().to_string();
     assert!(gone.contains("not running"), "{gone}");
     kit.assert_clean();
@@ -61,7 +61,7 @@ fn a_command_that_is_not_there_or_too_slow() {
     let left = kit.runtime.exec_capture(&running, &sh("ps | grep '[s]leep'"), LONG).unwrap();
     let left = String::from_utf8(left.output).unwrap();
     assert!(left.contains("sleep 100") && !left.contains("sleep 77"), "{left}");
-    running.kill().unwrap();
+    running.kill();
     kit.assert_clean();
 }
 
@@ -86,7 +86,7 @@ fn attached_streams_and_signals() {
     let mut executing = kit.runtime.exec(&running, &sh("exec sleep 50"), stdio).unwrap();
     executing.signal(15).unwrap();
     assert_eq!(executing.wait().unwrap(), 143);
-    running.kill().unwrap();
+    running.kill();
     kit.assert_clean();
 }
 
@@ -109,7 +109,7 @@ fn a_terminal() {
     for expected in ["/dev/pts/0\r\n", "30 100\r\n", "got word\r\n"] {
         assert!(text.contains(expected), "{expected:?} in {text:?}");
     }
-    running.kill().unwrap();
+    running.kill();
     kit.assert_clean();
 }
 
@@ -123,7 +123,7 @@ fn a_limited_instance_limits_its_commands() {
     let outcome = kit.runtime.exec_capture(&running, &many, LONG).unwrap();
     let text = String::from_utf8(outcome.output).unwrap();
     assert!(text.contains("can't fork"), "{text}");
-    running.kill().unwrap();
+    running.kill();
     kit.assert_clean();
 }
 

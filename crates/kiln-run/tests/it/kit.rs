@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use kiln_core::tree::{Kind, Node, Tree};
 use kiln_run::logs::{LogQuery, read};
-use kiln_run::{InstanceSpec, InstanceState, Running, Runtime, Sandbox};
+use kiln_run::runtime::Found;
+use kiln_run::{End, InstanceSpec, Known, Running, Runtime, Sandbox};
 use kiln_store::{Lower, Store};
 
 /// Where Debian's `busybox-static` puts it.
@@ -58,8 +59,13 @@ impl Kit {
 
     pub(crate) fn run_spec(&self, spec: &InstanceSpec) -> (i32, Vec<String>) {
         let running = self.runtime.start(spec).unwrap();
-        let InstanceState::Exited(exit) = running.wait().unwrap() else { panic!("lost") };
+        let Known::Ended(End::Exited(exit)) = running.wait() else { panic!("lost") };
         (exit.code, self.lines(spec))
+    }
+
+    /// Finds it again.
+    pub(crate) fn attach(&self, spec: &InstanceSpec) -> Found {
+        self.runtime.attach(&spec.id, Duration::from_secs(2))
     }
 
     /// The log so far.
@@ -122,10 +128,9 @@ impl Kit {
 impl Drop for Kit {
     fn drop(&mut self) {
         for id in self.runtime.list().unwrap() {
-            if let Ok(kiln_run::runtime::Found::Running(running)) =
-                self.runtime.attach(&self.runtime.dir(&id))
-            {
-                let _ = running.kill();
+            let found = self.runtime.attach(&id, Duration::from_secs(2));
+            if !matches!(found.known, Known::Ended(_)) {
+                found.running.kill();
             }
         }
         let _ = self.runtime.sweep(&Default::default());
@@ -191,4 +196,11 @@ pub(crate) fn fields(lines: &[String]) -> BTreeMap<String, String> {
         .filter_map(|line| line.split_once(":\t"))
         .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
         .collect()
+}
+
+/// Pid of the shim of a running instance.
+pub(crate) fn shim_of(pid: i32) -> rustix::process::Pid {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let parent = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
+    rustix::process::Pid::from_raw(parent).unwrap()
 }

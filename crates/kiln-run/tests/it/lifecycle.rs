@@ -2,14 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use kiln_run::runtime::Found;
-use kiln_run::{InstanceState, RunError};
+use kiln_run::{End, Known, RunError, Watch};
 
-use crate::kit::{Kit, until};
+use crate::kit::{Kit, shim_of};
 
-fn exit(state: InstanceState) -> kiln_run::ExitInfo {
-    match state {
-        InstanceState::Exited(exit) => exit,
+fn exit(known: Known) -> kiln_run::ExitInfo {
+    match known {
+        Known::Ended(End::Exited(exit)) => exit,
         other => panic!("{other:?}"),
     }
 }
@@ -26,11 +25,10 @@ fn exit_codes_and_signals_are_kept() {
     ] {
         let spec = kit.spec(script);
         let running = kit.runtime.start(&spec).unwrap();
-        let exit = exit(running.wait().unwrap());
+        let exit = exit(running.wait());
         assert_eq!((exit.code, exit.signal, exit.oom), (code, signal, false), "{script}");
         // Whoever comes later is told the same.
-        let again = kit.runtime.attach(&spec.dir).unwrap();
-        assert!(matches!(again, Found::Ended(InstanceState::Exited(e)) if e == exit));
+        assert_eq!(kit.attach(&spec).known, Known::Ended(End::Exited(exit)));
         assert!(!running.is_alive());
     }
     kit.assert_clean();
@@ -41,7 +39,7 @@ fn stop_is_heard() {
     let kit = Kit::new();
     let spec = kit.spec("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done");
     let running = kit.start_ready(&spec);
-    let state = running.stop(15, Duration::from_secs(20)).unwrap();
+    let state = running.stop(15, Duration::from_secs(20));
     assert_eq!(exit(state).code, 3);
     assert_eq!(kit.lines(&spec), ["ready", "bye"]);
     kit.assert_clean();
@@ -53,16 +51,9 @@ fn a_signal_that_cannot_be_heard_is_not_waited_for() {
     // The first process of a namespace gets no signal that it has no reaction to.
     let running = kit.start_ready(&kit.spec("echo ready; exec sleep 1000"));
     let begun = Instant::now();
-    assert_eq!(exit(running.stop(15, Duration::from_secs(60)).unwrap()).signal, Some(9));
+    assert_eq!(exit(running.stop(15, Duration::from_secs(60))).signal, Some(9));
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     kit.assert_clean();
-}
-
-/// Pid of the shim of a running instance.
-fn shim_of(pid: i32) -> rustix::process::Pid {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let parent = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
-    rustix::process::Pid::from_raw(parent).unwrap()
 }
 
 #[test]
@@ -75,7 +66,7 @@ fn a_shim_that_is_asked_to_end_stops_its_program_in_order() {
     let running = kit.start_ready(&spec);
     let shim = shim_of(running.pid());
     rustix::process::kill_process(shim, rustix::process::Signal::TERM).unwrap();
-    assert_eq!(exit(running.wait().unwrap()).code, 3);
+    assert_eq!(exit(running.wait()).code, 3);
     assert_eq!(kit.lines(&spec), ["ready", "bye"]);
     kit.assert_clean();
 }
@@ -86,7 +77,7 @@ fn stop_kills_after_the_grace() {
     let spec = kit.spec("trap '' TERM; echo ready; while :; do sleep 60; done");
     let running = kit.start_ready(&spec);
     let begun = Instant::now();
-    let exit = exit(running.stop(15, Duration::from_millis(200)).unwrap());
+    let exit = exit(running.stop(15, Duration::from_millis(200)));
     assert_eq!((exit.code, exit.signal), (137, Some(9)));
     assert!(begun.elapsed() >= Duration::from_millis(200));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
@@ -97,17 +88,17 @@ fn stop_kills_after_the_grace() {
 fn a_waiting_descriptor_wakes() {
     let kit = Kit::new();
     let running = kit.runtime.start(&kit.spec("echo ready; sleep 60")).unwrap();
-    let fd = running.wait_fd().unwrap().unwrap();
-    let ready = |limit| {
-        let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+    let mut watch = running.watch().unwrap();
+    let ready = |watch: &Watch, limit| {
+        let mut fds = [rustix::event::PollFd::new(watch, rustix::event::PollFlags::IN)];
         let limit = rustix::event::Timespec { tv_sec: limit, tv_nsec: 0 };
         rustix::event::poll(&mut fds, Some(&limit)).unwrap() == 1
     };
-    assert!(!ready(0));
-    let state = running.kill().unwrap();
-    assert_eq!(exit(state).signal, Some(9));
-    assert!(ready(20));
-    assert!(matches!(running.status().unwrap(), InstanceState::Exited(_)));
+    assert!(!ready(&watch, 0));
+    let state = running.kill();
+    assert_eq!(exit(state.clone()).signal, Some(9));
+    assert!(ready(&watch, 20));
+    assert_eq!((watch.known(), running.status()), (state.clone(), state));
 }
 
 #[test]
@@ -115,10 +106,10 @@ fn an_instance_is_found_again_and_outlives_its_handle() {
     let kit = Kit::new();
     let spec = kit.spec("echo ready; sleep 60");
     let pid = kit.start_ready(&spec).pid();
-    let Found::Running(found) = kit.runtime.attach(&spec.dir).unwrap() else { panic!() };
+    let found = kit.attach(&spec).running;
     assert_eq!((found.pid(), found.id()), (pid, spec.id.as_str()));
     found.signal(9).unwrap();
-    assert_eq!(exit(found.wait().unwrap()).signal, Some(9));
+    assert_eq!(exit(found.wait()).signal, Some(9));
     assert!(matches!(found.signal(9), Err(RunError::NotRunning { .. })));
 }
 
@@ -132,9 +123,11 @@ fn the_program_dies_with_its_shim() {
         let shim = shim_of(running.pid());
         let process = format!("/proc/{}", running.pid());
         rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
-        until("the program has gone", || !std::path::Path::new(&process).exists());
-        assert_eq!(running.status().unwrap(), InstanceState::Lost);
-        assert_eq!(running.wait().unwrap(), InstanceState::Lost);
+        // It is not told so before it is certain; what is left waits to be reaped.
+        assert_eq!(running.settled(), Known::Ended(End::Lost));
+        let state = std::fs::read_to_string(process.clone() + "/stat").unwrap_or(") Z".into());
+        assert!(state.contains(") Z"), "{state}");
+        assert_eq!(running.wait(), Known::Ended(End::Lost));
     }
     kit.runtime.sweep(&Default::default()).unwrap();
     kit.assert_clean();
@@ -193,7 +186,7 @@ fn many_at_once_leave_nothing() {
                 for _ in 0..20 {
                     let spec = kit.spec("exit 5");
                     let running = kit.runtime.start(&spec).unwrap();
-                    assert_eq!(exit(running.wait().unwrap()).code, 5);
+                    assert_eq!(exit(running.wait()).code, 5);
                     kit.runtime.remove(&spec.id).unwrap();
                 }
             });
@@ -213,7 +206,7 @@ fn an_init_reaps_and_forwards() {
     spec.sandbox.init = true;
     let running = kit.start_ready(&spec);
     assert_eq!(kit.lines(&spec), ["0", "ready"]);
-    assert_eq!(exit(running.stop(15, Duration::from_secs(20)).unwrap()).code, 9);
+    assert_eq!(exit(running.stop(15, Duration::from_secs(20))).code, 9);
     let mut spec = kit.spec("kill -9 $$");
     spec.sandbox.init = true;
     assert_eq!(kit.run_spec(&spec).0, 137);

@@ -1,7 +1,7 @@
 //! Memory, cpu, pids, ulimits.
 
 use kiln_core::compose::Limits;
-use kiln_run::InstanceState;
+use kiln_run::{End, Known};
 
 use crate::kit::Kit;
 
@@ -12,7 +12,7 @@ fn too_much_memory_is_an_oom_kill() {
     let mut spec = kit.spec("exec tail -n 1 /dev/zero");
     spec.sandbox.limits = Limits { memory: Some(24 << 20), ..Limits::default() };
     let running = kit.runtime.start(&spec).unwrap();
-    let InstanceState::Exited(exit) = running.wait().unwrap() else { panic!() };
+    let Known::Ended(End::Exited(exit)) = running.wait() else { panic!() };
     assert_eq!((exit.signal, exit.oom), (Some(9), true), "{exit:?}");
     kit.assert_clean();
 }
@@ -46,7 +46,7 @@ fn cpu_is_shared_out() {
     crate::kit::until("the program has run", || ticks() >= goal);
     let share = 0.1 / begun.elapsed().as_secs_f64();
     assert!(share < 0.5, "it had {share} of a cpu");
-    running.kill().unwrap();
+    running.kill();
     kit.assert_clean();
 }
 
@@ -67,5 +67,5 @@ fn ulimits_are_set_and_a_raise_that_is_refused_is_told() {
     let running = kit.runtime.start(&spec).unwrap();
     let told = running.warnings().iter().any(|line| line.contains("`memlock`"));
     assert_eq!(told, most.is_some() && !may_raise, "{:?}", running.warnings());
-    running.wait().unwrap();
+    running.wait();
 }

@@ -11,3 +11,4 @@ mod network;
 mod sandbox;
 mod step;
 mod sweep;
+mod unknown;

@@ -32,7 +32,7 @@ fn an_address_is_there_before_the_program() {
     let error = kit.runtime.start(&again).unwrap_err().to_string();
     assert!(error.contains("attach the network") && error.contains("kilntest0"), "{error}");
     assert!(interfaces().contains("kilntest0"), "{}", interfaces());
-    running.kill().unwrap();
+    running.kill();
     until("the interface has gone", || !interfaces().contains("kilntest0"));
     kit.assert_clean();
 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use kiln_run::InstanceState;
+use kiln_run::{End, Known};
 
-use crate::kit::{Kit, until};
+use crate::kit::{Kit, shim_of, until};
 
 #[test]
 fn remains_are_swept_and_the_living_are_not() {
@@ -14,11 +14,9 @@ fn remains_are_swept_and_the_living_are_not() {
     let mut spec = kit.spec("echo ready; sleep 100");
     spec.sandbox.limits.pids = Some(50);
     let killed = kit.start_ready(&spec);
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", killed.pid())).unwrap();
-    let shim = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
-    let shim = rustix::process::Pid::from_raw(shim).unwrap();
+    let shim = shim_of(killed.pid());
     rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
-    until("it is lost", || killed.status().unwrap() == InstanceState::Lost);
+    until("it is lost", || killed.status() == Known::Ended(End::Lost));
     assert!(kit.groups().iter().any(|path| path.ends_with(&spec.id)), "{:?}", kit.groups());
     let known = BTreeSet::from([spec.id.clone()]);
     let swept = kit.runtime.sweep(&known).unwrap();
@@ -29,7 +27,7 @@ fn remains_are_swept_and_the_living_are_not() {
     assert!(!spec.dir.exists());
     assert!(running.is_alive(), "what lives is no remains");
     assert!(kit.runtime.remove(&lives.id).is_err());
-    running.kill().unwrap();
+    running.kill();
     kit.runtime.remove(&lives.id).unwrap();
     kit.assert_clean();
 }

@@ -1,9 +1,11 @@
 //! Instances: from a released service to a running sandbox, and its end.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use kiln_core::compose::MountSource;
@@ -12,12 +14,16 @@ use kiln_core::release::{KEY_FORMAT, ReleasedService, Settings};
 use kiln_core::{Digest, Release};
 use kiln_run::logs::LogQuery;
 use kiln_run::net::{GATEWAY, NetSpec};
+use kiln_run::runtime::QUICK;
 use kiln_run::spec::signal_number;
-use kiln_run::{BindMount, FileMount, InstanceSpec, LogLimits, Network, Running, Sandbox};
+use kiln_run::{
+    BindMount, End, FileMount, InstanceSpec, Known, LogLimits, Network, RunError, Running, Sandbox,
+};
 use serde_json::json;
 
 use super::stage::{Instance, Life, Stage};
-use super::{Agent, now_ms, record, volumes, watch};
+use super::supervise::{Order, Word, begin};
+use super::{Agent, now_ms, record, volumes};
 use crate::report::{Because, Report};
 
 /// Starts a fresh instance of `service` in the slot of `release` and has it watched. It is a
@@ -37,7 +43,7 @@ pub(crate) fn start(
         state.instances.insert(id.clone(), instance);
     });
     agent.translate(stage)?;
-    watch::begin(agent, stage, &id);
+    begin(agent, stage, &id);
     Ok(id)
 }
 
@@ -57,7 +63,7 @@ pub(crate) fn launch(
     let id = fresh_id(stage, service);
     let address = agent.addresses.take_instance(&agent.host)?;
     let result = spec(agent, stage, &pinned, &release, service, released, &id, address)
-        .and_then(|spec| agent.runtime.start(&spec).map_err(|error| cannot_run(service, &error)));
+        .and_then(|spec| run(agent, service, &spec));
     let exec_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     let running = match result {
         Ok(running) => Arc::new(running),
@@ -82,9 +88,24 @@ pub(crate) fn launch(
         tainted: None,
         started: now_ms(),
         probes: Vec::new(),
-        replacing: false,
+        unknown: None,
+        inbox: None,
         running: Some(running),
     })
+}
+
+/// Starts it. One that could not be started for certain is ended first: there may be another in its
+/// place only then.
+fn run(agent: &Agent, service: &str, spec: &InstanceSpec) -> Result<Running, Report> {
+    let started = agent.runtime.start(spec);
+    if let Err(error @ RunError::Unknown { .. }) = &started {
+        agent.log(&format!("{error}"));
+        let stray = agent.runtime.attach(&spec.id, QUICK).running;
+        while !matches!(stray.kill(), Known::Ended(_)) {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+    started.map_err(|error| cannot_run(service, &error))
 }
 
 /// A program that cannot even be executed is the user's to mend: a gate refuses.
@@ -234,6 +255,7 @@ fn hosts(
 struct Stopping {
     id: String,
     running: Option<Arc<Running>>,
+    inbox: Option<Sender<Word>>,
     signal: i32,
     grace: Duration,
 }
@@ -241,15 +263,17 @@ struct Stopping {
 /// Stops instances in parallel: stop signal, grace, kill. They are gone from the state afterwards,
 /// their logs stay for a while, their addresses are free. So are fresh ones that took the place of
 /// one of them since the delivery under way was planned.
-pub(crate) fn stop(agent: &Arc<Agent>, stage: &Stage, ids: &[String]) {
+///
+/// # Errors
+/// When one has not certainly ended: then it stays where it is, and nothing may take its place.
+pub(crate) fn stop(agent: &Agent, stage: &Stage, ids: &[String]) -> Result<(), Report> {
     let stopping = stage.update(|state| {
         let mut all: Vec<Stopping> = Vec::new();
         for id in ids.iter().map(|id| state.current(id)).collect::<Vec<_>>() {
-            let id = &id;
-            let Some(instance) = state.instances.get_mut(id) else { continue };
+            let Some(instance) = state.instances.get_mut(&id) else { continue };
             instance.life = Life::Stopping;
             let (born, service) = (instance.born, instance.service.clone());
-            let running = instance.running.clone();
+            let (running, inbox) = (instance.running.clone(), instance.inbox.clone());
             let settings = state
                 .releases
                 .get(&born)
@@ -260,30 +284,58 @@ pub(crate) fn stop(agent: &Arc<Agent>, stage: &Stage, ids: &[String]) {
                 .unwrap_or(libc::SIGTERM);
             let grace = settings.map_or(10_000_000_000, Settings::stop_grace);
             let grace = Duration::from_nanos(grace);
-            all.push(Stopping { id: id.clone(), running, signal, grace });
+            all.push(Stopping { id, running, inbox, signal, grace });
         }
         all
     });
-    // A fresh one that is being launched in the place of one of them is gone before this returns.
-    let mut state = stage.state();
-    while stopping.iter().any(|one| state.instances.get(&one.id).is_some_and(|i| i.replacing)) {
-        state = stage.wait(state, Duration::from_secs(1));
+    let mut doubts = Vec::new();
+    for (id, known) in end_all(stopping) {
+        match known {
+            Known::Ended(_) => forget(agent, stage, &id),
+            Known::Unknown(why) => doubts.push(format!("{id}: {why}")),
+            Known::Runs(alive) => doubts.push(format!("{id}: it runs as pid {}", alive.pid)),
+        }
     }
-    drop(state);
+    if doubts.is_empty() {
+        return Ok(());
+    }
+    let message = format!("it is not known whether all that was stopped has ended in {}", stage.id);
+    Err(Report::failed(message).log(doubts).hint("kiln ps; nothing is started in its place"))
+}
+
+/// Has each one's supervisor stop it, and waits for all of them. Those that have none are stopped
+/// here: they ended for good, or a supervisor is just leaving.
+fn end_all(stopping: Vec<Stopping>) -> Vec<(String, Known)> {
+    let (done, results) = channel();
+    let mut left: BTreeMap<String, Stopping> = BTreeMap::new();
+    for one in stopping {
+        let Stopping { ref id, ref inbox, signal, grace, .. } = one;
+        if let Some(inbox) = inbox {
+            let order = Order { id: id.clone(), signal, grace, done: done.clone() };
+            let _ = inbox.send(Word::Stop(order));
+        }
+        left.insert(id.clone(), one);
+    }
+    drop(done);
+    // An order that nobody takes is dropped, and with it its way to answer.
+    let mut ended: Vec<(String, Known)> = Vec::new();
+    for (id, known) in results {
+        left.remove(&id);
+        ended.push((id, known));
+    }
     std::thread::scope(|scope| {
-        for Stopping { id, running, signal, grace } in &stopping {
-            scope.spawn(move || {
-                if let Some(running) = running
-                    && let Err(error) = running.stop(*signal, *grace)
-                {
-                    agent.log(&format!("stopping {id}: {error}"));
-                }
-            });
+        let stop = |one: &Stopping| match &one.running {
+            Some(running) => running.stop(one.signal, one.grace),
+            None => Known::Ended(End::Lost),
+        };
+        let stopping: Vec<_> =
+            left.values().map(|one| (one, scope.spawn(move || stop(one)))).collect();
+        for (one, stopping) in stopping {
+            let bug = |_| Known::Unknown("stopping it panicked".into());
+            ended.push((one.id.clone(), stopping.join().unwrap_or_else(bug)));
         }
     });
-    for Stopping { id, .. } in &stopping {
-        forget(agent, stage, id);
-    }
+    ended
 }
 
 /// Takes an instance that has ended out of the state.

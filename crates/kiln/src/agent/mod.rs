@@ -10,7 +10,8 @@
 //! | [`git`] | a project's repository, read without trusting it |
 //! | [`provision`] | candidate slots: opened, filled, switched to, cleared away |
 //! | [`instances`], [`volumes`] | one instance: started, stopped |
-//! | [`watch`] | readiness, health, ends, fresh instances |
+//! | [`supervise`] | ends, fresh instances: one supervisor for each instance |
+//! | [`watch`] | readiness and health |
 //! | [`routes`] | what the front answers |
 //! | [`addresses`] | which addresses are free |
 //! | [`restore`] | finding everything again after a restart, rebuilding after a reboot |
@@ -29,6 +30,7 @@ mod routes;
 mod serve;
 pub(crate) mod session;
 pub(crate) mod stage;
+mod supervise;
 mod verbs;
 mod volumes;
 mod watch;

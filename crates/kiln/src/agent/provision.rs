@@ -354,10 +354,10 @@ pub(crate) fn stop_all(agent: &Arc<Agent>, stage: &Stage, ids: &[String]) -> Res
     if ids.is_empty() {
         return Ok(());
     }
-    instances::stop(agent, stage, ids);
+    let stopped = instances::stop(agent, stage, ids);
     agent.translate(stage)?;
     agent.save(stage);
-    Ok(())
+    stopped
 }
 
 /// Clears away what an attempt left: the candidate's own instances go, what was stopped for it is
@@ -376,7 +376,10 @@ pub(crate) fn undo(
         let kept: BTreeSet<String> = candidate.before.iter().map(|id| state.current(id)).collect();
         state.instances.keys().filter(|id| !kept.contains(*id)).cloned().collect()
     };
-    instances::stop(agent, stage, &started);
+    if let Err(report) = instances::stop(agent, stage, &started) {
+        agent.log(&report.to_string());
+        session.notice(report.to_string());
+    }
     let missing = stage.update(|state| {
         let digest = candidate.release.digest;
         match &candidate.reused {
@@ -446,7 +449,9 @@ pub(crate) fn retire(agent: &Arc<Agent>, stage: &Arc<Stage>) {
     agent.background(move || {
         if !ids.is_empty() {
             worker.drain(&upstreams, limit);
-            instances::stop(&worker, &stage, &ids);
+            if let Err(report) = instances::stop(&worker, &stage, &ids) {
+                worker.log(&report.to_string());
+            }
         }
         let freed = stage.update(super::stage::StageState::forget_slots);
         settle(&worker, &stage, freed);

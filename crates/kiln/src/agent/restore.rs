@@ -1,21 +1,23 @@
 //! After a restart of the agent everything that runs is found again; after a reboot the active
 //! releases are built up again from their metafiles.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiln_run::Known;
+use kiln_run::known::boot_id;
 use kiln_run::net::Host;
-use kiln_run::runtime::{Found, Runtime};
+use kiln_run::runtime::{Found, QUICK, Runtime};
 use kiln_store::Store;
 use serde_json::json;
 
 use super::provision::{Patience, missing_services, retire};
 use super::session::Session;
 use super::stage::{Life, Role, RunFile, Stage, StageId};
-use super::{Agent, record, watch};
+use super::{Agent, record, supervise};
 use crate::deliver::{Published, Reason, converge};
 use crate::report::{Because, Report};
 
@@ -35,8 +37,14 @@ pub(crate) fn write_run_file(path: &Path, file: &RunFile) -> std::io::Result<()>
     Ok(())
 }
 
+/// What is written at `path`; nothing, if that was under another boot: then nothing of it lives.
 fn read_run_file(path: &Path) -> RunFile {
-    std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    let file: RunFile = std::fs::read(path)
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default();
+    let before = !file.boot.is_empty() && boot_id().is_ok_and(|boot| boot != file.boot);
+    if before { RunFile::default() } else { file }
 }
 
 /// All run files of `root`.
@@ -71,10 +79,17 @@ pub(crate) fn addresses(root: &Path) -> BTreeSet<Ipv4Addr> {
 /// of each stage back to full strength.
 pub(crate) fn restore(agent: &Arc<Agent>) {
     let files = run_files(&agent.root);
+    let ids: Vec<String> = files
+        .iter()
+        .flat_map(|(_, file)| file.instances.iter().map(|instance| instance.id.clone()))
+        .collect();
+    // All at once: a shim that does not answer keeps no other project waiting.
+    let answers = agent.runtime.attach_all(&ids, QUICK);
+    let mut found: BTreeMap<String, Found> = ids.into_iter().zip(answers).collect();
     let mut known: BTreeSet<String> = BTreeSet::new();
     for (id, file) in files {
         let stage = agent.stage(&id);
-        known.extend(take_over(agent, &stage, file));
+        known.extend(take_over(agent, &stage, file, &mut found));
     }
     for (project, stage) in agent.store.pointers().unwrap_or_default().into_keys() {
         agent.stage(&StageId { project, stage });
@@ -105,20 +120,40 @@ fn clear_unknown(agent: &Agent, known: &BTreeSet<String>) -> Result<(), Report> 
     Ok(())
 }
 
-/// Kills every instance of the root that is not in `known`.
+/// Kills every instance of the root that is not in `known`, all at once.
 fn kill_all_but(runtime: &Runtime, known: &BTreeSet<String>) -> Result<(), Report> {
-    let doing = || "ending an instance that nobody knows".to_owned();
-    for id in runtime.list().because(doing)?.difference(known) {
-        if let Ok(Found::Running(running)) = runtime.attach(&runtime.dir(id)) {
-            running.kill().because(doing)?;
-        }
+    let ids = runtime.list().because(|| "listing instances".to_owned())?;
+    let strays: Vec<String> = ids.difference(known).cloned().collect();
+    let found = runtime.attach_all(&strays, QUICK);
+    let doubts: Vec<String> = std::thread::scope(|scope| {
+        let killing: Vec<_> = found
+            .iter()
+            .filter(|one| !matches!(one.known, Known::Ended(_)))
+            .map(|one| (one.running.id(), scope.spawn(|| one.running.kill())))
+            .collect();
+        let doubt = |(id, killing): (&str, std::thread::ScopedJoinHandle<'_, Known>)| match killing
+            .join()
+        {
+            Ok(Known::Ended(_)) => None,
+            Ok(Known::Unknown(why)) => Some(format!("{id}: {why}")),
+            _ => Some(id.to_owned()),
+        };
+        killing.into_iter().filter_map(doubt).collect()
+    });
+    match doubts.is_empty() {
+        true => Ok(()),
+        false => Err(Report::failed("instances that nobody knows have not all ended").log(doubts)),
     }
-    Ok(())
 }
 
-/// Takes over the slots, those instances whose shims still answer, and those that have ended for
-/// good. Gives the names of those.
-fn take_over(agent: &Arc<Agent>, stage: &Stage, file: RunFile) -> Vec<String> {
+/// Takes over the slots, those instances that have not certainly ended, and those that have ended
+/// for good. Gives the names of those.
+fn take_over(
+    agent: &Arc<Agent>,
+    stage: &Stage,
+    file: RunFile,
+    found: &mut BTreeMap<String, Found>,
+) -> Vec<String> {
     let mut living = Vec::new();
     let pointer = stage.state().pointer.clone();
     let mut lost = Vec::new();
@@ -136,19 +171,25 @@ fn take_over(agent: &Arc<Agent>, stage: &Stage, file: RunFile) -> Vec<String> {
         }
         for mut instance in file.instances {
             let settled = matches!(instance.life, Life::Completed | Life::Failed { .. });
-            match agent.runtime.attach(&agent.instance_dir(&instance.id)) {
+            let found = found.remove(&instance.id);
+            match found.map(|one| (one.known, one.running)) {
                 // One that was being stopped is ended with what nobody knows.
-                Ok(Found::Running(running)) if instance.life != Life::Stopping => {
+                Some((known, running))
+                    if !matches!(known, Known::Ended(_)) && instance.life != Life::Stopping =>
+                {
                     instance.running = Some(Arc::new(running));
-                    living.push(instance.id.clone());
-                    state.instances.insert(instance.id.clone(), instance);
+                    if let Known::Unknown(why) = known {
+                        instance.unknown = Some(why);
+                    }
                 }
-                _ if settled => {
-                    living.push(instance.id.clone());
-                    state.instances.insert(instance.id.clone(), instance);
+                _ if settled => {}
+                _ => {
+                    lost.push(instance);
+                    continue;
                 }
-                _ => lost.push(instance),
             }
+            living.push(instance.id.clone());
+            state.instances.insert(instance.id.clone(), instance);
         }
         let there: BTreeSet<String> = state.instances.keys().cloned().collect();
         for slot in &mut state.slots {
@@ -180,7 +221,7 @@ fn remap(agent: &Agent) {
 fn begin_watching(agent: &Arc<Agent>, stage: &Arc<Stage>) {
     let all: Vec<String> = stage.state().instances.keys().cloned().collect();
     for id in all {
-        watch::begin(agent, stage, &id);
+        supervise::begin(agent, stage, &id);
     }
     retire(agent, stage);
 }

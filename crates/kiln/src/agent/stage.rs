@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use kiln_core::release::KEY_FORMAT;
 use kiln_core::{Digest, Release};
 use kiln_store::ledger::Pointer;
 use serde::{Deserialize, Serialize};
+
+use super::supervise::Word;
 
 /// Project and stage: what identifies a [`Stage`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -126,9 +129,12 @@ pub(crate) struct Instance {
     /// The last probes that failed, newest last.
     #[serde(default)]
     pub probes: Vec<String>,
-    /// A fresh one is being launched to take its place.
+    /// Why it is not known whether it runs, while that is so.
     #[serde(skip)]
-    pub replacing: bool,
+    pub unknown: Option<String>,
+    /// Its supervisor's inbox.
+    #[serde(skip)]
+    pub inbox: Option<Sender<Word>>,
     /// The shim's side of it.
     #[serde(skip)]
     pub running: Option<Arc<kiln_run::Running>>,
@@ -155,6 +161,9 @@ pub(crate) struct StageState {
 /// What is written beside the pointer.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct RunFile {
+    /// The boot of the machine under which it was written: under another one it is not believed.
+    #[serde(default)]
+    pub boot: String,
     /// All slots.
     pub slots: Vec<Slot>,
     /// All instances.
@@ -414,6 +423,10 @@ impl StageState {
 
     /// What is written beside the pointer.
     pub(crate) fn run_file(&self) -> RunFile {
-        RunFile { slots: self.slots.clone(), instances: self.instances.values().cloned().collect() }
+        RunFile {
+            boot: kiln_run::known::boot_id().unwrap_or_default(),
+            slots: self.slots.clone(),
+            instances: self.instances.values().cloned().collect(),
+        }
     }
 }

@@ -1,22 +1,20 @@
-//! One thread for each instance: probes it until it is ready and from then on at its interval,
-//! notices its end, and replaces it by a fresh one where the service's `restart` says so.
+//! Whether an instance is ready, and from then on healthy: one thread for each that has something
+//! to be asked. What it finds goes to the instance's supervisor; it decides nothing.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use kiln_core::Digest;
-use kiln_core::compose::{Expose, Protocol, Restart};
+use kiln_core::compose::{Expose, Protocol};
 use kiln_core::exit::Exit;
 use kiln_core::image::Healthcheck;
-use kiln_core::plan;
 use kiln_core::release::Settings;
-use kiln_run::{ExecSpec, InstanceState, Running};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use serde_json::json;
+use kiln_run::{ExecSpec, Running};
 
-use super::stage::{Instance, Life, Role, Stage};
-use super::{Agent, instances, record};
+use super::Agent;
+use super::stage::Life;
+use super::supervise::Word;
 use crate::report::Report;
 
 /// How long a service without a health check may take until its ports accept.
@@ -28,16 +26,6 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// Until first healthy, probes come at once and then back off between these.
 const PROBE_FIRST: Duration = Duration::from_millis(2);
 const PROBE_LAST: Duration = Duration::from_millis(200);
-
-/// Pauses before the first and the last fresh instance of one that keeps ending.
-const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
-const BACK_OFF_LAST: Duration = Duration::from_secs(30);
-
-/// An instance that lived so long has not failed to start: back-off begins anew.
-const LIVED: Duration = Duration::from_secs(10);
-
-/// Failed probes whose answers are kept for messages.
-const ANSWERS: usize = 3;
 
 fn nanos(value: Option<u64>, default: Duration) -> Duration {
     value.filter(|value| *value > 0).map_or(default, Duration::from_nanos)
@@ -54,120 +42,49 @@ pub(crate) fn patience(check: &Healthcheck) -> Duration {
         .saturating_add(timeout.min(interval))
 }
 
-fn success(ended: &InstanceState) -> bool {
-    matches!(ended, InstanceState::Exited(exit) if exit.code == 0)
+/// What a prober looks at.
+pub(super) struct Prober {
+    pub(super) agent: Arc<Agent>,
+    pub(super) running: Arc<Running>,
+    pub(super) settings: Settings,
+    pub(super) address: Ipv4Addr,
+    /// Where its findings go.
+    pub(super) to: Sender<Word>,
+    /// Closed when nobody wants them any more.
+    pub(super) wanted: Receiver<()>,
 }
 
-/// How it ended, as a person says it.
-fn words(ended: &InstanceState) -> String {
-    match ended {
-        InstanceState::Exited(exit) if exit.oom => "ran out of its memory limit".into(),
-        InstanceState::Exited(exit) => match exit.signal {
-            Some(signal) => format!("was ended by signal {signal}"),
-            None => format!("exited with status {}", exit.code),
-        },
-        InstanceState::Running { .. } => "still runs".into(),
-        InstanceState::Lost => "lost its shim".into(),
-    }
-}
-
-/// What is watched.
-struct Watch {
-    agent: Arc<Agent>,
-    stage: Arc<Stage>,
-    id: String,
-    release: Digest,
-    service: String,
-    settings: Settings,
-    job: bool,
-    address: std::net::Ipv4Addr,
-    running: Arc<Running>,
-}
-
-/// Watches instance `id` from now on.
-pub(crate) fn begin(agent: &Arc<Agent>, stage: &Arc<Stage>, id: &str) {
-    let found = {
-        let state = stage.state();
-        state.instances.get(id).and_then(|instance| {
-            let release = state.releases.get(&instance.born)?;
-            let released = release.services.get(&instance.service)?;
-            Some(Watch {
-                agent: Arc::clone(agent),
-                stage: Arc::clone(stage),
-                id: id.to_owned(),
-                release: instance.born,
-                service: instance.service.clone(),
-                settings: released.settings.clone(),
-                job: plan::is_job(release, &instance.service),
-                address: instance.address,
-                running: Arc::clone(instance.running.as_ref()?),
-            })
-        })
-    };
-    if let Some(watch) = found {
-        std::thread::spawn(move || watch.run());
-    }
-}
-
-impl Watch {
-    fn run(self) {
-        let began = Instant::now();
-        let ended = self.until_ready().or_else(|| self.while_ready());
-        self.ended(&ended.unwrap_or(InstanceState::Lost), began.elapsed());
-    }
-
-    /// Changes how the instance stands, unless it is being stopped. Routes follow.
-    fn set(&self, life: Life) {
-        let serves = self.stage.update(|state| {
-            let active = state.with_role(Role::Active).is_some_and(|slot| {
-                slot.members.get(&self.service).is_some_and(|member| *member == self.id)
-            });
-            match state.instances.get_mut(&self.id) {
-                Some(instance) if instance.life != Life::Stopping => {
-                    instance.life = life;
-                    active
-                }
-                _ => false,
-            }
-        });
-        if serves {
-            self.agent.routes_changed();
-            self.agent.save(&self.stage);
+impl Prober {
+    /// Probes from how the instance stood: one that an agent before this one saw ready is not new.
+    pub(super) fn run(self, stood: &Life) {
+        let retries = self.retries();
+        let failures = match stood {
+            Life::Ready => Some(0),
+            Life::Unhealthy => Some(retries),
+            _ => self.until_ready().then_some(0),
+        };
+        if let (Some(failures), Some(check)) = (failures, &self.settings.healthcheck) {
+            self.while_ready(check, retries, failures);
         }
     }
 
-    fn answer(&self, answer: String) {
-        self.stage.update(|state| {
-            if let Some(instance) = state.instances.get_mut(&self.id) {
-                instance.probes.push(answer);
-                let too_many = instance.probes.len().saturating_sub(ANSWERS);
-                instance.probes.drain(..too_many);
-            }
-        });
+    fn retries(&self) -> u32 {
+        let check = self.settings.healthcheck.as_ref();
+        check.and_then(|check| check.retries).unwrap_or(3).max(1)
     }
 
-    /// Waits for the end, at most for `limit`.
-    fn wait(&self, limit: Option<Duration>) -> Option<InstanceState> {
-        let Some(limit) = limit else { return self.running.wait().ok() };
-        match self.running.wait_fd() {
-            Ok(Some(fd)) => {
-                let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-                let limit = Timespec::try_from(limit).ok();
-                match rustix::event::poll(&mut fds, limit.as_ref()) {
-                    Ok(0) | Err(_) => None,
-                    Ok(_) => Some(self.running.status().unwrap_or(InstanceState::Lost)),
-                }
-            }
-            Ok(None) => Some(self.running.status().unwrap_or(InstanceState::Lost)),
-            Err(_) => Some(InstanceState::Lost),
-        }
+    /// Waits. False: nobody wants to know any more.
+    fn rest(&self, pause: Duration) -> bool {
+        self.wanted.recv_timeout(pause) == Err(RecvTimeoutError::Timeout)
     }
 
-    /// Probes until ready. Gives how it ended, if it did before.
-    fn until_ready(&self) -> Option<InstanceState> {
-        if self.job {
-            return None;
-        }
+    fn say(&self, word: Word) {
+        // A supervisor that has gone needs no answer.
+        let _ = self.to.send(word);
+    }
+
+    /// Probes until ready. False: nobody wants to know any more.
+    fn until_ready(&self) -> bool {
         let mut pause = PROBE_FIRST;
         let began = Instant::now();
         loop {
@@ -175,49 +92,36 @@ impl Watch {
                 Ok(()) if self.nothing_to_ask() => began.elapsed() >= SETTLE,
                 Ok(()) => true,
                 Err(answer) => {
-                    self.answer(answer);
+                    self.say(Word::Answered(answer));
                     false
                 }
             };
             if ready {
-                self.stage.update(|state| {
-                    if let Some(instance) = state.instances.get_mut(&self.id) {
-                        instance.probes.clear();
-                    }
-                });
-                self.set(Life::Ready);
-                return None;
+                self.say(Word::Ready);
+                return true;
             }
-            if let Some(ended) = self.wait(Some(pause)) {
-                return Some(ended);
+            if !self.rest(pause) {
+                return false;
             }
             pause = (pause * 2).min(PROBE_LAST);
         }
     }
 
-    /// Probes at the interval, until it ends.
-    fn while_ready(&self) -> Option<InstanceState> {
-        let Some(check) = &self.settings.healthcheck else { return self.wait(None) };
+    /// Probes at the interval.
+    fn while_ready(&self, check: &Healthcheck, retries: u32, mut failures: u32) {
         let interval = nanos(check.interval, Duration::from_secs(30));
-        let retries = check.retries.unwrap_or(3).max(1);
-        let mut failures = 0;
-        loop {
-            if let Some(ended) = self.wait(Some(interval)) {
-                return Some(ended);
-            }
+        while self.rest(interval) {
             match self.probe() {
                 Ok(()) if failures >= retries => {
                     failures = 0;
-                    self.finding("instance.healthy", "answers again");
-                    self.set(Life::Ready);
+                    self.say(Word::Healthy);
                 }
                 Ok(()) => failures = 0,
                 Err(answer) => {
-                    failures += 1;
-                    self.answer(answer.clone());
+                    failures = failures.saturating_add(1);
+                    self.say(Word::Answered(answer.clone()));
                     if failures == retries {
-                        self.finding("instance.unhealthy", &answer);
-                        self.set(Life::Unhealthy);
+                        self.say(Word::Unhealthy(answer));
                     }
                 }
             }
@@ -265,109 +169,5 @@ impl Watch {
             }
         }
         Ok(())
-    }
-
-    fn finding(&self, kind: &str, what: &str) {
-        record::note(&self.agent, &self.stage, kind, json!({ "instance": self.id, "what": what }));
-    }
-
-    /// It has ended: what follows depends on whether that was meant.
-    fn ended(&self, ended: &InstanceState, lived: Duration) {
-        let restarts = {
-            let state = self.stage.state();
-            match state.instances.get(&self.id) {
-                Some(instance) if instance.life != Life::Stopping => instance.restarts,
-                // Whoever is stopping it takes it out of the state.
-                _ => return,
-            }
-        };
-        let how = words(ended);
-        let log = instances::last_lines(&self.id, Some(&self.running), 5);
-        let data = json!({ "instance": self.id, "how": how, "log": log });
-        record::note(&self.agent, &self.stage, "instance.exit", data);
-        let again = match self.settings.restart() {
-            _ if self.job && success(ended) => false,
-            Restart::No => false,
-            Restart::OnFailure { max } => !success(ended) && max.is_none_or(|max| restarts < max),
-            Restart::Always => true,
-        };
-        if !again {
-            self.set(if success(ended) { Life::Completed } else { Life::Failed { how } });
-            return;
-        }
-        self.set(Life::BackOff { how });
-        let restarts = if lived >= LIVED { 0 } else { restarts };
-        // The first fresh one comes at once, so that clients who wait hardly notice.
-        let pause = match restarts {
-            0 => Duration::ZERO,
-            n => (BACK_OFF_FIRST * 2_u32.saturating_pow(n - 1)).min(BACK_OFF_LAST),
-        };
-        if self.pause(pause) {
-            self.replace(restarts + 1);
-        }
-    }
-
-    /// Waits; false when meanwhile the instance is no longer wanted.
-    fn pause(&self, pause: Duration) -> bool {
-        let deadline = Instant::now() + pause;
-        let mut state = self.stage.state();
-        loop {
-            let wanted = state
-                .instances
-                .get(&self.id)
-                .is_some_and(|instance| instance.life != Life::Stopping);
-            if !wanted || self.agent.leaving() {
-                return false;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return true;
-            }
-            state = self.stage.wait(state, left);
-        }
-    }
-
-    /// A fresh instance takes this one's place in every slot. Who stops this one meanwhile waits
-    /// until it is clear which of the two is there, so that data never has two writers.
-    fn replace(&self, restarts: u32) {
-        let claimed = self.stage.update(|state| match state.instances.get_mut(&self.id) {
-            Some(old) if old.life != Life::Stopping => {
-                old.replacing = true;
-                true
-            }
-            _ => false,
-        });
-        if !claimed {
-            return;
-        }
-        let (agent, stage) = (&self.agent, &self.stage);
-        match instances::launch(agent, stage, self.release, &self.service, restarts) {
-            Ok(fresh) => self.hand_over(fresh),
-            Err(report) => {
-                self.finding("instance.failed", &report.message);
-                self.set(Life::Failed { how: report.message });
-            }
-        }
-        stage.update(|state| {
-            if let Some(old) = state.instances.get_mut(&self.id) {
-                old.replacing = false;
-            }
-        });
-    }
-
-    fn hand_over(&self, fresh: Instance) {
-        let (agent, stage) = (&self.agent, &self.stage);
-        let id = fresh.id.clone();
-        if !stage.update(|state| state.inherit(&self.id, fresh)) {
-            return instances::stop(agent, stage, &[id]);
-        }
-        instances::forget(agent, stage, &self.id);
-        if let Err(report) = agent.translate(stage) {
-            agent.log(&format!("{}: {report}", stage.id));
-        }
-        begin(agent, stage, &id);
-        agent.save(stage);
-        let data = json!({ "old": self.id, "new": id });
-        record::note(agent, stage, "instance.replaced", data);
     }
 }

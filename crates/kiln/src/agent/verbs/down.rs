@@ -30,6 +30,8 @@ fn stop_and_remove(
     stopped.sort();
     let mut removed = false;
     if volumes {
+        // Data of somebody who has changed their mind stays.
+        session.check()?;
         let dir = agent.volumes_dir(&stage.id);
         if dir.exists() {
             std::fs::remove_dir_all(&dir).because(|| format!("removing {}", dir.display()))?;
@@ -73,12 +75,11 @@ fn stop_stage(
     }
     // The flush and the stopping do not wait for each other.
     let pointer = stage.state().pointer.down();
-    let recorded = std::thread::scope(|scope| {
+    let (ended, recorded) = std::thread::scope(|scope| {
         let entry = json!({ "stopped": &ids });
         let recording =
             scope.spawn(|| record::move_pointer(agent, stage, pointer, &[("down", entry)]));
-        instances::stop(agent, stage, &ids);
-        recording.join()
+        (instances::stop(agent, stage, &ids), recording.join())
     });
     let freed = stage.update(super::super::stage::StageState::forget_slots);
     agent.translate(stage)?;
@@ -88,6 +89,7 @@ fn stop_stage(
         Ok(result) => result,
         Err(_) => Err(Report::new(kiln_core::exit::Exit::Bug, "recording `down` panicked")),
     };
+    let result = result.and(ended);
     node.end(&result, &format!("{} instances", ids.len()));
     result.map(|()| ids)
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::serve::ports;
 use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
-use crate::agent::stage::{Instance, Role, Stage, StageState};
+use crate::agent::stage::{Instance, Life, Role, Stage, StageState};
 use crate::agent::{Agent, record, released};
 use crate::report::{Because, Report};
 
@@ -47,10 +47,10 @@ fn describe(state: &StageState, instance: &Instance) -> Value {
         "id": instance.id,
         "service": instance.service,
         "slots": slots,
-        "state": instance.life.word(),
-        "how": match &instance.life {
-            crate::agent::stage::Life::BackOff { how }
-            | crate::agent::stage::Life::Failed { how } => Some(how),
+        "state": if instance.unknown.is_some() { "unknown" } else { instance.life.word() },
+        "how": match (&instance.unknown, &instance.life) {
+            (Some(why), _) => Some(why),
+            (None, Life::BackOff { how } | Life::Failed { how }) => Some(how),
             _ => None,
         },
         "verdict": verdict(instance),
