@@ -2,7 +2,8 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`serve`] | the socket, requests, coming up and leaving |
+//! | [`serve`] | requests, coming up and leaving |
+//! | [`door`] | the socket; what is said when descriptors run short |
 //! | [`verbs`] | what each request does |
 //! | [`session`] | one request under way |
 //! | [`stage`] | stages, slots and instances: the state |
@@ -20,6 +21,7 @@
 
 mod addresses;
 pub(crate) mod bake;
+mod door;
 pub(crate) mod git;
 mod instances;
 pub(crate) mod provision;

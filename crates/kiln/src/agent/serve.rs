@@ -16,6 +16,7 @@ use kiln_run::net::Host;
 use kiln_store::Store;
 
 use super::addresses::Addresses;
+use super::door::Door;
 use super::routes::Routes;
 use super::session::Session;
 use super::{Agent, build_id, lock, restore, socket_path, verbs};
@@ -39,6 +40,12 @@ const LEAVING: Duration = Duration::from_secs(20);
 
 /// How often the agent looks whether front and minder are there: one ping, well below a millisecond.
 const FRONT_PULSE: Duration = Duration::from_millis(500);
+
+/// How long a client may take to say what it wants, and to take what it is told.
+const CLIENT: Duration = Duration::from_secs(30);
+
+/// Bytes of a request: an environment may have two MiB.
+const LONGEST_REQUEST: usize = 16 << 20;
 
 /// Set in the environment of the agent that a verb started, once it is in the background.
 const DETACHED: &str = "KILN_AGENT_DETACHED";
@@ -107,6 +114,7 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
             }
         };
     }
+    let spare = super::door::spare();
     let agent = open(root)?;
     let listener = listen(&agent.root)?;
     restore::restore(&agent);
@@ -120,16 +128,7 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
     if leave == Leave::WhenIdle {
         watch_idleness(&agent);
     }
-    for stream in listener.incoming() {
-        match stream {
-            Ok(stream) => {
-                let agent = Arc::clone(&agent);
-                std::thread::spawn(move || answer(&agent, stream));
-            }
-            Err(error) => agent.log(&format!("accepting a request: {error}")),
-        }
-    }
-    Ok(Exit::Done)
+    Door { agent, listener, spare }.attend()
 }
 
 fn open(root: &Path) -> Result<Arc<Agent>, Report> {
@@ -361,7 +360,7 @@ impl Drop for Working<'_> {
     }
 }
 
-fn answer(agent: &Arc<Agent>, stream: UnixStream) {
+pub(super) fn answer(agent: &Arc<Agent>, stream: UnixStream) {
     use std::io::Write;
     let working = Working::begin(agent);
     if agent.leaving() {
@@ -373,7 +372,13 @@ fn answer(agent: &Arc<Agent>, stream: UnixStream) {
     if (&stream).write_all(greeting.as_bytes()).is_err() {
         return;
     }
-    let Some((request, fds)) = receive(&stream) else { return };
+    // A client that says nothing keeps the agent neither from leaving nor from being replaced.
+    let limits = stream.set_write_timeout(Some(CLIENT)).and(stream.set_read_timeout(Some(CLIENT)));
+    let received = limits.ok().and_then(|()| receive(&stream));
+    let Some((request, fds)) = received else { return };
+    if stream.set_read_timeout(None).is_err() {
+        return;
+    }
     // Who only follows logs keeps the agent neither from leaving nor from being replaced.
     let _working = (!matches!(request.verb, Verb::Logs { .. })).then_some(working);
     let session = Session::new(&stream, request.env.clone(), request.cwd.clone());
@@ -383,7 +388,7 @@ fn answer(agent: &Arc<Agent>, stream: UnixStream) {
     } else if request.version != VERSION {
         Err(Report::failed(format!("the client speaks protocol {}", request.version)))
     } else {
-        verbs::run(agent, &session, request.verb, fds)
+        guarded(|| verbs::run(agent, &session, request.verb, fds))
     };
     let session = session.unstoppable();
     session.event(&match result {
@@ -396,6 +401,16 @@ fn answer(agent: &Arc<Agent>, stream: UnixStream) {
         }
     });
     let _ = stream.shutdown(std::net::Shutdown::Both);
+}
+
+/// What a request comes to, also when it meets a bug: its client hears so, and nobody else does.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Report>) -> Result<T, Report> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
+        Err(Report::new(Exit::Bug, format!("a bug in Kiln: {said}"))
+            .hint("where is in the agent's log; please report it"))
+    })
 }
 
 /// Reads the request and the file descriptors that follow it.
@@ -419,6 +434,9 @@ fn receive(stream: &UnixStream) -> Option<(Request, Vec<OwnedFd>)> {
             return None;
         }
         bytes.extend_from_slice(&chunk[..read]);
+        if bytes.len() > LONGEST_REQUEST {
+            return None;
+        }
         if request.is_none() && bytes.contains(&b'\n') {
             request = serde_json::from_slice(bytes.split(|byte| *byte == b'\n').next()?).ok();
             request.as_ref()?;
@@ -428,5 +446,18 @@ fn receive(stream: &UnixStream) -> Option<(Request, Vec<OwnedFd>)> {
             Some(request) => return Some((request, fds)),
             None => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_told_as_a_bug_and_goes_no_further() {
+        let report = guarded(|| -> Result<(), Report> { panic!("seven of {}", 6) }).unwrap_err();
+        assert_eq!(report.exit, Exit::Bug);
+        assert!(report.message.contains("seven of 6"), "{report}");
+        assert_eq!(guarded(|| Ok(7)), Ok(7));
     }
 }

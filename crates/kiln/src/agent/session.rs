@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 
 use crate::protocol::{Event, Progress, State};
@@ -71,10 +72,19 @@ impl Session {
 
     /// An error if the client has gone.
     pub(crate) fn check(&self) -> Result<(), Report> {
-        if self.cancelled.load(Ordering::Acquire) {
+        if self.cancelled.load(Ordering::Acquire) || self.stoppable && self.hung_up() {
             return Err(Report::failed("interrupted: nothing was switched"));
         }
         Ok(())
+    }
+
+    /// Whether the client has hung up by now, whoever has noticed.
+    fn hung_up(&self) -> bool {
+        let Some(Ok(out)) = self.out.as_ref().map(Mutex::try_lock) else { return false };
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut fds = [PollFd::new(&*out, gone)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut fds, Some(&at_once)), Ok(1..)) && fds[0].revents().intersects(gone)
     }
 
     /// Sends one event. A client that is gone is no error: the work decides by [`Session::check`].

@@ -14,6 +14,7 @@ mod verify;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiln_core::compose::{self, LoadRequest, Project};
 use kiln_core::exit::Exit;
@@ -235,13 +236,29 @@ fn find_stage(
     Ok(agent.stage(&id))
 }
 
-/// Deliveries to one stage take turns; who has to wait hears of it.
-fn with_turn<T>(session: &Session, stage: &Stage, work: impl FnOnce() -> T) -> T {
-    let _turn = stage.try_turn().unwrap_or_else(|| {
-        session.notice(format!("another delivery to {} is under way: waiting", stage.id));
-        stage.turn()
-    });
-    work()
+/// How often who waits for a turn looks whether it has come, and whether it is still wanted.
+const TURN: Duration = Duration::from_millis(5);
+
+/// Deliveries to one stage take turns; who has to wait hears of it. Whose client goes away before
+/// its turn does nothing.
+fn with_turn<T>(
+    session: &Session,
+    stage: &Stage,
+    work: impl FnOnce() -> Result<T, Report>,
+) -> Result<T, Report> {
+    let mut told = false;
+    loop {
+        session.check()?;
+        if let Some(_turn) = stage.try_turn() {
+            session.check()?;
+            return work();
+        }
+        if !told {
+            session.notice(format!("another delivery to {} is under way: waiting", stage.id));
+            told = true;
+        }
+        std::thread::sleep(TURN);
+    }
 }
 
 /// What a verb says of a stage in which nothing serves.
