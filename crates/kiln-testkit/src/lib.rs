@@ -11,6 +11,7 @@
 //! | [`probe`] | an open-loop prober that counts lost requests |
 //! | [`ports`] | free ports that no other test has |
 //! | [`server`] | a tiny HTTP server as a static program |
+//! | [`writer`] | a program that cries when it runs twice on the same data |
 //! | [`wait`] | waiting for a condition with a deadline |
 //! | [`leftovers`] | what a root left behind on the machine |
 //! | [`peers`] | Docker Engine and buildah, to be compared with and measured against |
@@ -30,6 +31,7 @@ pub mod project;
 pub mod server;
 pub mod wait;
 pub mod world;
+pub mod writer;
 
 pub use call::{Call, Running};
 pub use http::{Client, Response};

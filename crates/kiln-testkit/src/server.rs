@@ -17,19 +17,20 @@ const SOURCE: &str = include_str!("server.c");
 /// If there is no working C compiler.
 pub fn program() -> &'static [u8] {
     static PROGRAM: OnceLock<Vec<u8>> = OnceLock::new();
-    PROGRAM.get_or_init(|| compile().unwrap_or_else(|error| panic!("{error:#}")))
+    PROGRAM.get_or_init(|| compile(SOURCE).unwrap_or_else(|error| panic!("{error:#}")))
 }
 
-fn compile() -> Result<Vec<u8>> {
+/// A static program from the text of a C file.
+pub(crate) fn compile(source: &str) -> Result<Vec<u8>> {
     let dir = tempfile::tempdir()?;
-    let path = dir.path().join("server");
+    let path = dir.path().join("program");
     Call::new("cc")
         .args(["-std=c17", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s", "-x", "c", "-"])
         .arg("-o")
         .arg(&path)
-        .stdin(SOURCE)
+        .stdin(source)
         .run_ok()
-        .context("compiling the test server")?;
+        .context("compiling a test program")?;
     Ok(std::fs::read(&path)?)
 }
 
