@@ -9,6 +9,7 @@
 //! | [`tree_diff`] | what differs between two trees |
 //! | [`image`] | tree + configuration |
 //! | [`compose`] | what the user wrote: `compose.yaml` |
+//! | [`data`] | what two instances could both write, by identity |
 //! | [`release`] | what a deploy carries: everything pinned by digest |
 //! | [`canonical`] | one text for one value: what digests are over |
 //! | [`settings`] | Compose service + image configuration → what a release pins |
@@ -20,6 +21,7 @@
 
 pub mod canonical;
 pub mod compose;
+pub mod data;
 pub mod defaults;
 pub mod digest;
 pub mod exit;

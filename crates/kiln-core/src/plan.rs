@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::compose::MountSource;
+use crate::data::Data;
 use crate::digest::Digest;
 use crate::release::{Release, Settings};
 
@@ -21,7 +21,7 @@ pub struct Observed {
     /// Whether it may be shared: healthy, or completed with status 0, and not tainted.
     pub sound: bool,
     /// What it can write to and others could too.
-    pub data: BTreeSet<MountSource>,
+    pub data: Data,
     /// The release in whose slot it started, if that is known.
     pub born: Option<Arc<Release>>,
     /// Whether it is a worker.
@@ -69,8 +69,10 @@ impl Plan {
     }
 }
 
-/// What `release` needs beyond what is `observed` in its stage.
-pub fn plan(release: &Release, observed: &[Observed]) -> Plan {
+/// What `release` needs beyond what is `observed` in its stage. `data` is what each of its services
+/// will be able to write, as the kernel names it now.
+pub fn plan(release: &Release, observed: &[Observed], data: &BTreeMap<String, Data>) -> Plan {
+    let nothing = Data::default();
     let mut plan = Plan::default();
     let mut paused: BTreeMap<String, String> = BTreeMap::new();
     let mut conflicts: BTreeSet<String> = BTreeSet::new();
@@ -93,22 +95,24 @@ pub fn plan(release: &Release, observed: &[Observed]) -> Plan {
             below_pause(&released.settings, &paused, &mut below, &service);
             continue;
         }
-        let data = writable(&released.settings.mounts);
+        let data = data.get(&service).unwrap_or(&nothing);
         // What is shared goes on: it uses the data together with this service in any release.
         let holders: Vec<&Observed> = match data.is_empty() {
             true => Vec::new(),
             false => observed
                 .iter()
-                .filter(|old| !shared.contains(&old.id) && !old.data.is_disjoint(&data))
+                .filter(|old| !shared.contains(&old.id) && old.data.overlap(data).is_some())
                 .collect(),
         };
         let below = below_pause(&released.settings, &paused, &mut below, &service);
-        if workers.contains(&service) {
+        // Old workers end before new ones start anyway. Any other holder serves until the switch, so
+        // a worker that takes over its data is not started behind that, but in its place.
+        if workers.contains(&service) && holders.iter().all(|old| old.worker) {
             plan.workers.push(service);
         } else if !holders.is_empty() {
             conflicts.extend(holders.iter().map(|old| old.service.clone()));
             plan.stop_first.extend(holders.iter().map(|old| old.id.clone()));
-            paused.insert(service.clone(), format!("it writes {}", data_words(&data)));
+            paused.insert(service.clone(), format!("it writes {}", data.names()));
             plan.paused.push(Paused { why: paused[&service].clone(), service });
         } else if let Some(dep) = below {
             paused.insert(service.clone(), format!("it depends on `{dep}`"));
@@ -174,31 +178,11 @@ pub fn is_job(release: &Release, service: &str) -> bool {
     release.jobs().contains(service)
 }
 
-/// The writable sources among `mounts` that instances could share.
-pub fn writable(mounts: &[crate::compose::Mount]) -> BTreeSet<MountSource> {
-    mounts
-        .iter()
-        .filter(|mount| !mount.read_only && mount.source != MountSource::Anonymous)
-        .map(|mount| mount.source.clone())
-        .collect()
-}
-
-fn data_words(data: &BTreeSet<MountSource>) -> String {
-    let words: Vec<String> = data
-        .iter()
-        .map(|source| match source {
-            MountSource::Volume(name) => format!("volume `{name}`"),
-            MountSource::Bind(path) => format!("`{}`", path.display()),
-            MountSource::Anonymous => "its own volume".to_owned(),
-        })
-        .collect();
-    words.join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compose::{Condition, Dependency, Mount, Project, Service};
+    use crate::compose::{Condition, Dependency, Mount, MountSource, Project, Service};
+    use crate::data::{Held, Node, Spot};
     use crate::image::{ImageConfig, ImageId};
     use crate::release::ReleasedService;
 
@@ -237,17 +221,34 @@ mod tests {
         Release { project: "p".into(), source, services, ..Release::default() }
     }
 
+    /// Every volume is a folder of its own, told apart by its name.
+    fn data(release: &Release, service: &str) -> Data {
+        let mut data = Data::default();
+        for mount in &release.services[service].settings.mounts {
+            let MountSource::Volume(name) = &mount.source else { continue };
+            let node = Node { dev: 1, ino: 1, rest: name.clone() };
+            let spots = vec![Spot { node, above: BTreeSet::new() }];
+            data.0.push(Held { name: format!("volume `{name}`"), spots });
+        }
+        data
+    }
+
+    fn planned(release: &Release, observed: &[Observed]) -> Plan {
+        let all = release.services.keys().map(|name| (name.clone(), data(release, name)));
+        plan(release, observed, &all.collect())
+    }
+
     fn observe(release: &Release) -> Vec<Observed> {
         let born = Arc::new(release.clone());
         release
             .services
-            .iter()
-            .map(|(name, released)| Observed {
+            .keys()
+            .map(|name| Observed {
                 id: format!("{name}-old"),
                 service: name.clone(),
                 key: release.instance_key(name).unwrap(),
                 sound: true,
-                data: writable(&released.settings.mounts),
+                data: data(release, name),
                 born: Some(Arc::clone(&born)),
                 worker: is_worker(release, name),
             })
@@ -257,7 +258,7 @@ mod tests {
     /// `beside / paused / stop_first / workers / stop_workers`.
     fn shown(old: &str, new: &str) -> String {
         let observed = if old.is_empty() { vec![] } else { observe(&release(old)) };
-        let plan = plan(&release(new), &observed);
+        let plan = planned(&release(new), &observed);
         let paused: Vec<String> = plan.paused.iter().map(|p| p.service.clone()).collect();
         [plan.beside, paused, plan.stop_first, plan.workers, plan.stop_workers]
             .map(|list| list.join(","))
@@ -284,6 +285,11 @@ mod tests {
             ("web w~", "web@2 w~", "web /  /  /  / "),
             ("db! w~:db", "db!@2 w~:db", " / db / w-old,db-old / w / "),
             ("web w~", "web", " /  /  /  / w-old"),
+            // Data passes from a service to a worker and back, never to both at once.
+            ("web s!", "web s!~", " / s / s-old /  / "),
+            ("web s!~", "web s!", " / s / s-old /  / "),
+            ("web s!~", "web s!~@2", " /  /  / s / s-old"),
+            ("web:s s! w~", "web@2 s!~ w~@2", "web / s / web-old,s-old / w / w-old"),
         ] {
             assert_eq!(shown(old, new), expected, "{old} -> {new}");
         }
@@ -298,7 +304,7 @@ mod tests {
             }
             release
         };
-        let plan = plan(&both("a!@2 b!"), &observe(&both("a! b!")));
+        let plan = planned(&both("a!@2 b!"), &observe(&both("a! b!")));
         assert_eq!(plan.share.into_keys().collect::<Vec<_>>(), ["b"]);
         assert_eq!(plan.stop_first, ["a-old"]);
     }
@@ -308,7 +314,7 @@ mod tests {
         let release = release("web");
         let mut observed = observe(&release);
         observed[0].sound = false;
-        assert_eq!(plan(&release, &observed).beside, ["web"]);
+        assert_eq!(planned(&release, &observed).beside, ["web"]);
     }
 
     #[test]

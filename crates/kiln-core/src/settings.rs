@@ -86,7 +86,7 @@ pub fn settings(
         return Err(SettingsError::NothingToRun { service, place });
     }
     let expose = callable(service, image);
-    let mounts = mounts(service, image);
+    let mounts = mounts(project, service, image);
     let healthcheck = healthcheck(service, image);
     let worker = service.worker.unwrap_or(expose.is_empty());
     Ok(Settings {
@@ -167,15 +167,30 @@ fn published(project: &Project, name: &str, service: &Service) -> BTreeMap<Strin
     ports
 }
 
-fn mounts(service: &Service, image: &ImageConfig) -> Vec<Mount> {
+/// The service's own mounts, the volumes that its image declares, and what is volatile: that is
+/// what neither is data nor fits into memory, so it has a folder that goes with the instance.
+fn mounts(project: &Project, service: &Service, image: &ImageConfig) -> Vec<Mount> {
     let mut mounts = service.volumes.clone();
+    let covered = |mounts: &[Mount], target: &str| {
+        mounts.iter().any(|mount| mount.target.trim_end_matches('/') == target)
+            || service.tmpfs.iter().any(|tmpfs| tmpfs.target.trim_end_matches('/') == target)
+    };
+    let wanted = |source: MountSource| Mount { source, target: String::new(), read_only: false };
     for target in &image.volumes {
         let target = target.trim_end_matches('/');
-        let covered = mounts.iter().any(|mount| mount.target.trim_end_matches('/') == target)
-            || service.tmpfs.iter().any(|tmpfs| tmpfs.target.trim_end_matches('/') == target);
-        if !covered && !target.is_empty() {
-            let source = MountSource::Anonymous;
-            mounts.push(Mount { source, target: target.to_owned(), read_only: false });
+        if !covered(&mounts, target) && !target.is_empty() {
+            mounts.push(Mount { target: target.to_owned(), ..wanted(MountSource::Anonymous) });
+        }
+    }
+    for mount in mounts.iter_mut().filter(|mount| mount.source == MountSource::Anonymous) {
+        let target = mount.target.trim_end_matches('/');
+        if service.volatile.contains(target) || project.kiln.volatile.contains(target) {
+            mount.source = MountSource::Volatile;
+        }
+    }
+    for target in &service.volatile {
+        if !covered(&mounts, target) {
+            mounts.push(Mount { target: target.clone(), ..wanted(MountSource::Volatile) });
         }
     }
     mounts
@@ -273,6 +288,39 @@ mod tests {
             let said = settings(&project(), "s", &service, &image, vec![]).unwrap();
             assert_eq!(said.read_only, Some(stated));
         }
+    }
+
+    #[test]
+    fn what_is_volatile_is_no_data() {
+        let set = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+        let image = ImageConfig {
+            cmd: words("x"),
+            volumes: set(&["/var/lib/db/", "/var/cache", "/top"]),
+            ..ImageConfig::default()
+        };
+        let mut project = project();
+        project.kiln.volatile = set(&["/top", "/of/nobody"]);
+        let mut service =
+            Service { volatile: set(&["/var/cache", "/spool", "/x"]), ..Service::default() };
+        let anonymous = |target: &str| Mount {
+            source: MountSource::Anonymous,
+            target: target.to_owned(),
+            read_only: false,
+        };
+        service.volumes = vec![anonymous("/x"), anonymous("/kept")];
+        let settings = settings(&project, "s", &service, &image, vec![]).unwrap();
+        let shown: BTreeMap<&str, &MountSource> =
+            settings.mounts.iter().map(|mount| (mount.target.as_str(), &mount.source)).collect();
+        let (data, none) = (&MountSource::Anonymous, &MountSource::Volatile);
+        let expected = [
+            ("/kept", data),
+            ("/spool", none),
+            ("/top", none),
+            ("/var/cache", none),
+            ("/var/lib/db", data),
+            ("/x", none),
+        ];
+        assert_eq!(shown, BTreeMap::from(expected));
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn normal(service: &Service) -> Value {
             let source = match &mount.source {
                 MountSource::Volume(name) => name.clone(),
                 MountSource::Bind(path) => path.display().to_string(),
-                MountSource::Anonymous => String::new(),
+                MountSource::Anonymous | MountSource::Volatile => String::new(),
             };
             format!("{source}|{}|{}", mount.target, if mount.read_only { "ro" } else { "rw" })
         }))),

@@ -106,6 +106,9 @@ pub struct BindMount {
     pub target: String,
     /// Not writable through this mount.
     pub read_only: bool,
+    /// Device and inode that the source was found to be; anything else is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<(u64, u64)>,
 }
 
 /// One config or secret: a read-only file with its own owner and mode.

@@ -22,6 +22,7 @@ use crate::agent::provision::{self, Candidate};
 use crate::agent::record;
 use crate::agent::session::Session;
 use crate::agent::stage::Stage;
+use crate::agent::volumes;
 use crate::report::Report;
 
 /// A release that is recorded and can be deployed.
@@ -134,11 +135,13 @@ pub(crate) fn converge(
     patience: provision::Patience,
 ) -> Result<Converged, Report> {
     let _delivery = stage.deliver();
-    let plan = plan(&target.release, &stage.state().observe());
+    let data = volumes::data(agent, stage, &target.release)?;
+    let plan = plan(&target.release, &stage.state().observe(), &data);
     let serving = stage.state().serves(&target.digest);
     if plan.is_empty() && serving {
         return Ok(Converged { plan, switched: false });
     }
+    volumes::free(agent, stage, &target.digest, &plan, &data)?;
     provision::announce(session, stage, target, &plan);
     record::intent(agent, stage, target, reason, &plan);
 

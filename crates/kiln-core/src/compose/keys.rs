@@ -350,8 +350,12 @@ pub(super) const RESERVATIONS: Keys = Keys {
 pub(super) const ULIMIT: Keys =
     Keys { name: "`ulimits`, long form", honoured: &["hard", "soft"], listed: &[], refused: &[] };
 
-pub(super) const KILN: Keys =
-    Keys { name: "`x-kiln` at the top", honoured: &["bases", "stages"], listed: &[], refused: &[] };
+pub(super) const KILN: Keys = Keys {
+    name: "`x-kiln` at the top",
+    honoured: &["bases", "stages", "volatile"],
+    listed: &[],
+    refused: &[],
+};
 
 pub(super) const KILN_BASE: Keys = Keys {
     name: "`x-kiln.bases`",
@@ -381,8 +385,12 @@ pub(super) const KILN_STRATEGY: Keys = Keys {
     refused: &[],
 };
 
-pub(super) const KILN_SERVICE: Keys =
-    Keys { name: "`x-kiln` of a service", honoured: &["worker"], listed: &[], refused: &[] };
+pub(super) const KILN_SERVICE: Keys = Keys {
+    name: "`x-kiln` of a service",
+    honoured: &["volatile", "worker"],
+    listed: &[],
+    refused: &[],
+};
 
 #[cfg(test)]
 mod tests {

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::ComposeError;
 use super::keys;
-use super::model::{Base, KilnSection, Stage};
+use super::model::{Base, KilnSection, Service, Stage};
 use super::reader::At;
-use super::{ports, service};
+use super::{mounts, ports, service};
 use crate::stage::MOST_KEPT;
 
 /// What is read and checked, but nothing acts on yet.
@@ -21,6 +21,10 @@ pub(super) fn section(
     if let Some(at) = at {
         for key in at.entries()? {
             if !keys::KILN.admit(&key)? {
+                continue;
+            }
+            if key.key() == "volatile" {
+                section.volatile = mounts::targets(&key)?;
                 continue;
             }
             for entry in key.entries()? {
@@ -41,14 +45,17 @@ pub(super) fn section(
 }
 
 /// Reads `x-kiln` of a service.
-pub(super) fn worker(at: &At<'_>) -> Result<Option<bool>, ComposeError> {
-    let mut worker = None;
+pub(super) fn of_service(at: &At<'_>, service: &mut Service) -> Result<(), ComposeError> {
     for key in at.entries()? {
-        if keys::KILN_SERVICE.admit(&key)? {
-            worker = Some(key.truth()?);
+        if !keys::KILN_SERVICE.admit(&key)? {
+            continue;
+        }
+        match key.key() {
+            "worker" => service.worker = Some(key.truth()?),
+            _ => service.volatile = mounts::targets(&key)?,
         }
     }
-    Ok(worker)
+    Ok(())
 }
 
 fn name(at: &At<'_>) -> Result<String, ComposeError> {

@@ -38,3 +38,4 @@ mod yaml;
 pub use error::{ComposeError, closest};
 pub use load::{LoadRequest, ReadFile, load};
 pub use model::*;
+pub use project::valid_volume;

@@ -35,6 +35,8 @@ pub struct KilnSection {
     pub bases: BTreeMap<String, Base>,
     /// Stages, by name. `dev` is always there.
     pub stages: BTreeMap<String, Stage>,
+    /// Targets at which a volume without a name is no data, in whichever service.
+    pub volatile: BTreeSet<String>,
 }
 
 /// `x-kiln.bases.NAME`.
@@ -122,6 +124,8 @@ pub struct Service {
     pub aliases: BTreeSet<String>,
     /// `x-kiln.worker`; `None`: a worker if nobody can call it.
     pub worker: Option<bool>,
+    /// `x-kiln.volatile`: what is written there is no data and goes with the instance.
+    pub volatile: BTreeSet<String>,
     /// `file:line` of the service's key, for messages.
     pub place: String,
 }
@@ -257,8 +261,10 @@ pub enum MountSource {
     Volume(String),
     /// An absolute path of the host.
     Bind(PathBuf),
-    /// A fresh volume of the instance, gone with it.
+    /// A volume without a name: it belongs to stage, service and target.
     Anonymous,
+    /// A folder of the instance, filled from its image and gone with it (`x-kiln.volatile`).
+    Volatile,
 }
 
 /// One tmpfs.

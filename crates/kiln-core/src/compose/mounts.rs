@@ -228,13 +228,26 @@ pub(super) fn tmpfs(at: &At<'_>, service: &mut Service) -> Result<(), ComposeErr
     Ok(())
 }
 
-/// A volume and a tmpfs, or a config, cannot share a target.
+/// Reads `volatile`: absolute paths of the instance.
+pub(super) fn targets(at: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
+    let mut targets = BTreeSet::new();
+    for item in at.items()? {
+        targets.insert(mount_point(&item, &item.text()?)?);
+    }
+    Ok(targets)
+}
+
+/// A volume and a tmpfs, or a config, cannot share a target; nor can data be volatile.
 pub(super) fn no_target_twice(at: &At<'_>, service: &Service) -> Result<(), ComposeError> {
-    let volumes = service.volumes.iter().map(|mount| ("volumes", &mount.target));
+    let named = |mount: &&Mount| {
+        mount.source != MountSource::Anonymous || !service.volatile.contains(&mount.target)
+    };
+    let volumes = service.volumes.iter().filter(named).map(|mount| ("volumes", &mount.target));
     let tmpfs = service.tmpfs.iter().map(|tmpfs| ("tmpfs", &tmpfs.target));
     let files = service.files.iter().map(|file| ("configs or secrets", &file.target));
     let mut seen: BTreeMap<&String, &str> = BTreeMap::new();
-    for (kind, target) in volumes.chain(tmpfs).chain(files) {
+    let volatile = service.volatile.iter().map(|target| ("x-kiln.volatile", target));
+    for (kind, target) in volumes.chain(tmpfs).chain(files).chain(volatile) {
         if let Some(first) = seen.insert(target, kind) {
             return Err(at
                 .refuse(format!("`{target}` is named twice: in {first} and in {kind}"))

@@ -130,10 +130,11 @@ fn places(services: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
     for at in services.entries()? {
         let name = at.key();
         let valid = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
-        if name.is_empty() || name.len() > 63 || !name.chars().all(valid) {
-            return Err(at
-                .refuse(format!("`{name}` is no valid name of a service"))
-                .with_hint("use at most 63 letters, digits, `.`, `_` and `-`"));
+        let plain = name.chars().all(valid) && !name.starts_with('.');
+        if name.is_empty() || name.len() > 63 || !plain {
+            return Err(at.refuse(format!("`{name}` is no valid name of a service")).with_hint(
+                "use at most 63 letters, digits, `.`, `_` and `-`, none of them `.` first",
+            ));
         }
         if !at.is_map() {
             return Err(at
@@ -145,11 +146,33 @@ fn places(services: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
     Ok(names)
 }
 
+/// So that a folder can be called so, and one that stands for it until it is whole.
+const LONGEST_VOLUME: usize = 200;
+
+/// Whether a volume may be called so. The name is that of a folder: it leads nowhere else, and is
+/// none of those that Kiln has beside it, which begin with a dot.
+pub fn valid_volume(name: &str) -> bool {
+    let valid = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+    !name.is_empty()
+        && name.len() <= LONGEST_VOLUME
+        && !name.starts_with('.')
+        && name.chars().all(valid)
+}
+
 fn top_volumes(volumes: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
     let mut names = BTreeSet::new();
     for volume in volumes.entries()? {
         driver_and_external(&volume, &keys::TOP_VOLUME, "local")?;
-        names.insert(volume.key().to_owned());
+        let name = volume.key();
+        if !valid_volume(name) {
+            return Err(volume.refuse(format!("`{name}` is no valid name of a volume")).with_hint(
+                format!(
+                    "use at most {LONGEST_VOLUME} letters, digits, `.`, `_` and \
+                     `-`, and no `.` at the beginning"
+                ),
+            ));
+        }
+        names.insert(name.to_owned());
     }
     Ok(names)
 }

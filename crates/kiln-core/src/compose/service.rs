@@ -68,7 +68,7 @@ fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(
         "user" => service.user = Some(at.text()?),
         "volumes" => mounts::volumes(at, service, &sections.volumes)?,
         "working_dir" => service.working_dir = Some(at.target(&at.text()?)?),
-        "x-kiln" => service.worker = super::kiln::worker(at)?,
+        "x-kiln" => super::kiln::of_service(at, service)?,
         // Read together, or before.
         _ => {}
     }

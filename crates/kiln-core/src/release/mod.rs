@@ -147,15 +147,6 @@ pub struct PinnedFile {
     pub secret: bool,
 }
 
-impl Settings {
-    /// Whether two instances at once could both write the same data: a writable named volume or
-    /// bind mount.
-    pub fn holds_data(&self) -> bool {
-        use crate::compose::MountSource::Anonymous;
-        self.mounts.iter().any(|mount| !mount.read_only && mount.source != Anonymous)
-    }
-}
-
 impl Release {
     /// The canonical bytes; see `docs/formats.md`.
     pub fn canonical(&self) -> Vec<u8> {

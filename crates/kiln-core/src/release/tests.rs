@@ -218,7 +218,7 @@ fn long_chains_cost_little() {
     let began = std::time::Instant::now();
     assert_eq!(release.start_order().len(), 10_000);
     assert_eq!(release.instance_keys().len(), 10_000);
-    let plan = crate::plan::plan(&release, &[]);
+    let plan = crate::plan::plan(&release, &[], &BTreeMap::new());
     assert_eq!(plan.beside.len(), 10_000);
     assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
 }

@@ -179,6 +179,7 @@ impl From<&Mount> for Members {
                 Self::new().with("bind", path.to_string_lossy().into_owned()).into()
             }
             MountSource::Anonymous => "anonymous".into(),
+            MountSource::Volatile => "volatile".into(),
         };
         Self::new().with("read_only", *read_only).with("source", source).with("target", target)
     }

@@ -103,12 +103,26 @@ pub(super) fn user_tmpfs(spec: &Tmpfs, target: BorrowedFd<'_>) -> rustix::io::Re
     attach(&tmpfs(&options, NOSUID | NODEV)?, target)
 }
 
-/// Binds `source`, with what is mounted below it, over `target`.
-pub(super) fn bind(source: &Path, target: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+/// Binds `source`, with what is mounted below it, over `target`. What is mounted has to be `node`,
+/// if that is given: whoever decided that it may be mounted looked at that, and a path can lead
+/// somewhere else by now.
+pub(super) fn bind(
+    source: &Path,
+    target: BorrowedFd<'_>,
+    read_only: bool,
+    node: Option<(u64, u64)>,
+) -> io::Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(CWD, source, flags)?;
+    if let Some(node) = node {
+        let found = rustix::fs::fstat(&tree)?;
+        if (found.st_dev, found.st_ino) != node {
+            let what = format!("{} is another file or folder by now", source.display());
+            return Err(io::Error::other(what));
+        }
+    }
     let attrs = if read_only { NODEV | RDONLY } else { NODEV };
     sys::mount_setattr(tree.as_fd(), attrs, true)?;
     Ok(attach(&tree, target)?)

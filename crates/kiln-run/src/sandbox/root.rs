@@ -126,7 +126,7 @@ fn place(
         What::Dev => mounts::dev(target.as_fd(), root, &entry.path, sandbox.shm_size),
         What::Tmpfs(tmpfs) => mounts::user_tmpfs(tmpfs, target.as_fd()).step(step),
         What::Bind { mount, .. } => {
-            mounts::bind(&mount.source, target.as_fd(), mount.read_only).step(step)
+            mounts::bind(&mount.source, target.as_fd(), mount.read_only, mount.node).step(step)
         }
         What::Image(mount) => {
             let whole = scratch.join("images").join(number.to_string());
@@ -135,7 +135,7 @@ fn place(
         What::File(content) => {
             let copy = scratch.join("files").join(number.to_string());
             write_content(&copy, content).step(step)?;
-            mounts::bind(&copy, target.as_fd(), !content.writable).step(step)
+            mounts::bind(&copy, target.as_fd(), !content.writable, None).step(step)
         }
     }
 }

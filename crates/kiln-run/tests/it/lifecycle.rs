@@ -155,7 +155,12 @@ fn what_cannot_start_says_why_and_leaves_nothing() {
     assert!(error.contains("user `nobody`") && error.contains("/etc/passwd"), "{error}");
     let mut spec = kit.spec("true");
     let source = kit.dir.path().join("missing");
-    spec.sandbox.mounts.push(kiln_run::BindMount { source, target: "/x".into(), read_only: true });
+    spec.sandbox.mounts.push(kiln_run::BindMount {
+        source,
+        target: "/x".into(),
+        read_only: true,
+        node: None,
+    });
     let error = kit.runtime.start(&spec).unwrap_err().to_string();
     assert!(error.contains("missing over `/x`"), "{error}");
     kit.assert_clean();

@@ -99,6 +99,7 @@ fn mounts_files_and_nested_targets() {
         source: source.to_owned(),
         target: target.to_owned(),
         read_only,
+        node: None,
     };
     spec.sandbox.mounts = vec![
         bind(&host, "/srv/a/b", true),
@@ -146,7 +147,8 @@ fn a_volume_cannot_lead_out() {
     std::fs::create_dir_all(&outside).unwrap();
     std::os::unix::fs::symlink(&outside, volume.join("link")).unwrap();
     let mut spec = kit.spec("true");
-    spec.sandbox.mounts = vec![BindMount { source: volume, target: "/v".into(), read_only: false }];
+    spec.sandbox.mounts =
+        vec![BindMount { source: volume, target: "/v".into(), read_only: false, node: None }];
     spec.sandbox.tmpfs = vec![Tmpfs { target: "/v/link/x".into(), size: None, mode: None }];
     // The link leads to a folder that the instance does not have.
     assert!(kit.runtime.start(&spec).is_err());

@@ -59,7 +59,8 @@ fn only_what_the_step_did_is_in_the_upper_layer() {
         "cat /in/deep/f; cat; echo new > /etc/new; echo z >> /etc/hosts; echo q > /etc/resolv.conf; \
         mkdir /opt; hostname; ip -o link | wc -l; rm /bin/plain; exit 4",
     );
-    spec.mounts = vec![BindMount { source, target: "/in/deep".into(), read_only: true }];
+    spec.mounts =
+        vec![BindMount { source, target: "/in/deep".into(), read_only: true, node: None }];
     spec.stdin = b"from stdin\n".to_vec();
     let (exit, text) = run(&kit, &spec);
     assert_eq!(exit, StepExit { code: 4, ..StepExit::default() });

@@ -1,14 +1,13 @@
 //! Instances: from a released service to a running sandbox, and its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-use kiln_core::compose::MountSource;
 use kiln_core::exit::Exit;
 use kiln_core::release::{KEY_FORMAT, ReleasedService, Settings};
 use kiln_core::{Digest, Release};
@@ -17,10 +16,11 @@ use kiln_run::net::{GATEWAY, NetSpec};
 use kiln_run::runtime::QUICK;
 use kiln_run::spec::signal_number;
 use kiln_run::{
-    BindMount, End, FileMount, InstanceSpec, Known, LogLimits, Network, RunError, Running, Sandbox,
+    End, FileMount, InstanceSpec, Known, LogLimits, Network, RunError, Running, Sandbox,
 };
 use serde_json::json;
 
+use super::claims::Claim;
 use super::stage::{Instance, Life, Stage};
 use super::supervise::{Order, Word, begin};
 use super::{Agent, now_ms, record, volumes};
@@ -34,7 +34,7 @@ pub(crate) fn start(
     release: Digest,
     service: &str,
 ) -> Result<String, Report> {
-    let instance = launch(agent, stage, release, service, 0)?;
+    let instance = launch(agent, stage, release, service, 0, None)?;
     let id = instance.id.clone();
     stage.update(|state| {
         if let Some(slot) = state.slot_mut(&release) {
@@ -47,13 +47,14 @@ pub(crate) fn start(
     Ok(id)
 }
 
-/// Runs a fresh instance that is in no state or slot yet.
+/// Runs a fresh instance that is in no state or slot yet. `instead_of` has ended and has its place.
 pub(crate) fn launch(
     agent: &Agent,
     stage: &Stage,
     release: Digest,
     service: &str,
     restarts: u32,
+    instead_of: Option<&str>,
 ) -> Result<Instance, Report> {
     let began = Instant::now();
     let pinned = agent.release(&release)?;
@@ -62,20 +63,29 @@ pub(crate) fn launch(
     let key = agent.instance_key(&release, service)?.ok_or_else(missing)?;
     let id = fresh_id(stage, service);
     let address = agent.addresses.take_instance(&agent.host)?;
-    let result = spec(agent, stage, &pinned, &release, service, released, &id, address)
-        .and_then(|spec| run(agent, service, &spec));
+    let of = volumes::Of { stage, service };
+    let result =
+        volumes::prepare(agent, of, released, &agent.instance_dir(&id)).and_then(|sources| {
+            let (data, born) = (sources.data.clone(), release);
+            let claim = Claim { stage: stage.id.clone(), service: service.to_owned(), born, data };
+            agent.claims.take(&id, claim, &companions(stage, &release, instead_of))?;
+            let mut spec = spec(agent, stage, &pinned, &release, service, released, &id, address)?;
+            spec.sandbox.mounts = sources.mounts;
+            Ok((run(agent, service, &spec)?, sources.data))
+        });
     let exec_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let running = match result {
-        Ok(running) => Arc::new(running),
+    let (running, data) = match result {
+        Ok((running, data)) => (Arc::new(running), data),
         Err(report) => {
+            agent.claims.give_back(&id);
             agent.addresses.give_back(address);
             remove_folder(agent, &id);
             return Err(report);
         }
     };
     // From the request to the program's exec, which `cargo xtask bench` reads.
-    let data = json!({ "instance": id, "release": release, "exec_us": exec_us });
-    record::note(agent, stage, "instance.start", data);
+    let entry = json!({ "instance": id, "release": release, "exec_us": exec_us });
+    record::note(agent, stage, "instance.start", entry);
     Ok(Instance {
         id,
         service: service.to_owned(),
@@ -90,6 +100,7 @@ pub(crate) fn launch(
         probes: Vec::new(),
         unknown: None,
         inbox: None,
+        data,
         running: Some(running),
     })
 }
@@ -106,6 +117,18 @@ fn run(agent: &Agent, service: &str, spec: &InstanceSpec) -> Result<Running, Rep
         }
     }
     started.map_err(|error| cannot_run(service, &error))
+}
+
+/// Instances beside which one of `release` runs: those of its slot, and of every slot that the one
+/// before it is in. Services of one release share data as the Compose file says.
+fn companions(stage: &Stage, release: &Digest, instead_of: Option<&str>) -> BTreeSet<String> {
+    let state = stage.state();
+    let slots = state.slots.iter().filter(|slot| {
+        let of_old = |id: &str| slot.members.values().any(|member| member == id);
+        slot.release == *release || instead_of.is_some_and(of_old)
+    });
+    let members = slots.flat_map(|slot| slot.members.values().cloned());
+    members.chain(instead_of.map(str::to_owned)).collect()
 }
 
 /// A program that cannot even be executed is the user's to mend: a gate refuses.
@@ -146,7 +169,6 @@ fn spec(
     sandbox.user.clone_from(&settings.user);
     sandbox.hostname.clone_from(&settings.hostname);
     sandbox.tmpfs = settings.all_tmpfs();
-    sandbox.mounts = mounts(agent, stage, released, &dir)?;
     sandbox.files = files(agent, settings);
     sandbox.shm_size = settings.shm_size();
     sandbox.init = settings.init;
@@ -167,42 +189,6 @@ fn net_spec(agent: &Agent, address: Ipv4Addr) -> Result<NetSpec, Report> {
     let number = agent.host.range().number_of(address);
     let spec = number.and_then(|number| agent.host.net_spec(number));
     spec.ok_or_else(|| Report::new(Exit::Bug, format!("{address} is not of this root")))
-}
-
-fn mounts(
-    agent: &Agent,
-    stage: &Stage,
-    released: &ReleasedService,
-    dir: &Path,
-) -> Result<Vec<BindMount>, Report> {
-    let mut all = Vec::new();
-    for (number, mount) in released.settings.mounts.iter().enumerate() {
-        let source = match &mount.source {
-            MountSource::Bind(path) => existing(path)?,
-            MountSource::Volume(name) => {
-                let path = agent.volume_dir(&stage.id, name);
-                volumes::fill_if_new(&agent.store, &path, &released.image.tree, &mount.target)?;
-                path
-            }
-            MountSource::Anonymous => {
-                let path = dir.join("volumes").join(number.to_string());
-                volumes::fill_if_new(&agent.store, &path, &released.image.tree, &mount.target)?;
-                path
-            }
-        };
-        all.push(BindMount { source, target: mount.target.clone(), read_only: mount.read_only });
-    }
-    Ok(all)
-}
-
-/// A bind mount's source. As with Compose's long form, what is not there is an error: a folder
-/// made by the way would be owned by root and empty.
-fn existing(path: &Path) -> Result<PathBuf, Report> {
-    if path.exists() {
-        return Ok(path.to_owned());
-    }
-    Err(Report::usage(format!("bind mount: {} is not there", path.display()))
-        .hint("create it, or use a named volume"))
 }
 
 fn files(agent: &Agent, settings: &Settings) -> Vec<FileMount> {
@@ -347,6 +333,7 @@ pub(crate) fn forget(agent: &Agent, stage: &Stage, id: &str) {
         state.instances.remove(id)
     });
     if let Some(instance) = gone {
+        agent.claims.give_back(id);
         agent.addresses.give_back(instance.address);
         keep_log(agent, stage, &instance);
         remove_folder(agent, id);

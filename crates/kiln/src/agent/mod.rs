@@ -10,7 +10,9 @@
 //! | [`bake`] | lock, bases and Dockerfiles → images → settings |
 //! | [`git`] | a project's repository, read without trusting it |
 //! | [`provision`] | candidate slots: opened, filled, switched to, cleared away |
-//! | [`instances`], [`volumes`] | one instance: started, stopped |
+//! | [`instances`] | one instance: started, stopped |
+//! | [`volumes`], [`fill`] | where data lies; a new volume takes what the image has |
+//! | [`places`], [`claims`] | what a path really is; who writes it |
 //! | [`supervise`] | ends, fresh instances: one supervisor for each instance |
 //! | [`watch`] | readiness and health |
 //! | [`routes`] | what the front answers |
@@ -21,9 +23,12 @@
 
 mod addresses;
 pub(crate) mod bake;
+mod claims;
 mod door;
+mod fill;
 pub(crate) mod git;
 mod instances;
+mod places;
 pub(crate) mod provision;
 pub(crate) mod record;
 pub(crate) mod released;
@@ -34,7 +39,7 @@ pub(crate) mod session;
 pub(crate) mod stage;
 mod supervise;
 mod verbs;
-mod volumes;
+pub(crate) mod volumes;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -51,6 +56,7 @@ use kiln_store::Store;
 
 use crate::report::{Because, Report};
 use addresses::Addresses;
+use claims::Claims;
 use routes::Routes;
 use stage::{Stage, StageId};
 
@@ -70,6 +76,8 @@ pub(crate) struct Agent {
     pub host: Host,
     /// Free addresses of the root's range.
     pub addresses: Addresses,
+    /// Who writes what.
+    pub claims: Claims,
     routes: Routes,
     stages: Mutex<BTreeMap<StageId, Arc<Stage>>>,
     releases: Mutex<BTreeMap<Digest, Arc<Release>>>,
@@ -178,14 +186,9 @@ impl Agent {
         self.root.join("instances").join(id)
     }
 
-    /// Folder of all named volumes of a stage.
+    /// Folder of all volumes of a stage.
     pub(crate) fn volumes_dir(&self, id: &StageId) -> PathBuf {
         self.root.join("volumes").join(&id.project).join(&id.stage)
-    }
-
-    /// Folder of a named volume.
-    pub(crate) fn volume_dir(&self, id: &StageId, name: &str) -> PathBuf {
-        self.volumes_dir(id).join(name)
     }
 
     /// Text of `/etc/resolv.conf` for instances.

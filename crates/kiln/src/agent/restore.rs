@@ -14,9 +14,10 @@ use kiln_run::runtime::{Found, QUICK, Runtime};
 use kiln_store::Store;
 use serde_json::json;
 
+use super::claims::Claim;
 use super::provision::{Patience, missing_services, retire};
 use super::session::Session;
-use super::stage::{Life, Role, RunFile, Stage, StageId};
+use super::stage::{Instance, Life, Role, RunFile, Stage, StageId};
 use super::{Agent, record, supervise};
 use crate::deliver::{Published, Reason, converge};
 use crate::report::{Because, Report};
@@ -94,8 +95,9 @@ pub(crate) fn restore(agent: &Arc<Agent>) {
     for (project, stage) in agent.store.pointers().unwrap_or_default().into_keys() {
         agent.stage(&StageId { project, stage });
     }
-    if let Err(report) = clear_unknown(agent, &known) {
-        agent.log(&report.to_string());
+    match clear_unknown(agent, &known) {
+        Ok(()) => agent.claims.keep(&known),
+        Err(report) => agent.log(&report.to_string()),
     }
     remap(agent);
     for stage in agent.stages() {
@@ -183,13 +185,22 @@ fn take_over(
                     }
                 }
                 _ if settled => {}
-                _ => {
+                doubt => {
+                    // It writes until it has certainly ended, wanted or not.
+                    if doubt.is_some_and(|(known, _)| !matches!(known, Known::Ended(_))) {
+                        agent.claims.found(&instance.id, claim(stage, &instance));
+                    }
                     lost.push(instance);
                     continue;
                 }
             }
             living.push(instance.id.clone());
             state.instances.insert(instance.id.clone(), instance);
+        }
+        for instance in state.instances.values() {
+            if !matches!(instance.life, Life::Completed | Life::Failed { .. }) {
+                agent.claims.found(&instance.id, claim(stage, instance));
+            }
         }
         let there: BTreeSet<String> = state.instances.keys().cloned().collect();
         for slot in &mut state.slots {
@@ -202,6 +213,11 @@ fn take_over(
         record::note(agent, stage, "instance.lost", data);
     }
     living
+}
+
+fn claim(stage: &Stage, instance: &Instance) -> Claim {
+    let (service, data) = (instance.service.clone(), instance.data.clone());
+    Claim { stage: stage.id.clone(), service, born: instance.born, data }
 }
 
 /// Makes the kernel's translation equal to the states, whatever it was.

@@ -144,6 +144,7 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
     Ok(Arc::new(Agent {
         routes: Routes::new(root.clone(), exe.clone()),
         addresses: Addresses::new(&host.range(), &taken),
+        claims: Default::default(),
         root,
         store,
         runtime,

@@ -11,7 +11,8 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use kiln_core::plan::{self, Observed};
+use kiln_core::data::Data;
+use kiln_core::plan::Observed;
 use kiln_core::release::KEY_FORMAT;
 use kiln_core::{Digest, Release};
 use kiln_store::ledger::Pointer;
@@ -129,6 +130,9 @@ pub(crate) struct Instance {
     /// The last probes that failed, newest last.
     #[serde(default)]
     pub probes: Vec<String>,
+    /// What it can write and others could too.
+    #[serde(default)]
+    pub data: Data,
     /// Why it is not known whether it runs, while that is so.
     #[serde(skip)]
     pub unknown: Option<String>,
@@ -315,10 +319,7 @@ impl StageState {
             self.releases.iter().map(|(digest, release)| (digest, release.workers())).collect();
         for instance in self.instances.values() {
             let release = self.releases.get(&instance.born);
-            let settings = release
-                .and_then(|release| release.services.get(&instance.service))
-                .map(|released| &released.settings);
-            let data = settings.map(|s| plan::writable(&s.mounts)).unwrap_or_default();
+            let data = instance.data.clone();
             // One that is being stopped counts as long as it may write what others could.
             let stopping = instance.life == Life::Stopping;
             if stopping && data.is_empty() {

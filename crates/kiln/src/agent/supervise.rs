@@ -351,6 +351,7 @@ impl Supervisor {
             Restart::Always => true,
         };
         if !again {
+            self.agent.claims.give_back(&self.id);
             self.set(if success(end) { Life::Completed } else { Life::Failed { how } });
             return Next::Done;
         }
@@ -378,7 +379,8 @@ impl Supervisor {
             }
             restarts = restarts.saturating_add(1);
             let (agent, stage) = (&self.agent, &self.stage);
-            match instances::launch(agent, stage, self.release, &self.service, restarts) {
+            let (release, service) = (self.release, &self.service);
+            match instances::launch(agent, stage, release, service, restarts, Some(&self.id)) {
                 Ok(fresh) => return self.hand_over(fresh),
                 // The machine may be short of something: that passes.
                 Err(report) => {

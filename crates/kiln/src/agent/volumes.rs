@@ -1,175 +1,251 @@
-//! Volumes: an empty one takes content, owner and mode from the image, else a database that runs
-//! as its own user could not write to it.
+//! Where the data of a stage lies, and what each service can write of it.
+//!
+//! ```text
+//! volumes/PROJECT/STAGE/NAME                                  a named volume
+//! volumes/PROJECT/STAGE/.anonymous/N/SERVICE/REPLICA/TARGET   one without a name
+//! instances/ID/volumes/N                                      what is volatile
+//! ```
+//! A volume without a name belongs to stage, service, replica and target; `N` counts how often they
+//! were renewed. Names that Kiln makes begin with a dot, which no name of a volume does.
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::path::Path;
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use kiln_core::Digest;
-use kiln_core::tree::{Kind, Node};
-use kiln_store::Store;
+use kiln_core::compose::{Mount, MountSource, valid_volume};
+use kiln_core::data::{Data, Held};
+use kiln_core::plan::Plan;
+use kiln_core::release::ReleasedService;
+use kiln_core::{Digest, Release};
+use kiln_run::BindMount;
 
+use super::claims::Claim;
+use super::places::Mounts;
+use super::stage::{Stage, StageId};
+use super::{Agent, fill};
 use crate::report::{Because, Report};
 
-/// One at a time: services that start together may have a volume in common, and an empty folder
-/// would be renamed over the one that another instance has mounted already.
-static FILLING: Mutex<()> = Mutex::new(());
+/// Below the folder of a stage's volumes: those without a name.
+const ANONYMOUS: &str = ".anonymous";
 
-/// Makes the volume at `dir` unless it is there, with what the image has at `target`. It appears
-/// whole or not at all.
-pub(crate) fn fill_if_new(
-    store: &Store,
-    dir: &Path,
-    tree: &Digest,
-    target: &str,
+/// The replica of a service with one instance.
+const ONLY: &str = "1";
+
+/// Everything that an instance gets from the host.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    /// What is mounted; each names the file or folder that it has to be.
+    pub mounts: Vec<BindMount>,
+    /// What of it can be written.
+    pub data: Data,
+}
+
+/// One service of a stage, as a slot has it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Of<'a> {
+    /// The stage.
+    pub stage: &'a Stage,
+    /// The service.
+    pub service: &'a str,
+}
+
+impl Of<'_> {
+    /// Where `mount`, the instance's `number`th, comes from.
+    fn path(
+        &self,
+        agent: &Agent,
+        mount: &Mount,
+        number: usize,
+        dir: &Path,
+    ) -> Result<PathBuf, Report> {
+        let id = &self.stage.id;
+        match &mount.source {
+            MountSource::Bind(path) => Ok(path.clone()),
+            MountSource::Volume(name) if valid_volume(name) => Ok(agent.volumes_dir(id).join(name)),
+            // Releases come from elsewhere too.
+            MountSource::Volume(name) => {
+                Err(Report::usage(format!("`{name}` is no valid name of a volume")))
+            }
+            MountSource::Anonymous => {
+                let of_service = anonymous(agent, id, 0).join(encoded(self.service));
+                Ok(of_service.join(ONLY).join(encoded(&mount.target)))
+            }
+            MountSource::Volatile => Ok(dir.join("volumes").join(number.to_string())),
+        }
+    }
+}
+
+/// Folder of the volumes without a name.
+fn anonymous(agent: &Agent, id: &StageId, generation: u64) -> PathBuf {
+    agent.volumes_dir(id).join(ANONYMOUS).join(generation.to_string())
+}
+
+/// Any text as the name of a folder.
+fn encoded(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut name = String::new();
+    for (at, byte) in text.trim_end_matches('/').bytes().enumerate() {
+        match byte {
+            b'.' if at > 0 => name.push('.'),
+            b'_' | b'-' => name.push(char::from(byte)),
+            _ if byte.is_ascii_alphanumeric() => name.push(char::from(byte)),
+            _ => {
+                let _ = write!(name, "%{byte:02x}");
+            }
+        }
+    }
+    match name.len() {
+        0..=200 => name,
+        _ => Digest::of(text).hex(),
+    }
+}
+
+fn name(mount: &Mount) -> String {
+    match &mount.source {
+        MountSource::Volume(name) => format!("volume `{name}`"),
+        MountSource::Bind(path) => format!("`{}`", path.display()),
+        MountSource::Anonymous | MountSource::Volatile => {
+            format!("its volume at `{}`", mount.target)
+        }
+    }
+}
+
+/// Whether it is data that an instance with this mount can change.
+fn writes(mount: &Mount) -> bool {
+    !mount.read_only && mount.source != MountSource::Volatile
+}
+
+/// What each service of `release` would be able to write if it started now. Nothing is made.
+pub(crate) fn data(
+    agent: &Agent,
+    stage: &Stage,
+    release: &Release,
+) -> Result<BTreeMap<String, Data>, Report> {
+    let table = mounts()?;
+    let mut all = BTreeMap::new();
+    for (service, released) in &release.services {
+        let of = Of { stage, service };
+        let mut data = Data::default();
+        for mount in released.settings.mounts.iter().filter(|mount| writes(mount)) {
+            let path = of.path(agent, mount, 0, Path::new(""))?;
+            let spots = place(&table, service, mount, &path)?.spots;
+            if !spots.is_empty() {
+                data.0.push(Held { name: name(mount), spots });
+            }
+        }
+        all.insert(service.clone(), data);
+    }
+    Ok(all)
+}
+
+fn mounts() -> Result<Mounts, Report> {
+    Mounts::read().because(|| "reading the table of mounts".into())
+}
+
+fn place(
+    table: &Mounts,
+    service: &str,
+    mount: &Mount,
+    path: &Path,
+) -> Result<super::places::Place, Report> {
+    table.place(path).because(|| format!("finding out what {} of `{service}` is", name(mount)))
+}
+
+/// Refuses what would start if another stage or project writes its data: before anything is done.
+pub(crate) fn free(
+    agent: &Agent,
+    stage: &Stage,
+    digest: &Digest,
+    plan: &Plan,
+    data: &BTreeMap<String, Data>,
 ) -> Result<(), Report> {
-    let _alone = super::lock(&FILLING);
-    if dir.exists() {
-        return Ok(());
-    }
-    let doing = || format!("making the volume {}", dir.display());
-    let parent = dir.parent().unwrap_or(dir);
-    fs::create_dir_all(parent).because(doing)?;
-    let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    // What a killed agent left half-way is begun anew.
-    let part = parent.join(format!(".part-{name}"));
-    let _ = fs::remove_dir_all(&part);
-    fs::create_dir(&part).because(doing)?;
-    let tree = store.get_tree(tree).because(doing)?;
-    let base = resolve(&tree, target);
-    if let Some(node) = tree.get(&base).filter(|node| node.is_dir()) {
-        copy_children(store, &tree, &base, &part).because(doing)?;
-        own(&part, node).because(doing)?;
-    }
-    fs::rename(&part, dir).because(doing)
-}
-
-/// `target` with the symlinks of the image followed (`/var/run` is one, often).
-fn resolve(tree: &kiln_core::Tree, target: &str) -> Vec<u8> {
-    let mut path: Vec<u8> = Vec::new();
-    let mut todo: Vec<Vec<u8>> =
-        target.split('/').rev().map(|part| part.as_bytes().to_vec()).collect();
-    let mut links = 0;
-    while let Some(part) = todo.pop() {
-        match part.as_slice() {
-            b"" | b"." => continue,
-            b".." => {
-                let end = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-                path.truncate(end);
-                continue;
-            }
-            _ => {}
+    for (service, data) in data {
+        if !plan.share.contains_key(service) && !data.is_empty() {
+            agent.claims.elsewhere(&Claim {
+                stage: stage.id.clone(),
+                service: service.clone(),
+                born: *digest,
+                data: data.clone(),
+            })?;
         }
-        let parent = path.len();
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(&part);
-        if let Some(Kind::Symlink { target }) = tree.get(&path).map(|node| &node.kind)
-            && links < 40
-        {
-            links += 1;
-            path.truncate(if target.starts_with(b"/") { 0 } else { parent });
-            todo.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
-        }
-    }
-    path
-}
-
-fn copy_children(
-    store: &Store,
-    tree: &kiln_core::Tree,
-    from: &[u8],
-    to: &Path,
-) -> std::io::Result<()> {
-    for (path, node) in tree.children(from) {
-        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
-        let to = to.join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name));
-        match &node.kind {
-            Kind::Dir => {
-                fs::create_dir(&to)?;
-                copy_children(store, tree, path, &to)?;
-            }
-            Kind::File { digest, .. } => copy_file(store, digest, &to)?,
-            Kind::Hardlink { to: first } => {
-                if let Some(Kind::File { digest, .. }) = tree.get(first).map(|node| &node.kind) {
-                    copy_file(store, digest, &to)?;
-                }
-            }
-            Kind::Symlink { target } => {
-                symlink(
-                    <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target),
-                    &to,
-                )?;
-            }
-            // Devices and pipes have no place in data.
-            Kind::Fifo | Kind::CharDevice { .. } | Kind::BlockDevice { .. } => continue,
-        }
-        own(&to, node)?;
     }
     Ok(())
 }
 
-fn copy_file(store: &Store, digest: &Digest, to: &Path) -> std::io::Result<()> {
-    let mut from = File::open(store.object_path(digest))?;
-    let mut file = File::create_new(to)?;
-    std::io::copy(&mut from, &mut file)?;
-    file.flush()
+/// Makes the volumes that are not there yet, and says what is to be mounted and what of it is data.
+/// `dir` is the instance's folder.
+pub(crate) fn prepare(
+    agent: &Agent,
+    of: Of<'_>,
+    released: &ReleasedService,
+    dir: &Path,
+) -> Result<Sources, Report> {
+    let mounts = &released.settings.mounts;
+    let mut sources = Vec::new();
+    for (number, mount) in mounts.iter().enumerate() {
+        let path = of.path(agent, mount, number, dir)?;
+        match mount.source {
+            MountSource::Bind(_) => {}
+            MountSource::Volatile => {
+                let image = &released.image.tree;
+                fill::fill_if_new(
+                    &agent.store,
+                    &path,
+                    image,
+                    &mount.target,
+                    fill::Lasts::Instance,
+                )?;
+            }
+            _ => {
+                let image = &released.image.tree;
+                fill::fill_if_new(&agent.store, &path, image, &mount.target, fill::Lasts::Stage)?;
+            }
+        }
+        sources.push(path);
+    }
+    let mut all = Sources { mounts: Vec::new(), data: Data::default() };
+    if sources.is_empty() {
+        return Ok(all);
+    }
+    let table = self::mounts()?;
+    for (mount, source) in mounts.iter().zip(sources) {
+        let place = place(&table, of.service, mount, &source)?;
+        if !place.node.rest.is_empty() {
+            return Err(missing(&source));
+        }
+        let node = Some((place.node.dev, place.node.ino));
+        if writes(mount) && !place.spots.is_empty() {
+            all.data.0.push(Held { name: name(mount), spots: place.spots });
+        }
+        let (target, read_only) = (mount.target.clone(), mount.read_only);
+        all.mounts.push(BindMount { source, target, read_only, node });
+    }
+    Ok(all)
 }
 
-fn own(path: &Path, node: &Node) -> std::io::Result<()> {
-    if matches!(node.kind, Kind::Symlink { .. }) {
-        return std::os::unix::fs::lchown(path, Some(node.uid), Some(node.gid));
-    }
-    chown(path, Some(node.uid), Some(node.gid))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(u32::from(node.mode)))
+/// A bind mount's source. As with Compose's long form, what is not there is an error: a folder
+/// made by the way would be owned by root and empty.
+fn missing(path: &Path) -> Report {
+    Report::usage(format!("bind mount: {} is not there", path.display()))
+        .hint("create it, or use a named volume")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiln_core::Tree;
-    use std::os::unix::fs::MetadataExt;
 
     #[test]
-    fn services_that_start_together_get_the_same_folder() {
-        let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path()).unwrap();
-        let tree = store.put_tree(&Tree::new()).unwrap();
-        let dir = root.path().join("volumes/v");
-        let fill = || {
-            fill_if_new(&store, &dir, &tree, "/data").unwrap();
-            fs::metadata(&dir).unwrap().ino()
-        };
-        let seen: std::collections::BTreeSet<u64> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..8).map(|_| scope.spawn(fill)).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        assert_eq!(seen.len(), 1);
-    }
-
-    #[test]
-    fn takes_content_and_owner_once() {
-        let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path()).unwrap();
-        let mut tree = Tree::new();
-        let mut data = Node::new(Kind::Dir, 0o700);
-        data.uid = 70;
-        tree.insert(b"var/lib/data", data);
-        let digest = store.put(b"hello").unwrap();
-        tree.insert(b"var/lib/data/seed", Node::new(Kind::File { size: 5, digest }, 0o640));
-        tree.insert(b"data", Node::new(Kind::Symlink { target: b"/var/lib/data".to_vec() }, 0));
-        let tree = store.put_tree(&tree).unwrap();
-        let dir = root.path().join("volumes/v");
-        fill_if_new(&store, &dir, &tree, "/data/").unwrap();
-        assert_eq!(fs::read(dir.join("seed")).unwrap(), b"hello");
-        let meta = fs::metadata(&dir).unwrap();
-        assert_eq!((meta.uid(), meta.mode() & 0o7777), (70, 0o700));
-        // What the program writes later is never touched again.
-        fs::write(dir.join("seed"), b"changed").unwrap();
-        fill_if_new(&store, &dir, &tree, "/data/").unwrap();
-        assert_eq!(fs::read(dir.join("seed")).unwrap(), b"changed");
+    fn any_text_becomes_the_name_of_a_folder() {
+        for (text, name) in [
+            ("/var/lib/db", "%2fvar%2flib%2fdb"),
+            ("/var/lib/db/", "%2fvar%2flib%2fdb"),
+            ("web.1", "web.1"),
+            ("..", "%2e."),
+            (".hidden", "%2ehidden"),
+            ("a%2fb", "a%252fb"),
+            ("ä\n", "%c3%a4%0a"),
+        ] {
+            assert_eq!(encoded(text), name);
+        }
+        assert_eq!(encoded(&"/long".repeat(60)).len(), 64);
     }
 }

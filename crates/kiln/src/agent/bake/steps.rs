@@ -30,6 +30,7 @@ impl Steps<'_> {
             source: mount.source.clone(),
             target: mount.target.clone(),
             read_only: mount.read_only,
+            node: None,
         });
         let step = kiln_run::StepSpec {
             lower: spec.lower.clone(),

@@ -11,7 +11,7 @@ use super::{Answer, load_and_tell, nothing_serves, with_turn};
 use crate::agent::provision::Patience;
 use crate::agent::session::Session;
 use crate::agent::stage::{Stage, StageId};
-use crate::agent::{Agent, released};
+use crate::agent::{Agent, released, volumes};
 use crate::deliver::{Converged, Published, Reason, assemble, converge, publish};
 use crate::protocol::ProjectArgs;
 use crate::report::Report;
@@ -108,7 +108,9 @@ pub(super) fn plan(
     let stage = agent.stage(&StageId { project: project.name.clone(), stage: stage.into() });
     let _lease = agent.lease()?;
     let target = assemble(agent, session, &stage, &project)?;
-    let plan = kiln_core::plan::plan(&target.release, &stage.state().observe());
+    let data = volumes::data(agent, &stage, &target.release)?;
+    let plan = kiln_core::plan::plan(&target.release, &stage.state().observe(), &data);
+    volumes::free(agent, &stage, &target.digest, &plan, &data)?;
     Ok(json!({
         "project": stage.id.project,
         "stage": stage.id.stage,
