@@ -4,20 +4,23 @@
 //! of them durable at once, before anything durable names them: a few by a sync of each, many with
 //! a single `syncfs`, which waits for what anybody has written to the file system.
 //!
-//! From the first put after a flush until the next flush, a marker `unsynced/BOOT.PID.…` stands in
-//! the root. A marker that outlives a reboot says that what was put since may be torn; see
-//! [`crate::store`] for what is done about it.
+//! From its first put on, a process has a marker `unsynced/BOOT.PID.…` in the root, which is durable
+//! before anything is put and says until when all was flushed. A marker that outlives a reboot says
+//! that what was put since may be torn; see [`crate::store`] for what is done about it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::Statx;
 
+use crate::disk::{self, Site};
 use crate::error::{Context as _, Result};
 use crate::owner;
 
@@ -30,7 +33,7 @@ pub fn write_durable(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
     let path = path.as_ref();
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     replace(path, bytes, true)?;
-    File::open(dir)?.sync_all()
+    disk::sync_dir(Site::Folder, dir)
 }
 
 /// Like [`write_durable`] without any sync: whole for readers and after a crash of the process,
@@ -47,11 +50,13 @@ fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     let result = (|| {
         let mut file = File::create_new(&temporary)?;
         file.write_all(bytes)?;
+        disk::wrote(&file, path);
         if sync {
-            file.sync_data()?;
+            disk::sync(Site::File, &file, path)?;
         }
         fs::rename(&temporary, path)
     })();
+    disk::named(path);
     if result.is_err() {
         // The first error is the one to report; a left-over is cleaned at the next open.
         let _ = fs::remove_file(&temporary);
@@ -74,7 +79,6 @@ pub(crate) enum Published<'a> {
 /// What was put since the last flush.
 #[derive(Debug, Default)]
 struct Pending {
-    markers: Vec<PathBuf>,
     /// Everything, unless `many`.
     files: BTreeSet<PathBuf>,
     many: bool,
@@ -92,6 +96,51 @@ impl Pending {
     }
 }
 
+/// A file that says until when all was flushed (Unix time in seconds), and `+` if something was put
+/// since.
+#[derive(Debug)]
+struct Marker {
+    path: PathBuf,
+    file: File,
+    flushed: i64,
+}
+
+impl Marker {
+    /// Makes it, durably: whatever is put after it and lost is known to be so.
+    fn make(dir: &Path) -> Result<Self> {
+        let path = dir.join(owner::unique("unsynced"));
+        let file = File::create_new(&path).doing("creating", &path)?;
+        disk::named(&path);
+        disk::sync_dir(Site::Mark, dir).doing("syncing", dir)?;
+        let flushed = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse).tv_sec;
+        Ok(Self { path, file, flushed })
+    }
+
+    /// Not synced: an older time only has more checked after a power cut.
+    fn say(&self, dirty: bool) -> io::Result<()> {
+        let sign = if dirty { '+' } else { '-' };
+        self.file.write_all_at(format!("{:>20} {sign}\n", self.flushed).as_bytes(), 0)?;
+        disk::wrote(&self.file, &self.path);
+        Ok(())
+    }
+}
+
+fn says_flushed(marker: &Path) -> bool {
+    fs::read_to_string(marker).is_ok_and(|text| text.trim_end().ends_with('-'))
+}
+
+/// Since when what the marker at `path` is about may be torn.
+pub(crate) fn unsynced_since(path: &Path) -> SystemTime {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let said = text.split_whitespace().next().and_then(|word| word.parse().ok());
+    let said = said.map(Duration::from_secs);
+    let made = || fs::metadata(path).and_then(|meta| meta.modified());
+    // One that says nothing was not flushed since it was made; its file may never have been written.
+    said.map(|said| SystemTime::UNIX_EPOCH + said)
+        .or_else(|| made().ok())
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
 /// Tracks whether something was put since the last flush.
 #[derive(Debug)]
 pub(crate) struct Unsynced {
@@ -100,10 +149,29 @@ pub(crate) struct Unsynced {
     /// Real time, in ns, before which everything in the root is durable.
     flushed_at: AtomicI64,
     pending: Mutex<Pending>,
+    /// Made at the first put; stays until the process ends.
+    marker: Mutex<Option<Marker>>,
+    /// Markers of processes that died, taken over.
+    adopted: Mutex<Vec<PathBuf>>,
     /// Held shared from marking to linking, exclusively while a flush turns `dirty` off: else an
     /// object could be linked after the flush and counted as before it.
     publishing: RwLock<()>,
     flushing: Mutex<()>,
+}
+
+impl Drop for Unsynced {
+    fn drop(&mut self) {
+        if !self.dirty.load(Ordering::Acquire)
+            && let Some(marker) = lock(&self.marker).take()
+        {
+            // One that stays only has more checked than need be.
+            let _ = disk::remove(&marker.path);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Unsynced {
@@ -113,27 +181,31 @@ impl Unsynced {
             dirty: AtomicBool::new(false),
             flushed_at: AtomicI64::new(0),
             pending: Mutex::default(),
+            marker: Mutex::default(),
+            adopted: Mutex::default(),
             publishing: RwLock::new(()),
             flushing: Mutex::new(()),
         }
-    }
-
-    fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Marks the root as having something unsynced. What is published must be published while the
     /// guard lives.
     pub(crate) fn mark(&self, published: Published<'_>) -> Result<RwLockReadGuard<'_, ()>> {
         let guard = self.publishing.read().unwrap_or_else(PoisonError::into_inner);
-        let mut pending = self.pending();
-        if pending.markers.is_empty() {
-            let path = self.dir.join(owner::unique("unsynced"));
-            File::create_new(&path).doing("creating", &path)?;
-            pending.markers.push(path);
+        {
+            let mut marker = lock(&self.marker);
+            let made = match marker.take() {
+                Some(made) => made,
+                None => Marker::make(&self.dir)?,
+            };
+            let said = match self.dirty.swap(true, Ordering::AcqRel) {
+                true => Ok(()),
+                false => made.say(true).doing("writing", &made.path),
+            };
+            *marker = Some(made);
+            said?;
         }
-        pending.add(published);
-        self.dirty.store(true, Ordering::Release);
+        lock(&self.pending).add(published);
         Ok(guard)
     }
 
@@ -149,54 +221,68 @@ impl Unsynced {
 
     /// Makes everything put so far durable, if there is anything.
     pub(crate) fn flush(&self, root: &File) -> Result<()> {
-        let _one = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = lock(&self.flushing);
         let flushed = {
             let _all = self.publishing.write().unwrap_or_else(PoisonError::into_inner);
             if !self.dirty.swap(false, Ordering::AcqRel) {
                 return Ok(());
             }
-            std::mem::take(&mut *self.pending())
+            std::mem::take(&mut *lock(&self.pending))
         };
         let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
         let result = match flushed.many {
-            true => rustix::fs::syncfs(root).map_err(io::Error::from),
+            true => disk::sync_all(Site::All, root, self.dir.parent().unwrap_or(&self.dir)),
             false => sync_each(&flushed.files),
         };
         if let Err(error) = result {
-            // The markers stay, and the next flush tries again, this time everything.
-            let mut pending = self.pending();
-            pending.markers.extend(flushed.markers);
-            pending.add(Published::Many);
+            // The next flush tries again, this time everything.
+            lock(&self.pending).add(Published::Many);
             self.dirty.store(true, Ordering::Release);
             return Err(error).doing("syncing", &self.dir);
         }
-        if flushed.many || self.alone(&flushed.markers) {
+        if flushed.many {
+            for marker in std::mem::take(&mut *lock(&self.adopted)) {
+                disk::remove(&marker).doing("removing", &marker)?;
+            }
+        }
+        if flushed.many || self.alone() {
             self.flushed_at.store(now.tv_sec * 1_000_000_000 + now.tv_nsec, Ordering::Release);
         }
-        for marker in flushed.markers {
-            fs::remove_file(&marker).doing("removing", &marker)?;
+        let mut marker = lock(&self.marker);
+        if let Some(marker) = &mut *marker {
+            marker.flushed = now.tv_sec;
+            let dirty = self.dirty.load(Ordering::Acquire);
+            marker.say(dirty).doing("writing", &marker.path)?;
         }
         Ok(())
     }
 
-    /// Whether there are no markers but these: then no other process has put anything that it has
-    /// not flushed.
-    fn alone(&self, markers: &[PathBuf]) -> bool {
+    /// Whether there are no markers but this process's: then no other one has put anything that it
+    /// may not have flushed.
+    fn alone(&self) -> bool {
         let Ok(mut entries) = fs::read_dir(&self.dir) else { return false };
-        entries.all(|entry| entry.is_ok_and(|entry| markers.contains(&entry.path())))
+        let marker = lock(&self.marker);
+        let mine = |path: &Path| marker.as_ref().is_some_and(|marker| marker.path == path);
+        entries.all(|entry| {
+            entry.is_ok_and(|entry| mine(&entry.path()) || says_flushed(&entry.path()))
+        })
     }
 
     /// Takes over the marker of a process that ended without a flush.
     pub(crate) fn adopt(&self, marker: &Path) -> Result<()> {
+        if says_flushed(marker) {
+            return disk::remove(marker).doing("removing", marker);
+        }
         let mine = self.dir.join(owner::unique("unsynced"));
         match fs::rename(marker, &mine) {
             // Somebody else was faster.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => result.doing("renaming", marker)?,
         }
-        let mut pending = self.pending();
-        pending.markers.push(mine);
-        pending.add(Published::Many);
+        disk::unnamed(marker);
+        disk::named(&mine);
+        lock(&self.adopted).push(mine);
+        lock(&self.pending).add(Published::Many);
         self.dirty.store(true, Ordering::Release);
         Ok(())
     }
@@ -213,19 +299,19 @@ fn sync_each(paths: &BTreeSet<PathBuf>) -> io::Result<()> {
     let mut dirs = BTreeSet::new();
     for path in paths {
         match File::open(path) {
-            Ok(file) => files.push(file),
+            Ok(file) => files.push((path, file)),
             // Collected meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         }
         dirs.extend(path.ancestors().skip(1).take(2));
     }
-    for file in &files {
+    for (_, file) in &files {
         // All begin to be written, so that one commit of the file system's journal has them all. A
         // hint: what it does not do, the sync does.
         // SAFETY: the descriptor is open, and no memory is passed.
         unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
     }
-    files.iter().try_for_each(File::sync_all)?;
-    dirs.iter().try_for_each(|dir| File::open(dir)?.sync_all())
+    files.iter().try_for_each(|(path, file)| disk::sync(Site::Object, file, path))?;
+    dirs.iter().try_for_each(|dir| disk::sync_dir(Site::ObjectFolder, dir))
 }

@@ -85,6 +85,23 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// Something is wrong with the ledger, or a copy beside it has what it has lost.
+    #[error(
+        "the ledger cannot be believed, so nothing is delivered and nothing collected: {}",
+        faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    )]
+    Held {
+        /// What is wrong.
+        faults: Vec<crate::ledger::Fault>,
+    },
+    /// Something that is kept cannot be read, so nobody can say what hangs on it.
+    #[error("{who} needs something that cannot be read, so nothing is collected: {source}")]
+    Stops {
+        /// Who needs it.
+        who: String,
+        /// What cannot be read, and why.
+        source: Box<Error>,
+    },
     /// Collection could not get the store for itself.
     #[error("the store is in use by a bake, deploy or transfer; waited {0} ms, try again later")]
     Busy(u128),

@@ -2,6 +2,7 @@
 //! collection waits until nobody does.
 
 use std::fs::File;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,27 +24,40 @@ impl Store {
     /// # Errors
     /// I/O errors.
     pub fn lease(&self) -> Result<Lease> {
-        let lock = self.lock_file()?;
+        let lock = self.lock_file("lease.lock")?;
         let path = self.inner.root.join("lease.lock");
         loop {
             match rustix::fs::flock(&lock, FlockOperation::LockShared) {
                 Err(rustix::io::Errno::INTR) => {}
-                result => break result.doing("locking", path)?,
+                result => break result.doing("locking", &path)?,
             }
         }
+        // So that a collection under way sees that somebody was there. Losing it in a power cut
+        // does no harm: there is no collection under way then.
+        let stamp = format!("{:<100}", crate::owner::unique("lease"));
+        lock.write_all_at(stamp.as_bytes(), 0).doing("writing", path)?;
         Ok(Lease { _lock: lock })
     }
 
-    /// The store for oneself alone, or [`Error::Busy`] after `wait`.
-    pub(crate) fn lease_alone(&self, wait: Duration) -> Result<Lease> {
-        let lock = self.lock_file()?;
+    /// What the last one to take a lease left.
+    pub(crate) fn lease_stamp(&self) -> Result<Vec<u8>> {
+        let path = self.inner.root.join("lease.lock");
+        match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            stamp => stamp.doing("reading", path),
+        }
+    }
+
+    /// A lock for oneself alone, or [`Error::Busy`] after `wait`.
+    pub(crate) fn lock_alone(&self, name: &str, wait: Duration) -> Result<Lease> {
+        let lock = self.lock_file(name)?;
         let started = Instant::now();
         let mut pause = Duration::from_millis(1);
         loop {
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Lease { _lock: lock }),
                 Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error).doing("locking", "lease.lock"),
+                Err(error) => return Err(error).doing("locking", name),
             }
             if started.elapsed() >= wait {
                 return Err(Error::Busy(wait.as_millis()));
@@ -54,9 +68,10 @@ impl Store {
         }
     }
 
-    fn lock_file(&self) -> Result<File> {
-        let path = self.inner.root.join("lease.lock");
+    fn lock_file(&self, name: &str) -> Result<File> {
+        let path = self.inner.root.join(name);
         let mut options = File::options();
-        options.create(true).truncate(false).write(true).open(&path).doing("opening", &path)
+        let options = options.create(true).truncate(false).write(true).mode(0o600);
+        options.open(&path).doing("opening", &path)
     }
 }

@@ -8,11 +8,13 @@
 //! | [`store`] | the root folder: opening it, its format, recovery |
 //! | `inherited` | what its folders take over from the one around it: nothing |
 //! | [`objects`] | contents by digest |
+//! | `disk` | every sync, by who asks for it |
 //! | [`durable`] | what reaches the disk, and when |
 //! | [`typed`] | trees, configurations and releases as objects |
 //! | [`steps`] | results of bake steps by key |
 //! | [`refs`] | named references that keep digests alive |
-//! | [`lease`], [`gc`], [`check`] | use against collection; collection; re-hashing |
+//! | [`lease`], [`gc`], `marks` | use against collection; collection; what it keeps |
+//! | [`check`] | re-hashing |
 //! | [`ledger`] | the append-only log |
 //! | [`pointer`] | which release a stage points to |
 //! | [`erofs`] | tree → EROFS image |
@@ -21,6 +23,7 @@
 //! | [`mount`] | the mount API: images, binds, tmpfs |
 
 pub mod check;
+mod disk;
 pub mod durable;
 pub mod erofs;
 pub mod error;
@@ -30,6 +33,7 @@ pub mod lease;
 pub mod ledger;
 pub mod links;
 pub mod lower;
+mod marks;
 pub mod mount;
 pub mod objects;
 mod owner;

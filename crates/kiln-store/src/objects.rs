@@ -5,16 +5,19 @@
 //! with the one epoch as their time: that is what most files of an image have, so the fallback for
 //! older kernels can link them as they are.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{MutexGuard, PoisonError};
 
 use kiln_core::Digest;
 use kiln_core::digest::Hasher;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Statx, StatxFlags, Uid};
 
+use crate::disk;
 use crate::durable::Published;
 use crate::error::{Context as _, Error, Result};
 use crate::store::Store;
@@ -36,6 +39,15 @@ impl Store {
             self.publish(&new, &digest)?;
         }
         Ok(digest)
+    }
+
+    /// Puts `bytes`, and reads what is there already: for what is small and much depends on.
+    pub(crate) fn put_surely(&self, bytes: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        if self.stat(&digest)?.is_some() && !self.is_whole(&digest)? {
+            self.suspect(&digest);
+        }
+        self.put(bytes)
     }
 
     /// Puts all that `reader` gives; also returns its length in bytes.
@@ -149,7 +161,11 @@ impl Store {
         let path = self.object_path(digest);
         let bytes = fs::read(&path).map_err(|error| missing(error, digest, &path))?;
         let found = Digest::of(&bytes);
-        if found == *digest { Ok(bytes) } else { Err(Error::Corrupt { digest: *digest, found }) }
+        if found == *digest {
+            return Ok(bytes);
+        }
+        self.suspect(digest);
+        Err(Error::Corrupt { digest: *digest, found })
     }
 
     /// Opens an object for streaming; its content is not checked.
@@ -181,24 +197,83 @@ impl Store {
 
     fn stat(&self, digest: &Digest) -> Result<Option<Statx>> {
         let path = self.object_path(digest);
-        let flags = StatxFlags::SIZE | StatxFlags::CTIME;
+        let flags = StatxFlags::BASIC_STATS;
         match rustix::fs::statx(CWD, &path, AtFlags::SYMLINK_NOFOLLOW, flags) {
             Ok(stat) => Ok(Some(stat)),
-            Err(rustix::io::Errno::NOENT) => Ok(None),
+            // A file in place of a folder leads nowhere either.
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
             Err(error) => Err(error).doing("looking at", &path),
         }
     }
 
-    /// Whether the object is there with the right length. One of another length was torn by a
-    /// power cut or damaged; it counts as absent, and [`Store::publish`] replaces it.
+    /// Whether the object is there with the right content, as far as can be told without reading:
+    /// whoever writes to a file changes its time, which in an object is always the same. In doubt
+    /// it is read. One that is wrong counts as absent, and [`Store::publish`] replaces it.
     fn present(&self, digest: &Digest, size: u64) -> Result<bool> {
-        match self.stat(digest)? {
-            Some(stat) if stat.stx_size == size => {
-                self.inner.unsynced.found(&stat, &self.object_path(digest))?;
-                Ok(true)
-            }
-            _ => Ok(false),
+        let right = self.is_right(digest, size)?;
+        if right && let Some(stat) = self.stat(digest)? {
+            self.inner.unsynced.found(&stat, &self.object_path(digest))?;
         }
+        Ok(right)
+    }
+
+    fn is_right(&self, digest: &Digest, size: u64) -> Result<bool> {
+        let Some(stat) = self.stat(digest)? else { return Ok(false) };
+        if stat.stx_size != size {
+            return Ok(false);
+        }
+        Ok(self.looks_untouched(&stat) && !self.is_suspect(digest) || self.is_whole(digest)?)
+    }
+
+    /// Whether nobody has written to the object since it was put.
+    fn looks_untouched(&self, stat: &Statx) -> bool {
+        let mode = u32::from(stat.stx_mode);
+        let time = &stat.stx_mtime;
+        mode == libc::S_IFREG | 0o644
+            && (stat.stx_uid, stat.stx_gid) == self.inner.owner
+            && (time.tv_sec, time.tv_nsec) == (crate::EPOCH, 0)
+    }
+
+    /// Whether the object, if it is there, has the content that its name says. Reads it if there is
+    /// any sign that somebody wrote to it. What cannot be read is not whole.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn seems_whole(&self, digest: &Digest) -> Result<bool> {
+        let Some(stat) = self.stat(digest)? else { return Ok(false) };
+        Ok(self.looks_untouched(&stat) && !self.is_suspect(digest) || self.is_whole(digest)?)
+    }
+
+    /// Reads an object that is there.
+    fn is_whole(&self, digest: &Digest) -> Result<bool> {
+        let path = self.object_path(digest);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let Ok(file) = rustix::fs::open(&path, flags, Mode::empty()) else { return Ok(false) };
+        let file = File::from(file);
+        let meta = file.metadata().doing("looking at", &path)?;
+        if !meta.is_file() || meta.mode() & 0o7777 != 0o644 {
+            return Ok(false);
+        }
+        let whole = hash_copy(&mut At { file: &file, at: 0 }, None).doing("reading", &path)?.0;
+        if whole == *digest {
+            self.suspects().remove(digest);
+            // Whole, so it need not be read again and again.
+            let _ = rustix::fs::futimens(&file, &crate::mount::epoch_times());
+        }
+        Ok(whole == *digest)
+    }
+
+    fn suspects(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.inner.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_suspect(&self, digest: &Digest) -> bool {
+        self.suspects().contains(digest)
+    }
+
+    /// Remembers that an object was found to be wrong: it is not believed again unread.
+    pub(crate) fn suspect(&self, digest: &Digest) {
+        self.suspects().insert(*digest);
     }
 
     fn new_object(&self) -> Result<NewObject> {
@@ -241,22 +316,25 @@ impl Store {
         match new.link(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let dir = path.parent().unwrap_or(&path);
-                fs::create_dir_all(dir).doing("creating", dir)?;
+                disk::create_dirs(dir).doing("creating", dir)?;
                 match new.link(&path) {
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                    result => result.doing("linking", &path),
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    result => result.doing("linking", &path)?,
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if fs::symlink_metadata(&path).is_ok_and(|there| there.len() == size) {
+                // Somebody else was faster, unless what is there is another content.
+                if self.is_right(digest, size)? {
                     return Ok(());
                 }
                 let beside = self.temporary("object");
                 new.link(&beside).doing("linking", &beside)?;
-                fs::rename(&beside, &path).doing("replacing", &path)
+                fs::rename(&beside, &path).doing("replacing", &path)?;
             }
-            result => result.doing("linking", &path),
+            result => result.doing("linking", &path)?,
         }
+        disk::named(&path);
+        Ok(())
     }
 }
 

@@ -66,7 +66,8 @@ pub(crate) fn life(name: &str) -> Life {
     }
 }
 
-fn boot() -> &'static str {
+/// Eight hex digits of this boot's id.
+pub(crate) fn boot() -> &'static str {
     static BOOT: OnceLock<String> = OnceLock::new();
     BOOT.get_or_init(|| {
         let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();

@@ -7,9 +7,10 @@ use std::io;
 
 use kiln_core::Digest;
 
+use crate::disk;
 use crate::durable::write_durable;
 use crate::error::{Context as _, Error, Result, component};
-use crate::store::{Store, ignore_missing};
+use crate::store::Store;
 
 /// What a reference names, by kind and name.
 pub type Refs = BTreeMap<(String, String), BTreeSet<Digest>>;
@@ -27,7 +28,7 @@ impl Store {
         if fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
             return Ok(());
         }
-        fs::create_dir_all(&dir).doing("creating", &dir)?;
+        disk::create_durable(&dir).doing("creating", &dir)?;
         write_durable(&path, text.as_bytes()).doing("writing", &path)
     }
 
@@ -48,7 +49,7 @@ impl Store {
     pub fn remove_ref(&self, kind: &str, name: &str) -> Result<()> {
         let dir = self.inner.root.join("refs").join(component("reference's kind", kind)?);
         let path = dir.join(component("reference", name)?);
-        ignore_missing(fs::remove_file(&path)).doing("removing", &path)
+        disk::remove(&path).doing("removing", &path)
     }
 
     /// All references.

@@ -7,9 +7,8 @@
 //! is checked (objects) or dropped (step results, derived images).
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -17,6 +16,7 @@ use std::time::SystemTime;
 use kiln_core::Digest;
 use rustix::fs::IFlags;
 
+use crate::disk;
 use crate::durable::{Unsynced, write_durable};
 use crate::error::{Context as _, Error, Result};
 use crate::ledger::Ledger;
@@ -28,12 +28,13 @@ use crate::typed::TreeCache;
 /// Version of the layout and of all formats in it; see `docs/formats.md`.
 pub const FORMAT: u32 = 1;
 
-const DIRS: [&str; 9] = [
+const DIRS: [&str; 10] = [
     "objects",
     "images",
     "cache/steps",
     "ledger",
     "refs",
+    "spare",
     "stages",
     "tmp",
     "unsynced",
@@ -61,6 +62,10 @@ pub(crate) struct Inner {
     /// Trees whose derived form was built or checked by this process; held while one is built.
     pub(crate) lowers: Mutex<BTreeSet<Digest>>,
     pub(crate) turns: Turns,
+    /// Objects that were found to be wrong.
+    pub(crate) suspects: Mutex<BTreeSet<Digest>>,
+    /// User and group that objects belong to: whoever this process is.
+    pub(crate) owner: (u32, u32),
 }
 
 impl Drop for Inner {
@@ -96,8 +101,7 @@ impl Store {
             let dir = root.join(dir);
             // Objects hold secrets, and link trees set-id programs: not for other users. Overlayfs
             // reads its layers with the rights of whoever mounted.
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-            made.doing("creating", &dir)?;
+            disk::create_dirs(&dir).doing("creating", &dir)?;
         }
         let root_fd = File::open(&root).doing("opening", &root)?;
         let unsynced = Unsynced::new(root.join("unsynced"));
@@ -116,6 +120,8 @@ impl Store {
             choice,
             lowers: Mutex::default(),
             turns: Turns::default(),
+            suspects: Mutex::default(),
+            owner: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -197,8 +203,7 @@ fn recover(root: &Path, unsynced: &Unsynced) -> Result<()> {
             Life::Alive | Life::Foreign => {}
             Life::Dead => unsynced.adopt(&path)?,
             Life::Rebooted => {
-                let since = fs::metadata(&path).and_then(|meta| meta.modified());
-                let since = since.unwrap_or(SystemTime::UNIX_EPOCH);
+                let since = crate::durable::unsynced_since(&path);
                 torn_since = Some(torn_since.map_or(since, |other| other.min(since)));
                 stale.push(path);
             }
@@ -224,7 +229,7 @@ const NEW: &[u8] = b".new.";
 /// Removes temporaries that [`crate::durable`] writes beside their targets.
 fn remove_halves(root: &Path) -> Result<()> {
     let mut dirs = vec![root.to_owned()];
-    for dir in ["cache/steps", "cache/contexts", "ledger"] {
+    for dir in ["spare", "cache/steps", "cache/contexts", "ledger"] {
         dirs.push(root.join(dir));
     }
     for parent in ["refs", "stages"] {

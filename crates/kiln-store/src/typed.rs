@@ -2,9 +2,9 @@
 //! object's name is the tree, config or release digest.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use kiln_core::tree::Kind;
@@ -12,7 +12,9 @@ use kiln_core::{Digest, ImageConfig, Release, Tree};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{Error, Result};
+use crate::durable::{Published, write_atomic};
+use crate::error::{Context as _, Error, Result};
+use crate::ledger::{Durability, Record};
 use crate::store::Store;
 
 /// How many parsed trees are kept. A tree of a Debian base takes some 5 MB.
@@ -85,7 +87,7 @@ impl Store {
     /// # Errors
     /// I/O errors.
     pub fn put_tree(&self, tree: &Tree) -> Result<Digest> {
-        self.put(tree.listing().as_bytes())
+        self.put_surely(tree.listing().as_bytes())
     }
 
     /// [`Store::put_tree`], and keeps the tree at hand so that [`Store::get_tree`] and
@@ -123,7 +125,7 @@ impl Store {
     /// # Errors
     /// I/O errors.
     pub fn put_config(&self, config: &ImageConfig) -> Result<Digest> {
-        self.put(&config.canonical())
+        self.put_surely(&config.canonical())
     }
 
     /// The configuration of this digest.
@@ -134,25 +136,66 @@ impl Store {
         self.get_json(digest, "image configuration")
     }
 
-    /// Puts a release; returns the release digest.
+    /// Puts a release, and a second copy of it: a release that cannot be read any more would take
+    /// everything along that it names. Returns the release digest.
     ///
     /// # Errors
     /// I/O errors.
     pub fn put_release(&self, release: &Release) -> Result<Digest> {
-        self.put(&release.canonical())
+        let bytes = release.canonical();
+        let digest = self.put_surely(&bytes)?;
+        let spare = self.spare(&digest);
+        if !fs::read(&spare).is_ok_and(|there| there == bytes) {
+            let _unsynced = self.inner.unsynced.mark(Published::File(&spare))?;
+            write_atomic(&spare, &bytes).doing("writing", &spare)?;
+        }
+        Ok(digest)
     }
 
-    /// The release of this digest.
+    /// The release of this digest; if it is damaged or gone, its second copy, which takes its place.
     ///
     /// # Errors
     /// As [`Store::get_tree`]; also if it is of a newer format.
     pub fn get_release(&self, digest: &Digest) -> Result<Release> {
-        let bytes = self.get(digest)?;
+        let bytes = match self.get(digest) {
+            Err(Error::Missing(_) | Error::Corrupt { .. } | Error::Io { .. })
+                if self.heal_release(digest)? =>
+            {
+                self.get(digest)?
+            }
+            read => read?,
+        };
         kiln_core::release::read(&bytes).map_err(|error| Error::Kind {
             digest: *digest,
             expected: "readable release",
             why: error.to_string(),
         })
+    }
+
+    pub(crate) fn spare(&self, release: &Digest) -> PathBuf {
+        self.root().join("spare").join(release.hex())
+    }
+
+    /// Puts a release again from its second copy; false if that is of no use either.
+    pub(crate) fn heal_release(&self, digest: &Digest) -> Result<bool> {
+        let Ok(bytes) = fs::read(self.spare(digest)) else { return Ok(false) };
+        if Digest::of(&bytes) != *digest {
+            return Ok(false);
+        }
+        self.suspect(digest);
+        self.put_surely(&bytes)?;
+        self.flush()?;
+        self.healed(&format!("release {digest}"), "its second copy");
+        Ok(true)
+    }
+
+    /// Says in the ledger that something was damaged and is whole again.
+    pub(crate) fn healed(&self, what: &str, from: &str) {
+        let data = serde_json::json!({ "what": what, "from": from });
+        let (time, kind) = (crate::ledger::now(), "damage.healed".to_owned());
+        let record = Record { time, kind, project: None, stage: None, data };
+        // What cannot be said in the ledger is whole all the same.
+        let _ = self.ledger().append(&[record], Durability::Later);
     }
 
     fn get_json<T: DeserializeOwned>(&self, digest: &Digest, expected: &'static str) -> Result<T> {

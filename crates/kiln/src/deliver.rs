@@ -106,7 +106,14 @@ pub(crate) fn assemble(
     let mut release = bake::release(agent, project, &images)?;
 
     let before = stage.state().last_served();
-    let same = before.map(|digest| Ok((digest, agent.release(&digest)?))).transpose()?;
+    let same = before.and_then(|digest| match agent.release(&digest) {
+        Ok(serving) => Some((digest, serving)),
+        // It may be what is mended by this.
+        Err(report) => {
+            session.notice(format!("what served cannot be read: {report}"));
+            None
+        }
+    });
     let same = same.filter(|(_, serving)| serving.runs_as(&release));
     if let Some((digest, serving)) = &same
         && !serving.source.dirty

@@ -4,10 +4,8 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 
-use kiln_core::Digest;
-
-use super::Ledger;
-use super::line::{Entry, NONE};
+use super::line::Entry;
+use super::{Fault, Known, Ledger};
 use crate::error::{Context as _, Error, Result};
 
 /// Which entries are wanted; the default is all of them.
@@ -100,33 +98,18 @@ impl Ledger {
     }
 
     /// Checks that every line is an entry, numbered in order, and carries the hash of the one
-    /// before; returns how many there are.
+    /// before, but for what somebody has taken note of; returns the number of the last.
     ///
     /// # Errors
     /// [`Error::Ledger`] for the first line that is not as it was written; where a hash does not
     /// match, that is this line or the one before. I/O errors.
     pub fn verify(&self) -> Result<u64> {
-        let mut entries = self.read()?;
-        let mut text = Vec::new();
-        let (mut seq, mut head) = (0, NONE);
-        loop {
-            text.clear();
-            entries.log.read_until(b'\n', &mut text).doing("reading", &self.path)?;
-            if text.pop() != Some(b'\n') {
-                return Ok(seq);
+        let known = Known::scan(&self.file, &self.path, &[])?;
+        match known.faults.into_iter().next() {
+            Some(Fault::Line { line, why, .. }) => {
+                Err(Error::Ledger { path: self.path.clone(), line, why })
             }
-            entries.line += 1;
-            let entry: Entry = serde_json::from_slice(&text)
-                .map_err(|error| entries.fault(format!("it is no entry: {error}")))?;
-            if entry.seq != seq + 1 {
-                let why = format!("its number is {}, {} should follow", entry.seq, seq + 1);
-                return Err(entries.fault(why));
-            }
-            if entry.prev != head {
-                let why = "the line before it has another hash than it had when this one was added";
-                return Err(entries.fault(why.to_owned()));
-            }
-            (seq, head) = (entry.seq, Digest::of(&text));
+            _ => Ok(known.at.seq),
         }
     }
 }

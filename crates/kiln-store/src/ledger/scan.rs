@@ -1,133 +1,185 @@
-//! Following the log to its end. What was learnt is kept in memory and, now and then, in
-//! `ledger/checkpoint`, so that a long log need not be read whole at every start. The checkpoint
-//! is a cache: it counts only if the line it names is where it says and has the hash it says.
+//! Following the log to its end, and checking its chain on the way. All of it is read whenever the
+//! root is opened: what instances say is bounded, so it stays small.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::fs::File;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 
 use kiln_core::Digest;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
 
-use super::line::{Entry, NONE};
-use crate::durable::write_atomic;
+use super::fault::{Break, Fault, MENDED, Mended};
+use super::head::At;
+use super::line::NONE;
 use crate::error::{Context as _, Result};
 use crate::pointer::Pointer;
 
-/// Bytes that are read beyond a checkpoint before another one is worth its while.
-const WORTH: u64 = 1 << 20;
+/// So many faults are told one by one.
+const TOLD: usize = 20;
 
 /// What is known of the log up to its last whole line.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Known {
-    /// Sequence number of that line.
-    pub(crate) seq: u64,
-    /// Its sha256.
-    pub(crate) head: Digest,
-    /// Offset behind its newline.
-    pub(crate) end: u64,
-    /// Length of the line without its newline.
-    last: u64,
+    /// That line.
+    pub(super) at: At,
+    /// The number of that line in the file.
+    lines: u64,
+    /// sha256 of the last line as it stands there; not that of `at` if lines cannot be read.
+    raw: Digest,
     /// The last pointer of each project and stage.
-    pub(crate) pointers: BTreeMap<(String, String), Pointer>,
-    /// `end` of the checkpoint that this began with.
-    checkpoint: u64,
+    pub(crate) pointers: BTreeMap<(String, String), Placed>,
+    /// What is wrong, and nobody has taken note of.
+    pub(crate) faults: Vec<Fault>,
+    /// The file as it was when it was last looked at.
+    stamp: Option<Stamp>,
 }
 
-/// The file `ledger/checkpoint`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Checkpoint {
+/// A pointer and the hash of the line that has it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Placed {
+    pub(crate) pointer: Pointer,
+    pub(crate) line: Digest,
+}
+
+/// By this a file that somebody else wrote to is told from one that nobody did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    inode: u64,
+    length: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    pub(super) fn of(log: &File, path: &Path) -> Result<Self> {
+        let meta = log.metadata().doing("looking at", path)?;
+        let changed = (meta.ctime(), meta.ctime_nsec());
+        Ok(Self { inode: meta.ino(), length: meta.len(), changed })
+    }
+}
+
+/// A line as far as the chain needs it.
+#[derive(Deserialize)]
+struct Light<'a> {
     seq: u64,
-    head: Digest,
-    end: u64,
-    last: u64,
-    pointers: Vec<(String, String, Pointer)>,
+    #[serde(rename = "time")]
+    _time: u64,
+    #[serde(borrow)]
+    kind: std::borrow::Cow<'a, str>,
+    #[serde(default)]
+    project: Option<String>,
+    #[serde(default)]
+    stage: Option<String>,
+    #[serde(default, rename = "data")]
+    _data: IgnoredAny,
+    prev: Digest,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    data: Value,
+}
+
+/// Lines that could not be read, until a good one follows: before that they are a torn tail.
+#[derive(Default)]
+struct Passed {
+    lines: u64,
+    bytes: u64,
+    raw: Option<Digest>,
+    why: String,
 }
 
 impl Known {
-    fn nothing() -> Self {
-        Self { seq: 0, head: NONE, end: 0, last: 0, pointers: BTreeMap::new(), checkpoint: 0 }
+    pub(super) fn nothing() -> Self {
+        Self {
+            at: At::START,
+            lines: 0,
+            raw: NONE,
+            pointers: BTreeMap::new(),
+            faults: Vec::new(),
+            stamp: None,
+        }
     }
 
-    /// What the checkpoint knows, if it fits the log.
-    pub(super) fn resume(root: &Path, log: &File, path: &Path) -> Result<Self> {
-        let text = match fs::read(root.join("ledger/checkpoint")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::nothing()),
-            text => text.doing("reading", path)?,
-        };
-        let Ok(found) = serde_json::from_slice::<Checkpoint>(&text) else {
-            return Ok(Self::nothing());
-        };
-        let Checkpoint { seq, head, end, last, pointers } = found;
-        let Some(start) = end.checked_sub(last).and_then(|start| start.checked_sub(1)) else {
-            return Ok(Self::nothing());
-        };
-        let length = log.metadata().doing("looking at", path)?.len();
-        if end > length {
-            return Ok(Self::nothing());
+    /// Reads all of the log, and finds out whether it has been at the places of `must_have`.
+    pub(super) fn scan(log: &File, path: &Path, must_have: &[At]) -> Result<Self> {
+        let mut known = Self::nothing();
+        let mut lost: Vec<At> = must_have.to_vec();
+        known.read_on(log, path, &mut |at| lost.retain(|place| place != at))?;
+        // One of them is told: what follows from a cut at its end is the same.
+        if let Some(at) = lost.iter().min_by_key(|at| at.seq) {
+            let why = if known.at.seq < at.seq {
+                format!("it ends with entry {}, but entry {} was recorded", known.at.seq, at.seq)
+            } else {
+                format!("entry {} is not the one that was recorded", at.seq)
+            };
+            known.fault(Fault::Lost { seq: at.seq, why });
         }
-        let mut line = vec![0; usize::try_from(last + 1).unwrap_or(0)];
-        if log.read_exact_at(&mut line, start).is_err() || line.pop() != Some(b'\n') {
-            return Ok(Self::nothing());
-        }
-        let fits = Digest::of(&line) == head
-            && serde_json::from_slice::<Entry>(&line).is_ok_and(|entry| entry.seq == seq);
-        if !fits {
-            return Ok(Self::nothing());
-        }
-        let pointers =
-            pointers.into_iter().map(|(project, stage, at)| ((project, stage), at)).collect();
-        Ok(Self { seq, head, end, last, pointers, checkpoint: end })
+        known.stamp = Some(Stamp::of(log, path)?);
+        Ok(known)
     }
 
-    /// Writes a checkpoint if much was read since the last one.
-    pub(super) fn checkpoint(&self, root: &Path) -> Result<()> {
-        if self.end < self.checkpoint + WORTH {
-            return Ok(());
+    /// Takes note of a fault.
+    pub(super) fn fault(&mut self, fault: Fault) {
+        if self.faults.len() < TOLD && !self.faults.contains(&fault) {
+            self.faults.push(fault);
         }
-        let pointers = self.pointers.iter();
-        let pointers =
-            pointers.map(|((project, stage), at)| (project.clone(), stage.clone(), at.clone()));
-        let Self { seq, head, end, last, .. } = *self;
-        let checkpoint = Checkpoint { seq, head, end, last, pointers: pointers.collect() };
-        let path = root.join("ledger/checkpoint");
-        let text = serde_json::to_vec(&checkpoint).unwrap_or_default();
-        write_atomic(&path, &text).doing("writing", &path)
     }
 
-    /// Reads what was added to the log. Lines that cannot be read are passed over if a good one
-    /// follows (that is for [`super::Ledger::verify`] to report); if none does, they are a torn
-    /// tail, and `end` stays before them.
+    /// Reads what was added to the log. If it was changed otherwise, all of it is read anew.
     pub(super) fn follow(&mut self, log: &File, path: &Path) -> Result<()> {
-        let length = log.metadata().doing("looking at", path)?.len();
-        if length < self.end {
-            // Somebody cut the log, which nobody may: what is there now is what counts.
-            *self = Self::nothing();
-        }
-        if length == self.end {
+        let stamp = Stamp::of(log, path)?;
+        if self.stamp == Some(stamp) {
             return Ok(());
         }
-        let mut at = self.end;
+        if stamp.length > self.at.end {
+            self.read_on(log, path, &mut |_| {})?;
+            self.stamp = Some(stamp);
+            return Ok(());
+        }
+        let mut found = Self::scan(log, path, &[self.at])?;
+        let same = found.at == self.at && found.faults.is_empty();
+        if !same {
+            // What this process has seen counts more than what is there now.
+            let faults = std::mem::take(&mut self.faults);
+            found.faults.into_iter().chain(faults).for_each(|fault| self.fault(fault));
+            found.faults = std::mem::take(&mut self.faults);
+            found.pointers = std::mem::take(&mut self.pointers);
+            found.at = At { end: found.at.end, ..self.at };
+        } else {
+            found.faults = std::mem::take(&mut self.faults);
+        }
+        *self = found;
+        Ok(())
+    }
+
+    /// The file as this process has left it.
+    pub(super) fn stamp(&mut self, log: &File, path: &Path) -> Result<()> {
+        self.stamp = Some(Stamp::of(log, path)?);
+        Ok(())
+    }
+
+    /// Lines that cannot be read are passed over if a good one follows, as a fault; if none does,
+    /// they are a torn tail, and the end stays before them.
+    fn read_on(&mut self, log: &File, path: &Path, reached: &mut dyn FnMut(&At)) -> Result<()> {
+        let length = log.metadata().doing("looking at", path)?.len();
+        let mut offset = self.at.end;
         let mut rest = Vec::new();
-        let mut chunk = vec![0; (length - at).min(1 << 20) as usize];
-        let mut passed = 0;
+        let mut chunk = vec![0; length.saturating_sub(offset).clamp(1, 1 << 20) as usize];
+        let mut passed = Passed::default();
         loop {
-            let read = log.read_at(&mut chunk, at).doing("reading", path)?;
+            let read = log.read_at(&mut chunk, offset).doing("reading", path)?;
             if read == 0 {
                 return Ok(());
             }
-            at += read as u64;
+            offset += read as u64;
             rest.extend_from_slice(&chunk[..read]);
             let mut start = 0;
             while let Some(length) = rest[start..].iter().position(|byte| *byte == b'\n') {
-                let line = &rest[start..start + length];
-                // A bad line counts towards the end once a good one follows it.
-                passed += length as u64 + 1;
-                if self.take_after(line, passed) {
-                    passed = 0;
-                }
+                self.take(&rest[start..start + length], &mut passed);
+                reached(&self.at);
                 start += length + 1;
             }
             rest.drain(..start);
@@ -135,23 +187,70 @@ impl Known {
     }
 
     /// Takes over a line that this process appends.
-    pub(super) fn take(&mut self, line: &[u8]) {
-        self.take_after(line, line.len() as u64 + 1);
+    pub(super) fn take_own(&mut self, line: &[u8]) {
+        self.raw = self.at.head;
+        self.take(line, &mut Passed::default());
     }
 
-    /// Takes over `line`, which ends `length` bytes behind `end`, if it is one.
-    fn take_after(&mut self, line: &[u8], length: u64) -> bool {
-        let Ok(entry) = serde_json::from_slice::<Entry>(line) else { return false };
-        self.seq = entry.seq;
-        self.head = Digest::of(line);
-        self.end += length;
-        self.last = line.len() as u64;
-        if entry.kind == "pointer"
-            && let (Some(project), Some(stage)) = (entry.project, entry.stage)
-            && let Ok(pointer) = serde_json::from_value::<Pointer>(entry.data)
-        {
-            self.pointers.insert((project, stage), pointer);
+    fn take(&mut self, line: &[u8], passed: &mut Passed) {
+        let length = line.len() as u64 + 1;
+        let hash = Digest::of(line);
+        let entry: Light<'_> = match serde_json::from_slice(line) {
+            Ok(entry) => entry,
+            Err(error) => {
+                if passed.lines == 0 {
+                    passed.why = format!("it is no entry: {error}");
+                }
+                passed.lines += 1;
+                passed.bytes += length;
+                passed.raw = Some(hash);
+                return;
+            }
+        };
+        self.lines += passed.lines + 1;
+        let line_number = self.lines;
+        let why = if passed.lines > 0 {
+            Some((line_number - passed.lines, std::mem::take(&mut passed.why)))
+        } else if entry.seq != self.at.seq + 1 {
+            let why = format!("its number is {}, {} should follow", entry.seq, self.at.seq + 1);
+            Some((line_number, why))
+        } else if entry.prev != self.raw {
+            let why = "the line before it has another hash than it had when this one was added";
+            Some((line_number, why.to_owned()))
+        } else {
+            None
+        };
+        if let Some((line, why)) = why {
+            self.fault(Fault::Line { line, said: entry.prev, why });
         }
-        true
+        let end = self.at.end + passed.bytes + length;
+        *passed = Passed::default();
+        self.at = At { seq: entry.seq, head: hash, end };
+        self.raw = hash;
+        match &*entry.kind {
+            "pointer" => {
+                if let (Some(project), Some(stage)) = (entry.project, entry.stage)
+                    && let Ok(Data { data }) = serde_json::from_slice(line)
+                    && let Ok(pointer) = serde_json::from_value(data)
+                {
+                    self.pointers.insert((project, stage), Placed { pointer, line: hash });
+                }
+            }
+            MENDED => {
+                if let Ok(Data { data }) = serde_json::from_slice(line)
+                    && let Ok(mended) = serde_json::from_value(data)
+                {
+                    self.mended(&mended);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn mended(&mut self, Mended { breaks }: &Mended) {
+        self.faults.retain(|fault| match fault {
+            Fault::Line { line, said, .. } => !breaks.contains(&Break { line: *line, said: *said }),
+            _ => true,
+        });
     }
 }

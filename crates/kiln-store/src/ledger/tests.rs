@@ -3,6 +3,8 @@ use std::io::Write as _;
 use serde_json::json;
 
 use super::*;
+use kiln_core::Digest;
+
 use crate::Error;
 
 fn open(dir: &Path) -> Ledger {
@@ -131,10 +133,12 @@ fn a_changed_line_is_named() {
     ];
     for (changed, expected) in cases {
         fs::write(ledger.path(), &changed).unwrap();
-        match open(dir.path()).verify() {
+        let opened = open(dir.path());
+        match opened.verify() {
             Err(Error::Ledger { line, .. }) => assert_eq!(line, expected),
             other => panic!("{other:?}"),
         }
+        assert!(faults(&opened)[0].contains(&format!("line {expected}")), "{:?}", faults(&opened));
         // Evidence is not a torn tail: nothing was moved.
         assert_eq!(fs::read_to_string(ledger.path()).unwrap(), changed);
     }
@@ -161,43 +165,101 @@ fn several_ledgers_and_threads_append_to_one_log() {
     assert_eq!(ledgers[1].last_seq().unwrap(), 1200);
 }
 
+fn faults(ledger: &Ledger) -> Vec<String> {
+    ledger.faults().unwrap().iter().map(ToString::to_string).collect()
+}
+
 #[test]
-fn a_log_that_somebody_cut_is_followed_anew() {
+fn a_log_that_somebody_cut_is_told_and_nothing_is_taken_for_granted() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = open(dir.path());
     ledger.append(&[record("intent", 1), record("intent", 2)], Durability::Later).unwrap();
     let text = fs::read(ledger.path()).unwrap();
     let first = text.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-    File::options().write(true).open(ledger.path()).unwrap().set_len(first as u64).unwrap();
-    assert_eq!(ledger.last_seq().unwrap(), 1);
-    assert_eq!(ledger.append(&[record("outcome", 3)], Durability::Later).unwrap(), 2);
-    assert_eq!(ledger.verify().unwrap(), 2);
+    // Between lines, and within one, which looks as if a crash had torn it.
+    for cut in [first, first + 40, text.len() - 1] {
+        fs::write(ledger.path(), &text[..cut]).unwrap();
+        let found = faults(&open(dir.path()));
+        assert!(found[0].contains("entry 2 was recorded"), "{cut}: {found:?}");
+        assert_eq!(fs::read(ledger.path()).unwrap().len(), cut, "nothing was moved");
+    }
+    fs::write(ledger.path(), &text[..first]).unwrap();
+    assert!(!faults(&ledger).is_empty(), "whoever has it open notices too");
+    // What is found is written down all the same, and the break stays for all to see.
+    assert_eq!(ledger.append(&[record("outcome", 3)], Durability::Later).unwrap(), 3);
+    assert!(ledger.verify().is_err());
 }
 
 #[test]
-fn a_checkpoint_saves_reading_and_is_not_trusted_blindly() {
+fn a_last_line_that_was_changed_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = open(dir.path());
-    let mut large = record("intent", 1);
-    large.data = json!("x".repeat(300 << 10));
-    for _ in 0..4 {
-        ledger.append(std::slice::from_ref(&large), Durability::Later).unwrap();
+    ledger.append(&[record("intent", 1), record("intent", 2)], Durability::Now).unwrap();
+    let text = fs::read_to_string(ledger.path()).unwrap();
+    // It still reads as an entry, so the chain alone would not tell.
+    fs::write(ledger.path(), text.replace("\"nth\":2", "\"nth\":7")).unwrap();
+    for ledger in [&ledger, &open(dir.path())] {
+        assert!(faults(ledger)[0].contains("entry 2 is not the one"), "{:?}", faults(ledger));
     }
-    let first = open(dir.path());
-    let checkpoint = dir.path().join("ledger/checkpoint");
-    assert!(checkpoint.exists());
-    first.append(&[record("outcome", 2)], Durability::Later).unwrap();
-    // The first line is damaged; who starts at the checkpoint does not see it, who verifies does.
-    let mut text = fs::read(ledger.path()).unwrap();
-    text[0] = b'?';
-    fs::write(ledger.path(), &text).unwrap();
-    assert_eq!(open(dir.path()).last_seq().unwrap(), 5);
-    assert!(open(dir.path()).verify().is_err());
-    // Another log under the same checkpoint: read from the start.
-    text[0] = b'{';
-    text.drain(..text.iter().position(|byte| *byte == b'\n').unwrap() + 1);
-    fs::write(ledger.path(), &text).unwrap();
-    assert_eq!(open(dir.path()).last_seq().unwrap(), 5);
-    fs::write(&checkpoint, "nonsense").unwrap();
-    assert_eq!(open(dir.path()).last_seq().unwrap(), 5);
+    fs::remove_file(ledger.path()).unwrap();
+    assert!(faults(&ledger).iter().any(|fault| fault.contains("was removed")));
+    assert!(faults(&open(dir.path()))[0].contains("entry 2 was recorded"));
+}
+
+#[test]
+fn what_somebody_has_taken_note_of_holds_nothing_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path());
+    ledger
+        .append(&(1..=5).map(|nth| record("intent", nth)).collect::<Vec<_>>(), Durability::Now)
+        .unwrap();
+    let text = fs::read_to_string(ledger.path()).unwrap();
+    let half = &text[..text.len() - 30];
+    for damaged in [
+        text.replace("\"nth\":2", "\"nth\":7"),
+        text.replacen("{\"seq\":2", "?", 1),
+        text.replace("\"nth\":5", "\"nth\":6"),
+        half.to_owned(),
+    ] {
+        fs::write(ledger.path(), &damaged).unwrap();
+        let ledger = open(dir.path());
+        let found = ledger.faults().unwrap();
+        assert!(!found.is_empty());
+        assert_eq!(ledger.mend().unwrap(), found);
+        for ledger in [ledger, open(dir.path())] {
+            assert_eq!(ledger.faults().unwrap(), []);
+            ledger.append(&[record("outcome", 9)], Durability::Now).unwrap();
+            ledger.verify().unwrap();
+            let said = ledger.read().unwrap().filter_map(Result::ok);
+            let said: Vec<_> = said.filter(|entry| entry.kind == MENDED).collect();
+            assert_eq!(said[0].data["found"][0], found[0].to_string());
+        }
+        // It is not a free pass for what is damaged later.
+        let now = fs::read_to_string(dir.path().join("ledger/log.jsonl")).unwrap();
+        fs::write(dir.path().join("ledger/log.jsonl"), now.replace("\"nth\":3", "\"nth\":8"))
+            .unwrap();
+        assert!(!open(dir.path()).faults().unwrap().is_empty());
+        fs::remove_file(dir.path().join("ledger/head")).unwrap();
+        fs::write(dir.path().join("ledger/log.jsonl"), &text).unwrap();
+        assert_eq!(faults(&open(dir.path())), [""; 0]);
+    }
+}
+
+#[test]
+fn of_another_boot_only_what_was_synced_must_be_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path());
+    ledger.append(&[record("intent", 1)], Durability::Now).unwrap();
+    let synced = fs::read(ledger.path()).unwrap();
+    ledger.append(&[record("intent", 2)], Durability::Later).unwrap();
+    let beside = dir.path().join("ledger/head");
+    let line = fs::read_to_string(&beside).unwrap();
+    let (text, _) = line.trim_end().rsplit_once(' ').unwrap();
+    let text = format!("00000000 {}", text.split_once(' ').unwrap().1);
+    fs::write(ledger.path(), &synced).unwrap();
+    assert!(!open(dir.path()).faults().unwrap().is_empty());
+    fs::write(&beside, format!("{text} {}\n", Digest::of(&text).hex())).unwrap();
+    assert_eq!(faults(&open(dir.path())), [""; 0], "the power cut took it");
+    fs::write(ledger.path(), &synced[..synced.len() - 5]).unwrap();
+    assert!(!open(dir.path()).faults().unwrap().is_empty(), "nothing takes what was synced");
 }

@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use kiln_core::release::{ReleasedService, Settings};
@@ -109,7 +110,7 @@ fn collection_waits_for_leases() {
     let leases = (store.lease().unwrap(), other.lease().unwrap());
     let digest = other.put(b"in flight").unwrap();
     let options = GcOptions { dry_run: false, wait: Duration::from_millis(30) };
-    assert!(matches!(store.gc_with(&BTreeSet::new(), &options), Err(Error::Busy(30))));
+    assert!(matches!(store.gc_with(&BTreeSet::new, &options), Err(Error::Busy(30))));
     assert!(store.contains(&digest));
     std::thread::scope(|scope| {
         let collecting = scope.spawn(|| store.gc(&BTreeSet::new(), false).unwrap());
@@ -119,19 +120,62 @@ fn collection_waits_for_leases() {
     drop(store.lease().unwrap());
 }
 
+/// Changes one bit of a file in place, as a disk or an editor would.
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    fs::write(path, bytes).unwrap();
+}
+
 #[test]
-fn a_kept_release_that_cannot_be_read_stops_collection() {
+fn what_is_kept_and_cannot_be_read_stops_collection() {
     let (_dir, store) = store(Backing::Links);
-    let digest = store.put_release(&release(&[])).unwrap();
+    let kept = image(&store, "kept");
+    let digest = store.put_release(&release(&[kept])).unwrap();
+    let pointer = Pointer { active: Some(digest), ..Pointer::default() };
+    store.move_pointer("shop", "dev", &pointer, &[], 0).unwrap();
     let other = store.put(b"other").unwrap();
-    let path = store.object_path(&digest);
-    let text = fs::read_to_string(&path).unwrap().replace("shop", "shoq");
-    fs::write(&path, text).unwrap();
-    assert!(store.gc(&BTreeSet::from([digest]), false).is_err());
+    let stopped = |damaged: &Path, named: &str| {
+        let before = fs::read(damaged).unwrap();
+        for damage in [flip as fn(&Path), |path| fs::remove_file(path).unwrap()] {
+            damage(damaged);
+            let error = store.gc(&BTreeSet::new(), false).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+            fs::write(damaged, &before).unwrap();
+        }
+    };
+    // The listing of an image that serves: without it nobody knows its contents.
+    stopped(&store.object_path(&kept.tree), "stage shop/dev");
+    fs::remove_file(store.spare(&digest)).unwrap();
+    stopped(&store.object_path(&digest), "stage shop/dev");
     fs::create_dir_all(store.root().join("refs/locks")).unwrap();
     fs::write(store.root().join("refs/locks/broken"), "sha256:nonsense\n").unwrap();
     assert!(store.gc(&BTreeSet::new(), false).is_err());
-    assert!(store.contains(&other));
+    assert!(store.contains(&other) && store.contains(&Digest::of("kept")));
+    fs::remove_file(store.root().join("refs/locks/broken")).unwrap();
+    store.gc(&BTreeSet::new(), false).unwrap();
+    assert!(!store.contains(&other) && store.contains(&Digest::of("kept")));
+}
+
+#[test]
+fn a_release_is_healed_from_its_second_copy_and_that_is_said() {
+    let (_dir, store) = store(Backing::Links);
+    let kept = image(&store, "kept");
+    let digest = store.put_release(&release(&[kept])).unwrap();
+    let path = store.object_path(&digest);
+    for damage in [flip as fn(&Path), |path| fs::remove_file(path).unwrap()] {
+        damage(&path);
+        store.gc(&BTreeSet::from([digest]), true).ok();
+        assert_eq!(store.get_release(&digest).unwrap(), release(&[kept]));
+        assert_eq!(store.check().unwrap().corrupt, []);
+    }
+    let said = store.ledger().read().unwrap().map(Result::unwrap);
+    let said: Vec<_> = said.filter(|entry| entry.kind == "damage.healed").collect();
+    assert_eq!(said.len(), 2);
+    // It goes with the release.
+    store.gc(&BTreeSet::new(), false).unwrap();
+    assert!(!store.spare(&digest).exists());
 }
 
 #[test]

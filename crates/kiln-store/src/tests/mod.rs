@@ -5,6 +5,7 @@ mod collect;
 mod crash;
 mod objects;
 mod pointers;
+pub(crate) mod tape;
 
 use kiln_core::Tree;
 use kiln_core::tree::{Kind, Node};

@@ -170,12 +170,19 @@ fn nothing_is_left_over(store: &Store) {
 #[test]
 fn flush_syncs_only_after_something_was_put() {
     let (_dir, store) = store(Backing::Links);
-    let markers = || fs::read_dir(store.root().join("unsynced")).unwrap().count();
+    // What each process's marker says: `+` while something is not flushed.
+    let markers = || {
+        let entries = fs::read_dir(store.root().join("unsynced")).unwrap();
+        let texts = entries.map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap());
+        let mut signs: Vec<_> = texts.map(|text| text.trim_end().chars().last()).collect();
+        signs.sort();
+        signs.into_iter().flatten().collect::<String>()
+    };
     assert!(!store.inner.unsynced.is_dirty());
     store.put(b"one").unwrap();
-    assert_eq!((store.inner.unsynced.is_dirty(), markers()), (true, 1));
+    assert_eq!((store.inner.unsynced.is_dirty(), markers().as_str()), (true, "+"));
     store.flush().unwrap();
-    assert_eq!((store.inner.unsynced.is_dirty(), markers()), (false, 0));
+    assert_eq!((store.inner.unsynced.is_dirty(), markers().as_str()), (false, "-"));
     // Another process may have put it and never flushed, so finding it is not enough.
     let other = Store::open_with(store.root(), Some(Backing::Links)).unwrap();
     other.put(b"two").unwrap();
@@ -183,7 +190,9 @@ fn flush_syncs_only_after_something_was_put() {
     assert!(store.inner.unsynced.is_dirty());
     store.flush().unwrap();
     other.flush().unwrap();
-    assert_eq!(markers(), 0);
+    assert_eq!(markers(), "--");
+    drop(other);
+    assert_eq!(markers(), "-", "who leaves nothing behind leaves no marker");
 }
 
 #[test]
@@ -296,4 +305,68 @@ fn the_folder_of_new_objects_may_go() {
     assert!(nursery.exists());
     drop(store);
     assert!(!nursery.exists());
+}
+
+/// Writes to an object in place, as a disk or an editor would; the length stays.
+fn damage(store: &Store, digest: &Digest) {
+    let path = store.object_path(digest);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[0] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn putting_a_content_again_heals_it_by_every_door() {
+    let (dir, store) = store(Backing::Links);
+    for length in [3, 3_000_001] {
+        let content: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+        let digest = store.put(&content).unwrap();
+        let path = dir.path().join("source");
+        fs::write(&path, &content).unwrap();
+        let doors: [&dyn Fn(); 4] = [
+            &|| assert_eq!(store.put(&content).unwrap(), digest),
+            &|| assert_eq!(store.put_reader(&mut content.as_slice()).unwrap().0, digest),
+            &|| assert_eq!(store.put_file(&path).unwrap().0, digest),
+            &|| assert_eq!(store.copy_open_file(&File::open(&path).unwrap()).unwrap().0, digest),
+        ];
+        for (nth, put) in doors.iter().enumerate() {
+            damage(&store, &digest);
+            assert!(!store.seems_whole(&digest).unwrap());
+            put();
+            assert_eq!(store.get(&digest).unwrap(), content, "door {nth}, {length} bytes");
+            assert!(store.seems_whole(&digest).unwrap());
+            let meta = fs::metadata(store.object_path(&digest)).unwrap();
+            assert_eq!((meta.mode() & 0o7777, meta.mtime()), (0o644, crate::EPOCH));
+        }
+    }
+}
+
+#[test]
+fn what_was_found_to_be_wrong_is_not_believed_for_its_looks() {
+    let (_dir, store) = store(Backing::Links);
+    let digest = store.put(b"content").unwrap();
+    damage(&store, &digest);
+    // As if the disk itself had forgotten: nothing of the file tells.
+    let file = File::open(store.object_path(&digest)).unwrap();
+    rustix::fs::futimens(&file, &crate::mount::epoch_times()).unwrap();
+    assert!(matches!(store.get(&digest), Err(Error::Corrupt { .. })));
+    store.put(b"content").unwrap();
+    assert_eq!(store.get(&digest).unwrap(), b"content");
+}
+
+#[test]
+fn a_step_whose_image_was_damaged_is_done_again() {
+    let (_dir, store) = store(Backing::Links);
+    let tree = store.put_tree(&small(&store, "x")).unwrap();
+    let config = store.put_config(&kiln_core::ImageConfig::default()).unwrap();
+    let (key, image) = (Digest::of("key"), kiln_core::ImageId { tree, config });
+    store.set_step_result(&key, &image).unwrap();
+    for digest in [tree, config] {
+        assert_eq!(store.step_result(&key), Some(image));
+        damage(&store, &digest);
+        assert_eq!(store.step_result(&key), None);
+        store.put_tree(&small(&store, "x")).unwrap();
+        store.put_config(&kiln_core::ImageConfig::default()).unwrap();
+    }
+    assert_eq!(store.step_result(&key), Some(image));
 }

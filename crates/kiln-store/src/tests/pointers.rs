@@ -109,3 +109,68 @@ fn of_many_who_move_at_once_one_wins_each_generation() {
         .collect();
     assert_eq!(generations, (1..=20).collect());
 }
+
+#[test]
+fn a_copy_that_knows_more_than_the_ledger_stops_moves_and_is_believed_for_what_runs() {
+    let (_dir, store) = store(Backing::Links);
+    store.move_pointer("shop", "dev", &to("one"), &[], 0).unwrap();
+    let moved = store.move_pointer("shop", "dev", &to("two"), &[outcome("done")], 1).unwrap();
+    let log = store.ledger().path().to_owned();
+    let text = fs::read_to_string(&log).unwrap();
+    let hex = Digest::of("two").hex();
+    let flipped = hex.replace(&hex[..2], if &hex[..2] == "00" { "01" } else { "00" });
+    let first = text.find('\n').unwrap() + 1;
+    let last = text.trim_end().rfind('\n').unwrap() + 1;
+    for (what, damaged) in [
+        ("another digest in the last line", text.replace(&hex, &flipped)),
+        ("no entry in the last line", format!("{}?{}", &text[..last], &text[last + 1..])),
+        ("the last move is gone", text[..first].to_owned()),
+        ("all is gone", String::new()),
+    ] {
+        // Also without the place that is kept beside the log.
+        for head in [true, false] {
+            fs::write(&log, &damaged).unwrap();
+            let kept = fs::read(store.root().join("ledger/head")).unwrap();
+            if !head {
+                fs::write(store.root().join("ledger/head"), "").unwrap();
+            }
+            let opened = Store::open_with(store.root(), Some(Backing::Links)).unwrap();
+            assert_eq!(opened.pointer("shop", "dev").unwrap().unwrap(), moved, "{what}");
+            let error = opened.move_pointer("shop", "dev", &to("three"), &[], 2).unwrap_err();
+            assert!(matches!(error, Error::Held { .. }), "{what}: {error}");
+            assert!(
+                matches!(opened.gc(&BTreeSet::new(), false), Err(Error::Held { .. })),
+                "{what}"
+            );
+            assert_eq!(fs::read_to_string(&log).unwrap(), damaged, "{what}: evidence stays");
+            fs::write(store.root().join("ledger/head"), kept).unwrap();
+        }
+    }
+    let opened = Store::open_with(store.root(), Some(Backing::Links)).unwrap();
+    opened.ledger().mend().unwrap();
+    for store in [&opened, &Store::open_with(store.root(), Some(Backing::Links)).unwrap()] {
+        let now = store.pointer("shop", "dev").unwrap().unwrap();
+        assert_eq!(now, Pointer { generation: 3, ..moved.clone() }, "what served goes on serving");
+        store.ledger_is_whole().unwrap();
+    }
+    opened.move_pointer("shop", "dev", &to("three"), &[], 3).unwrap();
+}
+
+#[test]
+fn a_damaged_copy_is_put_right_and_never_believed() {
+    let (_dir, store) = store(Backing::Links);
+    let moved = store.move_pointer("shop", "dev", &to("one"), &[], 0).unwrap();
+    let file = store.root().join("stages/shop/dev.json");
+    let text = fs::read_to_string(&file).unwrap();
+    for at in 0..text.len() {
+        let mut bytes = text.clone().into_bytes();
+        bytes[at] ^= 1;
+        fs::write(&file, bytes).unwrap();
+        let opened = Store::open_with(store.root(), Some(Backing::Links)).unwrap();
+        assert_eq!(opened.pointer("shop", "dev").unwrap().unwrap(), moved, "byte {at}");
+        let held = opened.ledger().faults().unwrap();
+        assert_eq!(held, [], "byte {at}");
+        let now = fs::read_to_string(&file).unwrap();
+        assert_eq!(serde_json::from_str::<Pointer>(&now).unwrap(), moved, "byte {at}");
+    }
+}

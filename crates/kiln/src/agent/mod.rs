@@ -176,6 +176,18 @@ impl Agent {
         self.store.flush().because(|| "writing images and release to the disk".into())
     }
 
+    /// That nothing is wrong with the ledger. If something is, it is named and `so` is what follows.
+    pub(crate) fn ledger_is_whole(&self, so: &str) -> Result<(), Report> {
+        let doing = || "looking at the ledger".to_owned();
+        let faults = self.store.ledger().faults().because(doing)?;
+        if faults.is_empty() {
+            return Ok(());
+        }
+        Err(Report::refused(format!("the ledger cannot be believed, so {so}; what runs goes on"))
+            .log(faults.iter().map(ToString::to_string).collect())
+            .hint("kiln fsck; then `kiln fsck --repair` takes note of it and goes on"))
+    }
+
     /// Keeps collection away while images are made and nothing names them yet.
     pub(crate) fn lease(&self) -> Result<kiln_store::Lease, Report> {
         self.store.lease().because(|| "taking a lease on the store".into())

@@ -88,9 +88,17 @@ pub(crate) fn restore(agent: &Arc<Agent>) {
     let answers = agent.runtime.attach_all(&ids, QUICK);
     let mut found: BTreeMap<String, Found> = ids.into_iter().zip(answers).collect();
     let mut known: BTreeSet<String> = BTreeSet::new();
+    // Nobody knows what should run then, so nothing is stopped and nothing started.
+    let held = match agent.ledger_is_whole("nothing is started and nothing stopped") {
+        Ok(()) => false,
+        Err(report) => {
+            agent.log(&report.to_string());
+            true
+        }
+    };
     for (id, file) in files {
         let stage = agent.stage(&id);
-        known.extend(take_over(agent, &stage, file, &mut found));
+        known.extend(take_over(agent, &stage, file, &mut found, held));
     }
     for (project, stage) in agent.store.pointers().unwrap_or_default().into_keys() {
         agent.stage(&StageId { project, stage });
@@ -102,7 +110,10 @@ pub(crate) fn restore(agent: &Arc<Agent>) {
     remap(agent);
     for stage in agent.stages() {
         begin_watching(agent, &stage);
-        rebuild(agent, &stage);
+        if !held && !stage.state().active_is_unreadable() {
+            retire(agent, &stage);
+            rebuild(agent, &stage);
+        }
     }
     agent.routes_changed();
 }
@@ -155,20 +166,26 @@ fn take_over(
     stage: &Stage,
     file: RunFile,
     found: &mut BTreeMap<String, Found>,
+    held: bool,
 ) -> Vec<String> {
     let mut living = Vec::new();
     let pointer = stage.state().pointer.clone();
     let mut lost = Vec::new();
     stage.update(|state| {
         for mut slot in file.slots {
-            let Ok(release) = agent.release(&slot.release) else { continue };
             slot.role = match Some(slot.release) {
                 digest if digest == pointer.active => Role::Active,
                 digest if digest == pointer.standby => Role::Standby,
+                // What served before the ledger was damaged goes on serving.
+                _ if held && slot.role != Role::Candidate => slot.role,
                 // A deploy that was under way has never happened.
                 _ => Role::Names,
             };
-            state.releases.insert(slot.release, release);
+            // One that cannot be read keeps its slot, and all that runs in it.
+            match agent.release(&slot.release) {
+                Ok(release) => drop(state.releases.insert(slot.release, release)),
+                Err(report) => agent.log(&format!("{}: {report}", stage.id)),
+            }
             state.slots.push(slot);
         }
         for mut instance in file.instances {
@@ -239,7 +256,6 @@ fn begin_watching(agent: &Arc<Agent>, stage: &Arc<Stage>) {
     for id in all {
         supervise::begin(agent, stage, &id);
     }
-    retire(agent, stage);
 }
 
 /// Starts what the active release lacks. After a reboot that is all of it.

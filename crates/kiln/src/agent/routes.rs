@@ -84,6 +84,14 @@ impl Agent {
         by: impl Fn(&mut FrontClient, &Table) -> Result<Applied, FrontError>,
     ) -> Result<(), Report> {
         let stages = self.stages();
+        // What the front serves now is right; a table without this stage would not be.
+        if let Some(stage) = stages.iter().find(|stage| stage.state().active_is_unreadable()) {
+            let what = format!(
+                "{}: the release that serves cannot be read; the front goes on as it is",
+                stage.id
+            );
+            return Err(Report::failed(what).hint("kiln fsck"));
+        }
         let applied = self.routes.with(|front| {
             // Read the states with the front in hand, so that a later state is applied later.
             let routes = stages.iter().flat_map(|stage| table(stage)).collect::<Vec<_>>();

@@ -254,6 +254,11 @@ impl Drop for Delivery<'_> {
 }
 
 impl StageState {
+    /// Whether a release serves that cannot be read, so that nobody knows its ports.
+    pub(crate) fn active_is_unreadable(&self) -> bool {
+        self.with_role(Role::Active).is_some_and(|slot| !self.releases.contains_key(&slot.release))
+    }
+
     /// Whoever has the place of instance `id` by now; itself, as long as it has it.
     pub(crate) fn current(&self, id: &str) -> String {
         let heir = self.heirs.as_ref().and_then(|heirs| heirs.get(id));

@@ -17,7 +17,10 @@ pub(super) fn down(
     stage: &Arc<Stage>,
     volumes: bool,
 ) -> Result<Answer, Report> {
-    with_turn(session, stage, || stop_and_remove(agent, session, stage, volumes))
+    with_turn(session, stage, || {
+        agent.ledger_is_whole("the stage is not taken down")?;
+        stop_and_remove(agent, session, stage, volumes)
+    })
 }
 
 fn stop_and_remove(

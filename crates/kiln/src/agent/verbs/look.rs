@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kiln_core::Digest;
+use kiln_core::exit::Exit;
 use kiln_store::ledger::Filter;
+use kiln_store::{Error, GcOptions, Pointer};
 use serde_json::{Value, json};
 
 use super::serve::ports;
@@ -71,24 +73,33 @@ fn verdict(instance: &Instance) -> &'static str {
 pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
     let state = stage.state();
     let Some(active) = state.pointer.active else { return Err(nothing_serves(stage)) };
-    let release = agent.release(&active)?;
-    let services: Vec<Value> = release
-        .services
-        .keys()
+    let release = agent.release(&active);
+    let names: BTreeSet<String> = match &release {
+        Ok(release) => release.services.keys().cloned().collect(),
+        // What runs is known all the same.
+        Err(_) => {
+            state.slot(&active).map(|s| s.members.keys().cloned().collect()).unwrap_or_default()
+        }
+    };
+    let services: Vec<Value> = names
+        .iter()
         .map(|name| match state.member(&active, name) {
             Some(instance) => describe(&state, instance),
             None => json!({ "service": name, "state": "missing" }),
         })
         .collect();
+    let ledger = agent.store.ledger().faults().because(|| "looking at the ledger".into())?;
     Ok(json!({
+        "broken": release.as_ref().err().map(|report| &report.message),
+        "ledger": ledger.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "project": stage.id.project,
         "stage": stage.id.stage,
         "active": active,
         "standby": state.pointer.standby,
-        "source": release.source,
+        "source": release.as_ref().ok().map(|release| &release.source),
         "paused": state.paused,
         "services": services,
-        "ports": ports(&release, &stage.id.stage),
+        "ports": release.map(|release| ports(&release, &stage.id.stage)).unwrap_or_default(),
         "scope": agent.host.range().scope(),
         "backing": agent.store.backing().to_string(),
     })
@@ -112,7 +123,9 @@ pub(super) fn overview(agent: &Agent) -> Result<Answer, Report> {
             "instances": state.instances.len(),
         }));
     }
+    let ledger = agent.store.ledger().faults().because(|| "looking at the ledger".into())?;
     Ok(json!({
+        "ledger": ledger.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "root": agent.root,
         "scope": agent.host.range().scope(),
         "network": agent.host.range().cidr(),
@@ -132,7 +145,6 @@ pub(super) fn releases(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
         if !seen.insert(*digest) {
             continue;
         }
-        let release = agent.release(digest)?;
         let role = if Some(*digest) == pointer.active {
             "active"
         } else if Some(*digest) == pointer.standby {
@@ -140,28 +152,40 @@ pub(super) fn releases(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
         } else {
             "kept"
         };
-        rows.push(json!({
-            "release": digest,
-            "role": role,
-            "quarantined": pointer.quarantined.contains(digest),
-            "source": release.source,
-            "services": release.services.len(),
-        }));
+        rows.push(restorable(agent, &pointer, digest, role, None));
     }
     for cut in released::of(agent, &stage.id.project)? {
         if seen.insert(cut.release) {
-            let release = agent.release(&cut.release)?;
-            rows.push(json!({
-                "release": cut.release,
-                "role": "released",
-                "time": cut.time,
-                "quarantined": pointer.quarantined.contains(&cut.release),
-                "source": release.source,
-                "services": release.services.len(),
-            }));
+            rows.push(restorable(agent, &pointer, &cut.release, "released", Some(cut.time)));
         }
     }
     Ok(json!({ "releases": rows }).into())
+}
+
+/// A line of `releases`. One that cannot be read is listed all the same, as broken.
+fn restorable(
+    agent: &Agent,
+    pointer: &Pointer,
+    digest: &Digest,
+    role: &str,
+    time: Option<u64>,
+) -> Value {
+    let mut row = json!({
+        "release": digest,
+        "role": role,
+        "quarantined": pointer.quarantined.contains(digest),
+    });
+    if let Some(time) = time {
+        row["time"] = json!(time);
+    }
+    match agent.release(digest) {
+        Ok(release) => {
+            row["source"] = json!(release.source);
+            row["services"] = json!(release.services.len());
+        }
+        Err(report) => row["broken"] = json!(report.message),
+    }
+    row
 }
 
 /// `kiln history`: the ledger, oldest first, an entry a line.
@@ -189,15 +213,8 @@ pub(super) fn history(
     Ok(Value::Null.into())
 }
 
-/// Everything that a release, slot or pointer of this root names.
-struct Named {
-    /// Releases and all that they pin.
-    keep: BTreeSet<Digest>,
-    /// Trees, each with a service that uses it.
-    trees: Vec<(Digest, String)>,
-}
-
-fn named(agent: &Agent) -> Result<Named, Report> {
+/// The releases that slots and pointers of this root name, and those that were cut.
+fn named(agent: &Agent) -> BTreeSet<Digest> {
     let mut releases: BTreeSet<Digest> = BTreeSet::new();
     for stage in agent.stages() {
         let state = stage.state();
@@ -205,14 +222,27 @@ fn named(agent: &Agent) -> Result<Named, Report> {
         releases.extend(pointer.active.iter().chain(&pointer.standby).chain(&pointer.previous));
         releases.extend(state.slots.iter().map(|slot| slot.release));
     }
+    releases
+}
+
+/// Who uses what.
+struct Users {
+    /// Trees, each with a service that uses it.
+    trees: Vec<(Digest, String)>,
+    /// What could not be read on the way.
+    broken: Vec<String>,
+}
+
+fn users(agent: &Agent) -> Result<Users, Report> {
+    let (mut trees, mut broken) = (Vec::new(), Vec::new());
+    let mut releases = named(agent);
     releases.extend(released::all(agent)?.into_iter().map(|cut| cut.release));
-    let mut keep = releases.clone();
-    let mut trees = Vec::new();
     for digest in releases {
-        let release = agent.release(&digest)?;
-        keep.extend(release.pins());
-        for (name, released) in &release.services {
-            trees.push((released.image.tree, format!("{}/{name}", release.project)));
+        match agent.release(&digest) {
+            Ok(release) => trees.extend(release.services.iter().map(|(name, released)| {
+                (released.image.tree, format!("{}/{name}", release.project))
+            })),
+            Err(report) => broken.push(report.message),
         }
     }
     let refs = agent.store.refs().because(|| "listing images".into())?;
@@ -220,12 +250,12 @@ fn named(agent: &Agent) -> Result<Named, Report> {
         // One of the two is the tree; the other matches none.
         trees.extend(digests.into_iter().map(|digest| (digest, format!("import {name}"))));
     }
-    Ok(Named { keep, trees })
+    Ok(Users { trees, broken })
 }
 
 /// `kiln images`: every image in the store, how large it is and who names it.
 pub(super) fn images(agent: &Agent) -> Result<Answer, Report> {
-    let named = named(agent)?.trees;
+    let Users { trees: named, mut broken } = users(agent)?;
     let mut rows = Vec::new();
     for image in agent.store.images().because(|| "listing images".into())? {
         let users: BTreeSet<&String> =
@@ -237,13 +267,23 @@ pub(super) fn images(agent: &Agent) -> Result<Answer, Report> {
             "used_by": users,
         }));
     }
-    Ok(json!({ "images": rows }).into())
+    broken.sort();
+    Ok(json!({ "images": rows, "broken": broken }).into())
 }
 
 /// `kiln gc`.
 pub(super) fn gc(agent: &Agent, dry_run: bool) -> Result<Answer, Report> {
-    let named = named(agent)?;
-    let report = agent.store.gc(&named.keep, dry_run).because(|| "collecting".into())?;
+    agent.ledger_is_whole("nothing is collected")?;
+    let options = GcOptions { dry_run, ..GcOptions::default() };
+    let report = agent.store.gc_with(&|| named(agent), &options).map_err(|error| {
+        let report = Report::from_error(Exit::Failed, &error);
+        match error {
+            Error::Stops { .. } | Error::Held { .. } => {
+                Report { exit: Exit::Refused, ..report }.hint("kiln fsck")
+            }
+            _ => report,
+        }
+    })?;
     let mut data = serde_json::to_value(&report).because(|| "collecting".into())?;
     let room = kiln_bake::mount::caches::room(agent.store.root());
     let caches = kiln_bake::mount::caches::collect(&room, CACHE_AGE, dry_run)

@@ -32,6 +32,7 @@ pub(super) fn up(
     let id = StageId { project: project.name.clone(), stage: "dev".into() };
     let stage = agent.stage(&id);
     with_turn(session, &stage, || {
+        agent.ledger_is_whole("nothing is delivered")?;
         let _lease = agent.lease()?;
         let target = publish(agent, session, &stage, &project)?;
         let quarantined = stage.state().pointer.quarantined.contains(&target.digest);
@@ -131,6 +132,7 @@ pub(super) fn rollback(
 ) -> Result<Answer, Report> {
     let began = Instant::now();
     with_turn(session, stage, || {
+        agent.ledger_is_whole("nothing is delivered")?;
         let digest = choose(agent, stage, release)?;
         let release = agent.release(&digest)?;
         let target = Published::of(digest, release);

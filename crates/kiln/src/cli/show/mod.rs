@@ -249,8 +249,18 @@ fn overview(data: &Value) -> String {
             number(&stage["instances"]).to_string(),
         ]);
     }
+    out.push_str(&damage(data));
     if rows.len() > 1 {
         out.push_str(&table(&rows));
+    }
+    out
+}
+
+/// What of the root is damaged, as far as was noticed on the way.
+fn damage(data: &Value) -> String {
+    let mut out = String::new();
+    for what in list(&data["ledger"]).chain(data["broken"].is_string().then_some(&data["broken"])) {
+        let _ = writeln!(out, "damaged: {} (kiln fsck)", text(what));
     }
     out
 }
@@ -275,6 +285,7 @@ fn status(data: &Value) -> String {
         }
         None => out.push_str("standby: none\n"),
     }
+    out.push_str(&damage(data));
     let mut rows = vec![row(INSTANCE_HEAD)];
     rows.extend(list(&data["services"]).map(instance_row));
     out.push_str(&table(&rows));
@@ -289,7 +300,10 @@ fn releases(data: &Value) -> String {
         if release["quarantined"].as_bool() == Some(true) {
             role.push_str(", quarantined");
         }
-        let source = release::source(&release["source"]);
+        let source = match release["broken"].as_str() {
+            Some(why) => format!("broken: {why}"),
+            None => release::source(&release["source"]),
+        };
         let services = number(&release["services"]).to_string();
         rows.push(vec![short(&release["release"]).to_owned(), role, services, source]);
     }
@@ -326,6 +340,9 @@ fn images(data: &Value) -> String {
         ]);
     }
     let mut out = table(&rows);
+    for what in list(&data["broken"]) {
+        let _ = writeln!(out, "damaged: {} (kiln fsck)", text(what));
+    }
     if others > 0 {
         let _ = writeln!(
             out,
