@@ -25,7 +25,6 @@
 mod accounts;
 mod answer;
 mod apt;
-mod ar;
 mod assemble;
 mod configure;
 mod control;
