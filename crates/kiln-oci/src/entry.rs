@@ -36,7 +36,7 @@ pub(crate) struct Entry {
 
 /// The next entry of `reader`; what is left of the content of the one before is skipped.
 pub(crate) fn next(reader: &mut Reader<'_>) -> Result<Option<Entry>> {
-    let Some(entry) = reader.next().map_err(failed)? else { return Ok(None) };
+    let Some(entry) = reader.next_entry().map_err(failed)? else { return Ok(None) };
     let name = &entry.name;
     let bad = |why: String| Error::malformed(format!("tar entry {}", shown(name)), why);
     let number = |number: u64, what: &str| {

@@ -102,7 +102,7 @@ pub(crate) fn is_archive(from: &mut dyn Read) -> io::Result<bool> {
     let limits = Limits { bytes: 4 << 20, ..Limits::default() };
     let found = kiln_archive::open(from, limits)
         .map_err(ArchiveError::from)
-        .and_then(|decoded| Reader::new(decoded).next());
+        .and_then(|decoded| Reader::new(decoded).next_entry());
     match found {
         Ok(first) => Ok(first.is_some()),
         Err(ArchiveError::Read(error)) => Err(error),

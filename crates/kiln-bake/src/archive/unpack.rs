@@ -48,7 +48,7 @@ pub(crate) fn unpack(
     let mut work = Unpacking::new(tree, into);
     let mut reader =
         Reader::new(kiln_archive::open(from, into.limits).map_err(ArchiveError::from)?);
-    while let Some(entry) = reader.next()? {
+    while let Some(entry) = reader.next_entry()? {
         let named = |what| UnpackError::Entry { entry: shown(&entry.name), what };
         let place = work.place(&entry).map_err(named)?;
         let Some(at) = place else { continue };

@@ -91,7 +91,7 @@ fn known(form: &str) -> io::Result<()> {
 fn read_control(store: &Store, from: &mut dyn Read, tree: &mut Tree) -> io::Result<()> {
     let limits = Limits { bytes: CONTROL_LIMIT, ..Limits::default() };
     let mut reader = Reader::new(kiln_archive::open(from, limits)?);
-    while let Some(entry) = reader.next().map_err(ArchiveError::into_io)? {
+    while let Some(entry) = reader.next_entry().map_err(ArchiveError::into_io)? {
         let path = clean(&entry.name)?;
         if path.is_empty() || entry.kind != EntryKind::File {
             continue;
@@ -128,7 +128,7 @@ fn read_data(
 ) -> io::Result<()> {
     let mut links = Vec::new();
     let mut reader = Reader::new(kiln_archive::open(from, Limits::default())?);
-    while let Some(entry) = reader.next().map_err(ArchiveError::into_io)? {
+    while let Some(entry) = reader.next_entry().map_err(ArchiveError::into_io)? {
         let path = clean(&entry.name)?;
         let at = if path.is_empty() { b"data".to_vec() } else { [b"data/", &path[..]].concat() };
         if let EntryKind::Link(to) = &entry.kind {
