@@ -11,7 +11,7 @@ use kiln_core::Digest;
 use kiln_core::data::Data;
 
 use super::lock;
-use super::stage::StageId;
+use super::stage::{Instance, StageId};
 use crate::report::Report;
 
 /// What one instance can write.
@@ -25,6 +25,14 @@ pub(crate) struct Claim {
     pub born: Digest,
     /// What it can write.
     pub data: Data,
+}
+
+impl Claim {
+    /// What `instance` of `stage` can write.
+    pub(crate) fn of(stage: &StageId, instance: &Instance) -> Self {
+        let (service, data) = (instance.service.clone(), instance.data.clone());
+        Self { stage: stage.clone(), service, born: instance.born, data }
+    }
 }
 
 /// All claims of the root, by instance.
@@ -60,11 +68,6 @@ impl Claims {
         if !claim.data.is_empty() {
             lock(&self.0).insert(id.to_owned(), claim);
         }
-    }
-
-    /// All instances but those `known` have ended.
-    pub(crate) fn keep(&self, known: &BTreeSet<String>) {
-        lock(&self.0).retain(|id, _| known.contains(id));
     }
 
     /// Instance `id` is known to have ended.

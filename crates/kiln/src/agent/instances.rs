@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
+use kiln_core::data::Data;
 use kiln_core::exit::Exit;
 use kiln_core::release::{KEY_FORMAT, ReleasedService, Settings};
 use kiln_core::{Digest, Release};
@@ -20,6 +21,7 @@ use kiln_run::{
 };
 use serde_json::json;
 
+use super::card::Card;
 use super::claims::Claim;
 use super::stage::{Instance, Life, Stage};
 use super::supervise::{Order, Word, begin};
@@ -63,31 +65,8 @@ pub(crate) fn launch(
     let key = agent.instance_key(&release, service)?.ok_or_else(missing)?;
     let id = fresh_id(stage, service);
     let address = agent.addresses.take_instance(&agent.host)?;
-    let of = volumes::Of { stage, service };
-    let result =
-        volumes::prepare(agent, of, released, &agent.instance_dir(&id)).and_then(|sources| {
-            let (data, born) = (sources.data.clone(), release);
-            let claim = Claim { stage: stage.id.clone(), service: service.to_owned(), born, data };
-            agent.claims.take(&id, claim, &companions(stage, &release, instead_of))?;
-            let mut spec = spec(agent, stage, &pinned, &release, service, released, &id, address)?;
-            spec.sandbox.mounts = sources.mounts;
-            Ok((run(agent, service, &spec)?, sources.data))
-        });
-    let exec_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let (running, data) = match result {
-        Ok((running, data)) => (Arc::new(running), data),
-        Err(report) => {
-            agent.claims.give_back(&id);
-            agent.addresses.give_back(address);
-            remove_folder(agent, &id);
-            return Err(report);
-        }
-    };
-    // From the request to the program's exec, which `cargo xtask bench` reads.
-    let entry = json!({ "instance": id, "release": release, "exec_us": exec_us });
-    record::note(agent, stage, "instance.start", entry);
-    Ok(Instance {
-        id,
+    let mut instance = Instance {
+        id: id.clone(),
         service: service.to_owned(),
         key,
         keyed: KEY_FORMAT,
@@ -100,9 +79,37 @@ pub(crate) fn launch(
         probes: Vec::new(),
         unknown: None,
         inbox: None,
-        data,
-        running: Some(running),
-    })
+        data: Data::default(),
+        running: None,
+    };
+    let exec = |instance: &mut Instance| -> Result<Running, Report> {
+        let of = volumes::Of { stage, service };
+        let sources = volumes::prepare(agent, of, released, &agent.instance_dir(&id))?;
+        instance.data = sources.data;
+        let beside = companions(stage, &release, instead_of);
+        agent.claims.take(&id, Claim::of(&stage.id, instance), &beside)?;
+        let slot = stage.state().slot(&release).cloned();
+        let names = slot.map(|slot| slot.addresses).unwrap_or_default();
+        let card = Card { stage: stage.id.clone(), instance: instance.clone(), names };
+        card.write(&agent.instance_dir(&id))?;
+        let mut spec = spec(agent, stage, &pinned, &release, service, released, &id, address)?;
+        spec.sandbox.mounts = sources.mounts;
+        run(agent, service, &spec)
+    };
+    instance.running = match exec(&mut instance) {
+        Ok(running) => Some(Arc::new(running)),
+        Err(report) => {
+            agent.claims.give_back(&id);
+            agent.addresses.give_back(address);
+            remove_folder(agent, &id);
+            return Err(report);
+        }
+    };
+    let exec_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    // From the request to the program's exec, which `cargo xtask bench` reads.
+    let entry = json!({ "instance": id, "release": release, "exec_us": exec_us });
+    record::note(agent, stage, "instance.start", entry);
+    Ok(instance)
 }
 
 /// Starts it. One that could not be started for certain is ended first: there may be another in its

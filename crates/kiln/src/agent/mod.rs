@@ -17,17 +17,21 @@
 //! | [`watch`] | readiness and health |
 //! | [`routes`] | what the front answers |
 //! | [`addresses`] | which addresses are free |
-//! | [`restore`] | finding everything again after a restart, rebuilding after a reboot |
+//! | [`card`], [`strays`] | what the folder of an instance says it is; instances in no run file |
+//! | [`restore`] | finding everything again after a restart |
+//! | [`mend`] | building up again what is missing, until it is there |
 //! | [`record`] | the ledger |
 //! | [`released`] | releases that were cut from commits |
 
 mod addresses;
 pub(crate) mod bake;
+mod card;
 mod claims;
 mod door;
 mod fill;
 pub(crate) mod git;
 mod instances;
+mod mend;
 mod places;
 pub(crate) mod provision;
 pub(crate) mod record;
@@ -37,6 +41,7 @@ mod routes;
 mod serve;
 pub(crate) mod session;
 pub(crate) mod stage;
+mod strays;
 mod supervise;
 mod verbs;
 pub(crate) mod volumes;
@@ -78,6 +83,8 @@ pub(crate) struct Agent {
     pub addresses: Addresses,
     /// Who writes what.
     pub claims: Claims,
+    /// Stages that could not be built up again so far.
+    pub troubles: mend::Troubles,
     routes: Routes,
     stages: Mutex<BTreeMap<StageId, Arc<Stage>>>,
     releases: Mutex<BTreeMap<Digest, Arc<Release>>>,

@@ -7,19 +7,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiln_core::Digest;
 use kiln_run::Known;
 use kiln_run::known::boot_id;
 use kiln_run::net::Host;
 use kiln_run::runtime::{Found, QUICK, Runtime};
 use kiln_store::Store;
+use kiln_store::ledger::Pointer;
 use serde_json::json;
 
+use super::card::Card;
 use super::claims::Claim;
-use super::provision::{Patience, missing_services, retire};
-use super::session::Session;
-use super::stage::{Instance, Life, Role, RunFile, Stage, StageId};
-use super::{Agent, record, supervise};
-use crate::deliver::{Published, Reason, converge};
+use super::provision::retire;
+use super::stage::{Instance, Life, Role, RunFile, Stage, StageId, StageState};
+use super::strays::Strays;
+use super::{Agent, mend, record, supervise};
 use crate::report::{Because, Report};
 
 /// Where the state of a stage's instances is written.
@@ -39,17 +41,14 @@ pub(crate) fn write_run_file(path: &Path, file: &RunFile) -> std::io::Result<()>
 }
 
 /// What is written at `path`; nothing, if that was under another boot: then nothing of it lives.
-fn read_run_file(path: &Path) -> RunFile {
-    let file: RunFile = std::fs::read(path)
-        .ok()
-        .and_then(|text| serde_json::from_slice(&text).ok())
-        .unwrap_or_default();
-    let before = !file.boot.is_empty() && boot_id().is_ok_and(|boot| boot != file.boot);
-    if before { RunFile::default() } else { file }
+fn read_run_file(path: &Path) -> std::io::Result<RunFile> {
+    let file: RunFile = serde_json::from_slice(&std::fs::read(path)?)?;
+    let before = !file.boot.is_empty() && boot_id()? != file.boot;
+    Ok(if before { RunFile::default() } else { file })
 }
 
-/// All run files of `root`.
-fn run_files(root: &Path) -> Vec<(StageId, RunFile)> {
+/// All run files of `root`, and why one cannot be read.
+fn run_files(root: &Path) -> Vec<(StageId, std::io::Result<RunFile>)> {
     let entries = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
     let mut all = Vec::new();
     for project in entries(root.join("run")) {
@@ -66,12 +65,19 @@ fn run_files(root: &Path) -> Vec<(StageId, RunFile)> {
     all
 }
 
-/// Addresses that were in use when the agent ended.
+/// Addresses that were in use when the agent ended, by run files and by the instances' own cards.
 pub(crate) fn addresses(root: &Path) -> BTreeSet<Ipv4Addr> {
     let mut taken = BTreeSet::new();
     for (_, file) in run_files(root) {
+        let file = file.unwrap_or_default();
         taken.extend(file.instances.iter().map(|instance| instance.address));
         taken.extend(file.slots.iter().flat_map(|slot| slot.addresses.values().copied()));
+    }
+    for folder in std::fs::read_dir(root.join("instances")).into_iter().flatten().flatten() {
+        if let Ok(Some(card)) = Card::read(&folder.path()) {
+            taken.insert(card.instance.address);
+            taken.extend(card.names.into_values());
+        }
     }
     taken
 }
@@ -79,15 +85,6 @@ pub(crate) fn addresses(root: &Path) -> BTreeSet<Ipv4Addr> {
 /// Finds stages and instances again, clears away what nobody knows, and brings the active release
 /// of each stage back to full strength.
 pub(crate) fn restore(agent: &Arc<Agent>) {
-    let files = run_files(&agent.root);
-    let ids: Vec<String> = files
-        .iter()
-        .flat_map(|(_, file)| file.instances.iter().map(|instance| instance.id.clone()))
-        .collect();
-    // All at once: a shim that does not answer keeps no other project waiting.
-    let answers = agent.runtime.attach_all(&ids, QUICK);
-    let mut found: BTreeMap<String, Found> = ids.into_iter().zip(answers).collect();
-    let mut known: BTreeSet<String> = BTreeSet::new();
     // Nobody knows what should run then, so nothing is stopped and nothing started.
     let held = match agent.ledger_is_whole("nothing is started and nothing stopped") {
         Ok(()) => false,
@@ -96,52 +93,83 @@ pub(crate) fn restore(agent: &Arc<Agent>) {
             true
         }
     };
-    for (id, file) in files {
-        let stage = agent.stage(&id);
-        known.extend(take_over(agent, &stage, file, &mut found, held));
+    let mut files = Vec::new();
+    let mut whole = true;
+    for (id, file) in run_files(&agent.root) {
+        agent.stage(&id);
+        match file {
+            Ok(file) => files.push((id, file)),
+            Err(error) => {
+                whole = false;
+                agent.log(&format!("{id}: its run file cannot be read: {error}"));
+            }
+        }
     }
     for (project, stage) in agent.store.pointers().unwrap_or_default().into_keys() {
         agent.stage(&StageId { project, stage });
     }
-    match clear_unknown(agent, &known) {
-        Ok(()) => agent.claims.keep(&known),
-        Err(report) => agent.log(&report.to_string()),
+    let mut found = ask_all(agent, &files);
+    for (id, file) in files {
+        take_over(agent, &agent.stage(&id), file, &mut found, held);
+    }
+    let strays = Strays::find(agent, found, whole, held);
+    if let Err(report) = clear_unknown(agent, &strays) {
+        agent.log(&report.to_string());
     }
     remap(agent);
     for stage in agent.stages() {
         begin_watching(agent, &stage);
         if !held && !stage.state().active_is_unreadable() {
             retire(agent, &stage);
-            rebuild(agent, &stage);
+            mend::mend(agent, &stage);
         }
     }
     agent.routes_changed();
 }
 
-/// Ends what a deploy that was under way had started, and removes what killed shims left.
-fn clear_unknown(agent: &Agent, known: &BTreeSet<String>) -> Result<(), Report> {
-    let doing = || "clearing away what nobody knows".to_owned();
-    kill_all_but(&agent.runtime, known)?;
-    agent.runtime.sweep(known).because(doing)?;
-    let alive: Vec<_> = agent
-        .stages()
-        .iter()
-        .flat_map(|stage| stage.state().instances.values().map(|i| i.address).collect::<Vec<_>>())
-        .filter_map(|at| agent.host.net_spec(agent.host.range().number_of(at)?))
-        .collect();
-    agent.host.sweep(&alive).because(doing)?;
-    Ok(())
+/// Asks all instances that there may be, by run files and by folders: all at once, so that a shim
+/// which does not answer keeps no other project waiting.
+fn ask_all(agent: &Agent, files: &[(StageId, RunFile)]) -> BTreeMap<String, Found> {
+    let listed = agent.runtime.list().unwrap_or_else(|error| {
+        agent.log(&format!("listing instances: {error}"));
+        BTreeSet::new()
+    });
+    let named = files.iter().flat_map(|(_, file)| &file.instances);
+    let ids: BTreeSet<String> = named.map(|instance| instance.id.clone()).chain(listed).collect();
+    let ids: Vec<String> = ids.into_iter().collect();
+    let answers = agent.runtime.attach_all(&ids, QUICK);
+    ids.into_iter().zip(answers).collect()
 }
 
-/// Kills every instance of the root that is not in `known`, all at once.
-fn kill_all_but(runtime: &Runtime, known: &BTreeSet<String>) -> Result<(), Report> {
-    let ids = runtime.list().because(|| "listing instances".to_owned())?;
-    let strays: Vec<String> = ids.difference(known).cloned().collect();
-    let found = runtime.attach_all(&strays, QUICK);
+/// Ends what nobody knows, and removes what killed shims left.
+fn clear_unknown(agent: &Agent, strays: &Strays) -> Result<(), Report> {
+    let doing = || "clearing away what nobody knows".to_owned();
+    let ended = kill_all(&strays.nobodys);
+    let mut known = strays.left_alone.clone();
+    let mut addresses = Vec::new();
+    for stage in agent.stages() {
+        for instance in stage.state().instances.values() {
+            known.insert(instance.id.clone());
+            addresses.push(instance.address);
+        }
+    }
+    agent.runtime.sweep(&known).because(doing)?;
+    // The interface of one that is left alone is not known.
+    if strays.left_alone.is_empty() {
+        let alive: Vec<_> = addresses
+            .into_iter()
+            .filter_map(|at| agent.host.net_spec(agent.host.range().number_of(at)?))
+            .collect();
+        agent.host.sweep(&alive).because(doing)?;
+    }
+    ended
+}
+
+/// Kills instances, all at once.
+fn kill_all(found: &[Found]) -> Result<(), Report> {
     let doubts: Vec<String> = std::thread::scope(|scope| {
         let killing: Vec<_> = found
             .iter()
-            .filter(|one| !matches!(one.known, Known::Ended(_)))
             .map(|one| (one.running.id(), scope.spawn(|| one.running.kill())))
             .collect();
         let doubt = |(id, killing): (&str, std::thread::ScopedJoinHandle<'_, Known>)| match killing
@@ -159,27 +187,31 @@ fn kill_all_but(runtime: &Runtime, known: &BTreeSet<String>) -> Result<(), Repor
     }
 }
 
+/// What an instance that has not certainly ended is from now on.
+pub(super) fn revive(instance: &mut Instance, found: Found) {
+    instance.running = Some(Arc::new(found.running));
+    if let Known::Unknown(why) = found.known {
+        instance.unknown = Some(why);
+    }
+}
+
 /// Takes over the slots, those instances that have not certainly ended, and those that have ended
-/// for good. Gives the names of those.
+/// for good; they are no strays then. One that was being stopped belongs to no slot any more.
 fn take_over(
-    agent: &Arc<Agent>,
+    agent: &Agent,
     stage: &Stage,
     file: RunFile,
     found: &mut BTreeMap<String, Found>,
     held: bool,
-) -> Vec<String> {
-    let mut living = Vec::new();
+) {
     let pointer = stage.state().pointer.clone();
     let mut lost = Vec::new();
     stage.update(|state| {
         for mut slot in file.slots {
-            slot.role = match Some(slot.release) {
-                digest if digest == pointer.active => Role::Active,
-                digest if digest == pointer.standby => Role::Standby,
+            slot.role = match role(&pointer, &slot.release) {
                 // What served before the ledger was damaged goes on serving.
-                _ if held && slot.role != Role::Candidate => slot.role,
-                // A deploy that was under way has never happened.
-                _ => Role::Names,
+                Role::Names if held && slot.role != Role::Candidate => slot.role,
+                role => role,
             };
             // One that cannot be read keeps its slot, and all that runs in it.
             match agent.release(&slot.release) {
@@ -190,51 +222,40 @@ fn take_over(
         }
         for mut instance in file.instances {
             let settled = matches!(instance.life, Life::Completed | Life::Failed { .. });
-            let found = found.remove(&instance.id);
-            match found.map(|one| (one.known, one.running)) {
-                // One that was being stopped is ended with what nobody knows.
-                Some((known, running))
-                    if !matches!(known, Known::Ended(_)) && instance.life != Life::Stopping =>
-                {
-                    instance.running = Some(Arc::new(running));
-                    if let Known::Unknown(why) = known {
-                        instance.unknown = Some(why);
-                    }
-                }
+            match found.remove(&instance.id) {
+                Some(one) if !matches!(one.known, Known::Ended(_)) => revive(&mut instance, one),
                 _ if settled => {}
-                doubt => {
-                    // It writes until it has certainly ended, wanted or not.
-                    if doubt.is_some_and(|(known, _)| !matches!(known, Known::Ended(_))) {
-                        agent.claims.found(&instance.id, claim(stage, &instance));
-                    }
+                _ => {
                     lost.push(instance);
                     continue;
                 }
             }
-            living.push(instance.id.clone());
             state.instances.insert(instance.id.clone(), instance);
         }
         for instance in state.instances.values() {
             if !matches!(instance.life, Life::Completed | Life::Failed { .. }) {
-                agent.claims.found(&instance.id, claim(stage, instance));
+                agent.claims.found(&instance.id, Claim::of(&stage.id, instance));
             }
         }
-        let there: BTreeSet<String> = state.instances.keys().cloned().collect();
-        for slot in &mut state.slots {
-            slot.members.retain(|_, id| there.contains(id));
-        }
+        let StageState { slots, instances, .. } = state;
+        let there =
+            |id: &String| instances.get(id).is_some_and(|found| found.life != Life::Stopping);
+        slots.iter_mut().for_each(|slot| slot.members.retain(|_, id| there(id)));
     });
     for instance in lost {
         agent.addresses.give_back(instance.address);
         let data = json!({ "instance": instance.id, "what": "gone while no agent looked" });
         record::note(agent, stage, "instance.lost", data);
     }
-    living
 }
 
-fn claim(stage: &Stage, instance: &Instance) -> Claim {
-    let (service, data) = (instance.service.clone(), instance.data.clone());
-    Claim { stage: stage.id.clone(), service, born: instance.born, data }
+/// A deploy that was under way has never happened.
+pub(super) fn role(pointer: &Pointer, release: &Digest) -> Role {
+    match Some(*release) {
+        digest if digest == pointer.active => Role::Active,
+        digest if digest == pointer.standby => Role::Standby,
+        _ => Role::Names,
+    }
 }
 
 /// Makes the kernel's translation equal to the states, whatever it was.
@@ -258,34 +279,6 @@ fn begin_watching(agent: &Arc<Agent>, stage: &Arc<Stage>) {
     }
 }
 
-/// Starts what the active release lacks. After a reboot that is all of it.
-fn rebuild(agent: &Arc<Agent>, stage: &Arc<Stage>) {
-    let Some(active) = stage.state().pointer.active else { return };
-    let release = match agent.release(&active) {
-        Ok(release) => release,
-        Err(report) => return agent.log(&format!("{}: {report}", stage.id)),
-    };
-    let lacking = match missing_services(&stage.state()) {
-        Some((_, missing)) => !missing.is_empty(),
-        None => true,
-    };
-    if !lacking {
-        return;
-    }
-    let (agent, stage) = (Arc::clone(agent), Arc::clone(stage));
-    agent.clone().background(move || {
-        let _turn = stage.turn();
-        let target = Published::of(active, release);
-        let session = Session::own();
-        let patience = Patience { limit: None };
-        let result = converge(&agent, &session, &stage, &target, Reason::Restore, patience);
-        match result {
-            Ok(_) => agent.log(&format!("{}: {} serves again", stage.id, active.short())),
-            Err(report) => agent.log(&format!("{}: building up again: {report}", stage.id)),
-        }
-    });
-}
-
 /// `kiln shutdown` when no agent runs: clears away what a killed one may have left.
 pub(crate) fn collect_remains(root: &Path) -> Result<bool, Report> {
     if !root.join("format").exists() {
@@ -303,6 +296,7 @@ pub(crate) fn collect_remains(root: &Path) -> Result<bool, Report> {
     let exe = std::env::current_exe().because(doing)?;
     let mut ids = Vec::new();
     for (id, file) in run_files(store.root()) {
+        let file = file.unwrap_or_default();
         ids.extend(file.instances.into_iter().map(|instance| instance.id));
         let _ = std::fs::remove_file(run_path(store.root(), &id));
     }
@@ -311,9 +305,38 @@ pub(crate) fn collect_remains(root: &Path) -> Result<bool, Report> {
     }
     let host = Host::setup(store.root()).because(doing)?;
     let runtime = Runtime::new(store.root(), exe, host.range().scope()).because(doing)?;
-    kill_all_but(&runtime, &BTreeSet::new())?;
+    let all: Vec<String> = runtime.list().because(doing)?.into_iter().collect();
+    kill_all(&runtime.attach_all(&all, QUICK))?;
     runtime.sweep(&BTreeSet::new()).because(doing)?;
     runtime.close(Duration::from_secs(5));
     host.teardown().because(doing)?;
     Ok(!ids.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::stage::Slot;
+
+    #[test]
+    fn run_files_of_another_boot_are_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dev.json");
+        let slot = |boot: &str| RunFile {
+            boot: boot.to_owned(),
+            slots: vec![Slot {
+                release: Digest::of("x"),
+                role: Role::Active,
+                addresses: BTreeMap::new(),
+                members: BTreeMap::new(),
+            }],
+            instances: Vec::new(),
+        };
+        for (boot, slots) in [(boot_id().unwrap().as_str(), 1), ("", 1), ("another", 0)] {
+            write_run_file(&path, &slot(boot)).unwrap();
+            assert_eq!(read_run_file(&path).unwrap().slots.len(), slots, "{boot}");
+        }
+        std::fs::write(&path, "{").unwrap();
+        assert!(read_run_file(&path).is_err(), "what cannot be read is not the same as nothing");
+    }
 }

@@ -103,6 +103,7 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
         )
         .hint("sudo kiln serve"));
     }
+    let spare = super::door::spare();
     if !claim(root)? {
         return match leave {
             // Somebody else was faster: theirs is the agent.
@@ -114,7 +115,6 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
             }
         };
     }
-    let spare = super::door::spare();
     let agent = open(root)?;
     let listener = listen(&agent.root)?;
     restore::restore(&agent);
@@ -125,6 +125,7 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
     watch_signals(&agent);
     watch_rules(&agent);
     watch_front(&agent);
+    super::mend::keep_whole(&agent);
     if leave == Leave::WhenIdle {
         watch_idleness(&agent);
     }
@@ -149,6 +150,7 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
         store,
         runtime,
         host,
+        troubles: super::mend::Troubles::default(),
         stages: Mutex::default(),
         releases: Mutex::default(),
         keys: Mutex::default(),

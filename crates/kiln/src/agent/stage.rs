@@ -193,12 +193,7 @@ impl Stage {
         Self { id, turn, saving, state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// Waits for this delivery's turn.
-    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// The turn, if nobody has it.
+    /// The turn of this delivery, if nobody else has it.
     pub(crate) fn try_turn(&self) -> Option<MutexGuard<'_, ()>> {
         match self.turn.try_lock() {
             Ok(guard) => Some(guard),
@@ -331,8 +326,9 @@ impl StageState {
                 continue;
             }
             // A taint by `exec` does not count: the only stage so far is `dev`, where people try
-            // things and it is for show.
-            let sound = matches!(instance.life, Life::Ready | Life::Completed);
+            // things and it is for show. One that is unknown goes on as it is.
+            let sound = matches!(instance.life, Life::Ready | Life::Completed)
+                || instance.unknown.is_some() && !stopping;
             all.push(Observed {
                 id: instance.id.clone(),
                 service: instance.service.clone(),
@@ -400,6 +396,13 @@ impl StageState {
             all.extend(ports.map(|port| SocketAddr::from((instance.address, port.target))));
         }
         all
+    }
+
+    /// How long the program of instance `id` may take to end.
+    pub(crate) fn stop_grace(&self, id: &str) -> Option<Duration> {
+        let instance = self.instances.get(id)?;
+        let released = self.releases.get(&instance.born)?.services.get(&instance.service)?;
+        Some(Duration::from_nanos(released.settings.stop_grace()))
     }
 
     /// Instances that no slot with a role of its own names.

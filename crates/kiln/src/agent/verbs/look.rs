@@ -98,6 +98,7 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
         "standby": state.pointer.standby,
         "source": release.as_ref().ok().map(|release| &release.source),
         "paused": state.paused,
+        "trouble": agent.troubles.of(&stage.id),
         "services": services,
         "ports": release.map(|release| ports(&release, &stage.id.stage)).unwrap_or_default(),
         "scope": agent.host.range().scope(),
@@ -121,6 +122,7 @@ pub(super) fn overview(agent: &Agent) -> Result<Answer, Report> {
             "active": state.pointer.active,
             "standby": state.pointer.standby,
             "instances": state.instances.len(),
+            "trouble": agent.troubles.of(&stage.id),
         }));
     }
     let ledger = agent.store.ledger().faults().because(|| "looking at the ledger".into())?;

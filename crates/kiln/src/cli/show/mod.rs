@@ -253,6 +253,11 @@ fn overview(data: &Value) -> String {
     if rows.len() > 1 {
         out.push_str(&table(&rows));
     }
+    for stage in list(&data["stages"]).filter(|stage| !stage["trouble"].is_null()) {
+        let name = format!("{}/{} ", text(&stage["project"]), text(&stage["stage"]));
+        out.push_str(&name);
+        out.push_str(&trouble(&stage["trouble"]));
+    }
     out
 }
 
@@ -279,6 +284,7 @@ fn status(data: &Value) -> String {
         text(&data["stage"]),
         short(&data["active"])
     );
+    out.push_str(&trouble(&data["trouble"]));
     match data["standby"].as_str() {
         Some(_) => {
             let _ = writeln!(out, "standby: {} (kiln rollback)", short(&data["standby"]));
@@ -291,6 +297,19 @@ fn status(data: &Value) -> String {
     out.push_str(&table(&rows));
     out.push_str(&addresses(&data["ports"]));
     out
+}
+
+/// Why a stage does not run as it should, if it does not.
+fn trouble(trouble: &Value) -> String {
+    let Some(why) = trouble["why"].as_str() else { return String::new() };
+    let again = match trouble["again_ms"].as_u64() {
+        Some(0) | None => "just now".to_owned(),
+        Some(ms) => format!("in {}", duration(ms)),
+    };
+    format!(
+        "could not be built up again: {why}\n  tried {} times, again {again}\n",
+        number(&trouble["tries"])
+    )
 }
 
 fn releases(data: &Value) -> String {
