@@ -2,7 +2,8 @@
 //! is told so, instead of waiting for an answer that cannot come.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -20,6 +21,9 @@ const RESERVE: u64 = 32;
 
 /// Pause after a request that could not be accepted.
 const SHORT: Duration = Duration::from_millis(50);
+
+/// How long a client may take to hear a refusal.
+const HEARD: Duration = Duration::from_millis(200);
 
 /// How often the log says that descriptors are short.
 const SAID: Duration = Duration::from_secs(60);
@@ -86,10 +90,17 @@ impl Door {
     }
 }
 
+/// Says no, and waits a moment for the client to have heard: a request that nobody reads would take
+/// the answer with it.
 fn refuse(mut stream: &UnixStream, report: Report) {
     let Ok(event) = serde_json::to_string(&Event::Failed(report)) else { return };
     let _ = stream.set_write_timeout(Some(SHORT));
+    let _ = stream.set_read_timeout(Some(HEARD));
     let _ = stream.write_all(format!("{}\n{event}\n", build_id()).as_bytes());
+    let _ = stream.shutdown(Shutdown::Write);
+    let deadline = Instant::now() + HEARD;
+    let mut request = [0; 16 << 10];
+    while matches!(stream.read(&mut request), Ok(1..)) && Instant::now() < deadline {}
 }
 
 /// What is said when too few descriptors are left to begin anything. A new one gets the lowest

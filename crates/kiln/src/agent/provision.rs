@@ -370,12 +370,17 @@ pub(crate) fn undo(
     patience: Patience,
 ) {
     let session = session.unstoppable();
-    let started: Vec<String> = {
+    let (started, upstreams, grace) = {
         let state = stage.state();
         // What ended meanwhile and was there before has a fresh one in its place, which stays.
         let kept: BTreeSet<String> = candidate.before.iter().map(|id| state.current(id)).collect();
-        state.instances.keys().filter(|id| !kept.contains(*id)).cloned().collect()
+        let started: Vec<String> =
+            state.instances.keys().filter(|id| !kept.contains(*id)).cloned().collect();
+        let grace = started.iter().filter_map(|id| state.stop_grace(id)).max();
+        (started.clone(), state.upstreams(&started), grace.unwrap_or_default())
     };
+    // Of a switch that was taken back there may be requests under way.
+    agent.drain(&upstreams, grace);
     if let Err(report) = instances::stop(agent, stage, &started) {
         agent.log(&report.to_string());
         session.notice(report.to_string());

@@ -1,14 +1,21 @@
 //! `down` and `shutdown`.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use kiln_core::exit::Exit;
 use serde_json::json;
 
 use super::{Answer, with_turn};
 use crate::agent::session::Session;
-use crate::agent::stage::{Life, Role, Stage};
+use crate::agent::stage::{Role, Stage};
 use crate::agent::{Agent, instances, record};
 use crate::report::{Because, Report};
+
+/// How long requests under way may take to end.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// `kiln down`: clients first, then instances; the pointer says so.
 pub(super) fn down(
@@ -51,20 +58,20 @@ fn stop_and_remove(
     .into())
 }
 
+/// Whole or not at all: that nothing serves is on the disk before anything ends. When it cannot be
+/// written, everything goes on as before.
 fn stop_stage(
     agent: &Arc<Agent>,
     session: &Session,
     stage: &Arc<Stage>,
 ) -> Result<Vec<String>, Report> {
-    let (ids, upstreams) = stage.update(|state| {
-        for slot in &mut state.slots {
-            slot.role = Role::Names;
-        }
+    let (roles, ids, upstreams) = stage.update(|state| {
+        let roles: BTreeMap<_, _> =
+            state.slots.iter().map(|slot| (slot.release, slot.role)).collect();
+        state.slots.iter_mut().for_each(|slot| slot.role = Role::Names);
         let ids: Vec<String> = state.instances.keys().cloned().collect();
-        // From here on nothing that ends is replaced.
-        state.instances.values_mut().for_each(|instance| instance.life = Life::Stopping);
         let upstreams = state.upstreams(&ids);
-        (ids, upstreams)
+        (roles, ids, upstreams)
     });
     let was_active = stage.state().pointer.active.is_some();
     if ids.is_empty() && !was_active {
@@ -72,29 +79,49 @@ fn stop_stage(
         return Ok(Vec::new());
     }
     let node = session.begin("stop", &stage.id.to_string(), &format!("{} instances", ids.len()));
-    agent.apply_routes()?;
-    if !upstreams.is_empty() {
-        agent.drain(&upstreams, std::time::Duration::from_secs(1));
+    if let Err(report) = leave_service(agent, session, stage, &ids, &upstreams) {
+        stage.update(|state| {
+            for slot in &mut state.slots {
+                slot.role = roles.get(&slot.release).copied().unwrap_or(slot.role);
+            }
+        });
+        agent.routes_changed();
+        let result = Err(report.hint("nothing was stopped; mend that and run the same again"));
+        node.end(&result, "");
+        return result;
     }
-    // The flush and the stopping do not wait for each other.
-    let pointer = stage.state().pointer.down();
-    let (ended, recorded) = std::thread::scope(|scope| {
-        let entry = json!({ "stopped": &ids });
-        let recording =
-            scope.spawn(|| record::move_pointer(agent, stage, pointer, &[("down", entry)]));
-        (instances::stop(agent, stage, &ids), recording.join())
-    });
+    let ids: Vec<String> = stage.state().instances.keys().cloned().collect();
+    let ended = instances::stop(agent, stage, &ids);
     let freed = stage.update(super::super::stage::StageState::forget_slots);
-    agent.translate(stage)?;
+    let translated = agent.translate(stage);
     agent.unmap(stage, &freed);
     agent.save(stage);
-    let result = match recorded {
-        Ok(result) => result,
-        Err(_) => Err(Report::new(kiln_core::exit::Exit::Bug, "recording `down` panicked")),
-    };
-    let result = result.and(ended);
+    let result = ended.and(translated);
     node.end(&result, &format!("{} instances", ids.len()));
     result.map(|()| ids)
+}
+
+/// Clients are sent away, and meanwhile it is recorded that nothing serves. The two do not wait for
+/// each other. A front that cannot be told sends nobody here either.
+fn leave_service(
+    agent: &Arc<Agent>,
+    session: &Session,
+    stage: &Arc<Stage>,
+    ids: &[String],
+    upstreams: &[SocketAddr],
+) -> Result<(), Report> {
+    let pointer = stage.state().pointer.down();
+    let entry = json!({ "stopped": ids });
+    std::thread::scope(|scope| {
+        let recording =
+            scope.spawn(|| record::move_pointer(agent, stage, pointer, &[("down", entry)]));
+        match agent.apply_routes() {
+            Ok(()) => agent.drain(upstreams, DRAIN),
+            Err(report) => session.notice(report.to_string()),
+        }
+        let bug = |_| Err(Report::new(Exit::Bug, "recording `down` panicked"));
+        recording.join().unwrap_or_else(bug)
+    })
 }
 
 /// `kiln shutdown`: every stage down, then front, network and agent.

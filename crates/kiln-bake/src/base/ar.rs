@@ -1,21 +1,16 @@
-//! The members of an ar(5) archive, the outer form of a Debian package.
+//! The members of an ar(5) archive, the outer form of a package file.
 
 use std::io::{self, Read};
 
 /// One member's head. Its content follows in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Without the slash that some writers put after it.
-    pub name: String,
-    /// Bytes.
-    pub size: u64,
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) size: u64,
 }
 
 /// Reads the magic at the start of the archive.
-///
-/// # Errors
-/// It is another one, or cannot be read.
-pub fn magic(from: &mut impl Read) -> io::Result<()> {
+pub(crate) fn magic(from: &mut impl Read) -> io::Result<()> {
     let mut magic = [0; 8];
     from.read_exact(&mut magic)?;
     if &magic == b"!<arch>\n" { Ok(()) } else { Err(bad("it is no ar archive")) }
@@ -23,10 +18,7 @@ pub fn magic(from: &mut impl Read) -> io::Result<()> {
 
 /// Reads the next head; `None` at the end. The caller consumes `size` bytes, and one more when
 /// `size` is odd, before asking again.
-///
-/// # Errors
-/// It is damaged, or cannot be read.
-pub fn next(from: &mut impl Read) -> io::Result<Option<Member>> {
+pub(crate) fn next(from: &mut impl Read) -> io::Result<Option<Member>> {
     let mut head = [0; 60];
     let mut filled = 0;
     while filled < head.len() {

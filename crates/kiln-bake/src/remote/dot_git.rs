@@ -14,8 +14,9 @@ use kiln_core::Tree;
 use kiln_core::tree::{Kind, Node};
 use kiln_store::Store;
 
-use crate::error::RemoteError;
-use crate::git::{Git, LockedGit};
+use super::error::RemoteError;
+use super::git::Git;
+use super::pins::LockedGit;
 
 /// An entry of a commit's tree.
 struct Entry {
@@ -26,7 +27,7 @@ struct Entry {
 }
 
 /// Puts `.git` into the tree of a checkout, whose repository is `home`/git.
-pub(crate) fn add(
+pub(super) fn add(
     store: &Store,
     git: &Git<'_>,
     home: &Path,
