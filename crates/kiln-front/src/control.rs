@@ -50,7 +50,7 @@ impl Control {
                     tokio::spawn(self.clone().converse(stream));
                 }
                 Err(error) => {
-                    eprintln!("front: control socket: {error}");
+                    say!("front: control socket: {error}");
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }

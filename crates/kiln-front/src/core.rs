@@ -113,7 +113,7 @@ impl Cores {
     async fn accepting(self, socket: Arc<OwnedFd>, listener: u64) {
         let socket = match watch(socket) {
             Ok(socket) => socket,
-            Err(error) => return eprintln!("front: listener {listener}: {error}"),
+            Err(error) => return say!("front: listener {listener}: {error}"),
         };
         while let Ok(mut ready) = socket.readable().await {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -127,7 +127,7 @@ impl Cores {
                 Err(rustix::io::Errno::AGAIN) => ready.clear_ready(),
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::BADF) => return,
                 Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => {
-                    eprintln!("front: out of file descriptors (fd {})", socket.as_raw_fd());
+                    say!("front: out of file descriptors (fd {})", socket.as_raw_fd());
                     tokio::time::sleep(EXHAUSTED).await;
                 }
                 // A connection that broke before it was accepted.

@@ -19,6 +19,16 @@
 //! | `core`, `pool` | a thread with its own runtime; its idle upstream connections |
 //! | `proxy` | one accepted connection: detection, HTTP/1.1, TCP, UDP |
 #![deny(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::print_stderr))]
+
+/// One line into the front's log. A log that cannot be written, or a pipe whose reader has gone,
+/// keeps nobody from working: `eprintln!` would panic.
+macro_rules! say {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
 
 pub mod client;
 mod control;
@@ -75,7 +85,7 @@ pub fn dispatch(args: &[OsString]) -> Option<u8> {
             Some(run_minder(Path::new(root), &exe))
         }
         _ => {
-            eprintln!("kiln front: expected the root directory, as in `kiln front /var/lib/kiln`");
+            say!("kiln front: expected the root directory, as in `kiln front /var/lib/kiln`");
             Some(2)
         }
     }

@@ -115,7 +115,7 @@ pub(crate) fn receive(line: BorrowedFd<'_>) -> io::Result<Option<(Message, Optio
         return Ok(None);
     }
     if got.flags.contains(ReturnFlags::CTRUNC) {
-        eprintln!("front: out of file descriptors: a listening socket is not kept");
+        say!("front: out of file descriptors: a listening socket is not kept");
     }
     Ok(Some((serde_json::from_slice(&bytes[..got.bytes])?, socket)))
 }

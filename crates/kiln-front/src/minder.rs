@@ -25,7 +25,7 @@ pub fn run_minder(root: &Path, exe: &Path) -> u8 {
     match run(root, exe) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("front: {}: {error}", root.display());
+            say!("front: {}: {error}", root.display());
             1
         }
     }
@@ -68,7 +68,7 @@ fn run(root: &Path, exe: &Path) -> io::Result<()> {
         let end = match line {
             Ok(line) => minder.tend(line),
             Err(error) => {
-                eprintln!("front: {}: {error}", minder.exe.display());
+                say!("front: {}: {error}", minder.exe.display());
                 End::Died
             }
         };
@@ -127,7 +127,7 @@ impl Minder<'_> {
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(error) => {
-                    eprintln!("front: minder's line: {error}");
+                    say!("front: minder's line: {error}");
                     break;
                 }
             }

@@ -32,7 +32,7 @@ impl Minding {
                 if let Err(error) = say(&line, &message, socket.as_deref()) {
                     // A minder that died is noticed by the thread that reads from it.
                     if error.kind() != io::ErrorKind::BrokenPipe {
-                        eprintln!("front: the minder was not told of {message:?}: {error}");
+                        say!("front: the minder was not told of {message:?}: {error}");
                     }
                     return;
                 }

@@ -119,7 +119,7 @@ impl Saved {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::default(),
             Err(error) => {
-                eprintln!("front: {}: {error}", path.display());
+                say!("front: {}: {error}", path.display());
                 return Self::default();
             }
         };
@@ -127,11 +127,11 @@ impl Saved {
             Ok(file) if file.format == 1 && file.boot != boot() => return Self::default(),
             Ok(file) if file.format == 1 => file,
             Ok(file) => {
-                eprintln!("front: {}: format {} is not known", path.display(), file.format);
+                say!("front: {}: format {} is not known", path.display(), file.format);
                 return Self::default();
             }
             Err(error) => {
-                eprintln!("front: {}: {error}", path.display());
+                say!("front: {}: {error}", path.display());
                 return Self::default();
             }
         };
@@ -149,7 +149,7 @@ fn each<T: serde::de::DeserializeOwned>(values: Vec<Value>, path: &Path) -> Vec<
     let read = values.into_iter().filter_map(|value| match serde_json::from_value(value) {
         Ok(item) => Some(item),
         Err(error) => {
-            eprintln!("front: {}: one entry left out: {error}", path.display());
+            say!("front: {}: one entry left out: {error}", path.display());
             None
         }
     });

@@ -62,7 +62,7 @@ impl State {
         let mut prepared = self.listeners.prepare(&routes, &table, &bound, &mut kept);
         prepared.open(&routes);
         for failure in prepared.news(&self.listeners) {
-            eprintln!("front: {failure}; it is tried again");
+            say!("front: {failure}; it is tried again");
         }
         for (key, socket) in kept {
             listener::close(key.protocol, &socket);
@@ -261,7 +261,7 @@ impl State {
         self.put_in_force(table, prepared);
         for (key, id) in failed {
             if self.listeners.get(&key).is_some() {
-                eprintln!("front: {}/{} is free again: {id} listens there", key.addr, key.protocol);
+                say!("front: {}/{} is free again: {id} listens there", key.addr, key.protocol);
             }
         }
         self.save();
@@ -284,7 +284,7 @@ impl State {
             upstream.is_some_and(|upstream| upstream.speaks_http())
         };
         if let Err(error) = self.saving.write(&self.table, bound, http) {
-            eprintln!("front: {}: {error}", self.saving.path().display());
+            say!("front: {}: {error}", self.saving.path().display());
         }
     }
 
@@ -366,7 +366,7 @@ impl State {
     /// Gives a minder duplicates of all listening sockets.
     pub(crate) fn attach(&mut self, minder: Arc<OwnedFd>) {
         self.minding =
-            Minding::start(minder).inspect_err(|error| eprintln!("front: no minder: {error}")).ok();
+            Minding::start(minder).inspect_err(|error| say!("front: no minder: {error}")).ok();
         for (key, listener) in self.listeners.iter() {
             self.tell(Message::Add(key.clone()), Some(&listener.socket));
         }

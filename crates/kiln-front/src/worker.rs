@@ -35,7 +35,7 @@ pub fn run_worker(root: &Path) -> u8 {
     match run(root) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("front: {}: {error}", root.display());
+            say!("front: {}: {error}", root.display());
             1
         }
     }
@@ -201,7 +201,7 @@ fn watch_minder(
                     minder = Some(line);
                 }
                 Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return eprintln!("front: no minder will be found: {error}"),
+                Err(error) => return say!("front: no minder will be found: {error}"),
             }
         }
     })?;

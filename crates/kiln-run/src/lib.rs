@@ -23,6 +23,8 @@
 //! Nothing here runs between `clone` and `exec` in a process that has threads: the binary calls
 //! [`dispatch`] before it starts any, and the hidden roles never return from it.
 //! `docs/runtime.md` says why it is built so.
+// A log that is full or closed must not end what writes to it, as `eprintln!` would.
+#![cfg_attr(not(test), warn(clippy::print_stderr))]
 
 pub mod conditions;
 pub mod error;

@@ -21,6 +21,8 @@
 //! | [`links`] | tree → folder of hard links, for older kernels |
 //! | [`lower`] | tree → recipe for a mount, and which kind this kernel can do |
 //! | [`mount`] | the mount API: images, binds, tmpfs |
+// A log that is full or closed must not end what writes to it, as `eprintln!` would.
+#![cfg_attr(not(test), warn(clippy::print_stderr))]
 
 pub mod check;
 mod disk;

@@ -9,6 +9,8 @@
 //!
 //! The other roles, the front and the shims, live in `kiln-front` and `kiln-run`; they are
 //! dispatched here, before any thread exists.
+// A log that is full or closed must not end what writes to it, as `eprintln!` would.
+#![cfg_attr(not(test), warn(clippy::print_stderr))]
 
 mod agent;
 mod cli;

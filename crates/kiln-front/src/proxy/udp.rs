@@ -33,7 +33,7 @@ pub(crate) async fn serve(front: Arc<Front>, socket: Arc<OwnedFd>, listener: u64
     let bound = socket.try_clone().map(std::net::UdpSocket::from);
     let socket = match bound.and_then(UdpSocket::from_std) {
         Ok(socket) => Arc::new(socket),
-        Err(error) => return eprintln!("front: listener {listener}: {error}"),
+        Err(error) => return say!("front: listener {listener}: {error}"),
     };
     let mut flows: HashMap<SocketAddr, Flow> = HashMap::new();
     let mut buffer = vec![0; DATAGRAM];
