@@ -388,3 +388,14 @@ configs:
     quick.stop().unwrap().expect_no_loss();
     slow.stop().unwrap().expect_no_loss();
 }
+
+#[test]
+fn a_timeout_beyond_all_clocks_is_none() {
+    let (world, project, port) = web();
+    let longest = u64::MAX.to_string();
+    world.kiln_in(&project, ["up", "--timeout", &longest]).expect_done();
+    common::page(&project, "web", "two");
+    world.kiln_in(&project, ["up", "--timeout", &longest]).expect_done();
+    world.kiln_in(&project, ["rollback", "--timeout", &longest]).expect_done();
+    assert_eq!(answer(&port), "one");
+}

@@ -137,6 +137,9 @@ fn build_up(agent: &Arc<Agent>, stage: &Arc<Stage>) -> Result<(), Report> {
     let target = Published::of(active, agent.release(&active)?);
     let (session, patience) = (Session::own(), Patience { limit: None });
     converge(agent, &session, stage, &target, Reason::Restore, patience)?;
+    if lacks(stage) {
+        return Err(Report::failed("nothing was left to do, and yet services are missing"));
+    }
     agent.log(&format!("{}: {} serves again", stage.id, active.short()));
     Ok(())
 }

@@ -65,7 +65,7 @@ use claims::Claims;
 use routes::Routes;
 use stage::{Stage, StageId};
 
-pub(crate) use restore::collect_remains;
+pub(crate) use restore::{collect_remains, end_all};
 pub(crate) use serve::{Leave, serve};
 
 /// Everything that belongs to one root.
@@ -282,7 +282,16 @@ impl Agent {
     /// Does something behind everybody's back. The agent may leave before it is done: the next
     /// one finds what is left of it.
     pub(crate) fn background(&self, work: impl FnOnce() + Send + 'static) {
-        std::thread::spawn(work);
+        let work = Arc::new(Mutex::new(Some(work)));
+        let theirs = Arc::clone(&work);
+        let take = |work: &Mutex<Option<_>>| lock(work).take();
+        let spawned = std::thread::Builder::new().spawn(move || take(&theirs).map(|work| work()));
+        if let Err(error) = spawned {
+            self.log(&format!("no thread is to be had ({error}): working in the foreground"));
+            if let Some(work) = take(&work) {
+                work();
+            }
+        }
     }
 
     /// Whether the agent is on its way out and nothing new may be started.

@@ -330,6 +330,9 @@ impl Waiting<'_> {
 fn not_healthy(instance: &Instance, service: &str, how: &str) -> Report {
     let mut log: Vec<String> =
         instance.probes.iter().map(|answer| format!("probe: {answer}")).collect();
+    log.extend(
+        instance.unknown.iter().map(|why| format!("it is not known whether it runs: {why}")),
+    );
     log.extend(instances::last_lines(&instance.id, instance.running.as_deref(), 10));
     Report::refused(format!("service `{service}` {how}; it gets no traffic"))
         .log(log)

@@ -165,6 +165,15 @@ fn clear_unknown(agent: &Agent, strays: &Strays) -> Result<(), Report> {
     ended
 }
 
+/// Ends whatever of this root runs, in a stage or not.
+pub(crate) fn end_all(runtime: &Runtime) -> Result<(), Report> {
+    let all = runtime.list().because(|| "listing instances".to_owned())?;
+    let all: Vec<String> = all.into_iter().collect();
+    let found = runtime.attach_all(&all, QUICK);
+    let alive = found.into_iter().filter(|one| !matches!(one.known, Known::Ended(_)));
+    kill_all(&alive.collect::<Vec<_>>())
+}
+
 /// Kills instances, all at once.
 fn kill_all(found: &[Found]) -> Result<(), Report> {
     let doubts: Vec<String> = std::thread::scope(|scope| {
@@ -206,6 +215,7 @@ fn take_over(
 ) {
     let pointer = stage.state().pointer.clone();
     let mut lost = Vec::new();
+    let mut doubts = Vec::new();
     stage.update(|state| {
         for mut slot in file.slots {
             slot.role = match role(&pointer, &slot.release) {
@@ -230,6 +240,7 @@ fn take_over(
                     continue;
                 }
             }
+            doubts.extend(instance.unknown.clone().map(|why| (instance.id.clone(), why)));
             state.instances.insert(instance.id.clone(), instance);
         }
         for instance in state.instances.values() {
@@ -246,6 +257,9 @@ fn take_over(
         agent.addresses.give_back(instance.address);
         let data = json!({ "instance": instance.id, "what": "gone while no agent looked" });
         record::note(agent, stage, "instance.lost", data);
+    }
+    for (id, why) in doubts {
+        record::note(agent, stage, "instance.unknown", json!({ "instance": id, "what": why }));
     }
 }
 
@@ -305,8 +319,7 @@ pub(crate) fn collect_remains(root: &Path) -> Result<bool, Report> {
     }
     let host = Host::setup(store.root()).because(doing)?;
     let runtime = Runtime::new(store.root(), exe, host.range().scope()).because(doing)?;
-    let all: Vec<String> = runtime.list().because(doing)?.into_iter().collect();
-    kill_all(&runtime.attach_all(&all, QUICK))?;
+    end_all(&runtime)?;
     runtime.sweep(&BTreeSet::new()).because(doing)?;
     runtime.close(Duration::from_secs(5));
     host.teardown().because(doing)?;

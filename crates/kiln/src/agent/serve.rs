@@ -41,7 +41,11 @@ const LEAVING: Duration = Duration::from_secs(20);
 /// How often the agent looks whether front and minder are there: one ping, well below a millisecond.
 const FRONT_PULSE: Duration = Duration::from_millis(500);
 
-/// How long a client may take to say what it wants, and to take what it is told.
+/// How long a client may take to say what it wants: less than a request is waited for where the agent
+/// is to be replaced.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// How long a client may take to take what it is told.
 const CLIENT: Duration = Duration::from_secs(30);
 
 /// Bytes of a request: an environment may have two MiB.
@@ -376,7 +380,7 @@ pub(super) fn answer(agent: &Arc<Agent>, stream: UnixStream) {
         return;
     }
     // A client that says nothing keeps the agent neither from leaving nor from being replaced.
-    let limits = stream.set_write_timeout(Some(CLIENT)).and(stream.set_read_timeout(Some(CLIENT)));
+    let limits = stream.set_write_timeout(Some(CLIENT)).and(stream.set_read_timeout(Some(HELLO)));
     let received = limits.ok().and_then(|()| receive(&stream));
     let Some((request, fds)) = received else { return };
     if stream.set_read_timeout(None).is_err() {

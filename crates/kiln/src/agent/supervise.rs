@@ -205,10 +205,23 @@ impl Supervisor {
         if let Err(error) = set_out {
             return unsupervised(&self.agent, &self.stage, &self.id, &error.to_string());
         }
-        while let Ok(word) = self.inbox.recv() {
-            if self.heed(word) == Next::Done {
-                return;
+        let (agent, stage) = (Arc::clone(&self.agent), Arc::clone(&self.stage));
+        let id = self.id.clone();
+        let heeding = std::panic::AssertUnwindSafe(move || {
+            while let Ok(word) = self.inbox.recv() {
+                if self.heed(word) == Next::Done {
+                    return;
+                }
             }
+        });
+        // A bug must not leave an instance that looks as if somebody cared.
+        if std::panic::catch_unwind(heeding).is_err() {
+            unsupervised(
+                &agent,
+                &stage,
+                &id,
+                "its supervisor met a bug, which is in the agent's log",
+            );
         }
     }
 

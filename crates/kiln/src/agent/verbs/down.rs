@@ -130,6 +130,8 @@ pub(super) fn shutdown(agent: &Arc<Agent>, session: &Session) -> Result<Answer, 
     for stage in agent.stages() {
         stopped.extend(with_turn(session, &stage, || stop_stage(agent, session, &stage))?);
     }
+    // What was left alone, for nobody knew whose it is, is not left behind.
+    crate::agent::end_all(&agent.runtime)?;
     agent.stop_front();
     agent.teardown_network();
     agent.leave_soon();

@@ -43,8 +43,19 @@ pub(super) fn up(
             ));
         }
         let done = converge(agent, session, &stage, &target, Reason::Up, patience(timeout))?;
+        say_unknown(session, &stage);
         Ok(outcome(&stage, &target, &done, began).into())
     })
+}
+
+/// Nothing is done to what cannot be asked, and that is said.
+fn say_unknown(session: &Session, stage: &Stage) {
+    for instance in stage.state().instances.values() {
+        if let Some(why) = &instance.unknown {
+            let name = &instance.service;
+            session.notice(format!("`{name}` is left as it is: whether it runs is unknown: {why}"));
+        }
+    }
 }
 
 fn outcome(stage: &Stage, target: &Published, done: &Converged, began: Instant) -> Value {
