@@ -26,6 +26,9 @@ pub enum RunError {
         step: String,
         /// What was found.
         message: String,
+        /// What a shell would exit with: 127 when there is no such program, 126 when it cannot
+        /// be executed. `None` when it did not come to that.
+        status: Option<u8>,
     },
     /// The shim ended without saying why.
     #[error("`{id}`: its shim ended before the program started{}", ending(.said))]
@@ -71,16 +74,25 @@ pub(crate) struct Fault {
     pub(crate) step: String,
     /// What was found.
     pub(crate) message: String,
+    /// See [`RunError::Start`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) status: Option<u8>,
 }
 
 impl Fault {
     pub(crate) fn new(step: impl Into<String>, message: impl Display) -> Self {
-        Self { step: step.into(), message: message.to_string() }
+        Self { step: step.into(), message: message.to_string(), status: None }
+    }
+
+    /// With what a shell would exit with.
+    pub(crate) fn with_status(self, status: u8) -> Self {
+        Self { status: Some(status), ..self }
     }
 
     /// As an error of the instance, exec or step called `id`.
     pub(crate) fn of(self, id: &str) -> RunError {
-        RunError::Start { id: id.to_owned(), step: self.step, message: self.message }
+        let Self { step, message, status } = self;
+        RunError::Start { id: id.to_owned(), step, message, status }
     }
 }
 

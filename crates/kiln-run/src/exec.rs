@@ -35,8 +35,9 @@ pub struct ExecSpec {
     pub terminal: Option<(u16, u16)>,
 }
 
-/// Descriptors of the command. With a terminal, the first two are relayed to it and the third is
-/// not used.
+/// Descriptors of the command: pipes that were made for it, for what it does to their other ends
+/// nobody but their maker must mind. With a terminal, the first two are relayed to it and the third
+/// is not used.
 #[derive(Debug)]
 pub struct ExecStdio {
     /// Standard input.
@@ -88,11 +89,16 @@ impl Executing {
         self.session.order(Order::Resize(rows, columns)).doing(|| "resize the terminal".to_owned())
     }
 
-    /// As [`Executing::wait`], but kills the command soon after `cancelled` is set.
+    /// As [`Executing::wait`], but kills the command soon after `cancelled` is set, and does
+    /// `meanwhile` every now and then.
     ///
     /// # Errors
     /// As [`Executing::wait`].
-    pub fn wait_unless(&mut self, cancelled: &AtomicBool) -> Result<i32, RunError> {
+    pub fn wait_unless(
+        &mut self,
+        cancelled: &AtomicBool,
+        mut meanwhile: impl FnMut(&Self),
+    ) -> Result<i32, RunError> {
         const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
         while let Some(socket) = self.session.socket() {
             let mut fds = [PollFd::new(socket, PollFlags::IN)];
@@ -103,6 +109,7 @@ impl Executing {
                 self.session.kill();
                 return Ok(137);
             }
+            meanwhile(self);
         }
         self.wait()
     }

@@ -5,6 +5,7 @@
 //! | [`deliver`] | **the flow**: source → image → release → running → switched → watched |
 //! | [`cli`] | the verbs: arguments, the client of the agent, what a person sees |
 //! | [`protocol`] | what client and agent say to each other |
+//! | [`terminal`] | text of strangers, made safe to be shown |
 //! | [`agent`] | `kiln serve`: stages, slots, instances, and who looks after them |
 //!
 //! The other roles, the front and the shims, live in `kiln-front` and `kiln-run`; they are
@@ -17,6 +18,7 @@ mod cli;
 mod deliver;
 mod protocol;
 mod report;
+mod terminal;
 
 use std::process::ExitCode;
 

@@ -115,14 +115,17 @@ pub(crate) enum Verb {
         follow: bool,
         tail: Option<usize>,
     },
-    /// `kiln exec`. Standard input, output and error follow as file descriptors.
+    /// `kiln exec`. The ends of three pipes follow as file descriptors: for standard input, output
+    /// and error. With `terminal` (rows, columns), the command gets one, relayed over the first two.
     Exec {
         project: ProjectArgs,
         stage: String,
         service: String,
         argv: Vec<String>,
+        env: Vec<String>,
         user: Option<String>,
-        tty: bool,
+        workdir: Option<String>,
+        terminal: Option<(u16, u16)>,
     },
     /// `kiln history`.
     History { project: ProjectArgs, stage: Option<String>, limit: Option<usize>, all: bool },
@@ -145,6 +148,14 @@ impl Verb {
             _ => 0,
         }
     }
+}
+
+/// What a client may say while its request is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case")]
+pub(crate) enum Order {
+    /// The terminal has another size now.
+    Resize { rows: u16, columns: u16 },
 }
 
 /// One line of an answer.

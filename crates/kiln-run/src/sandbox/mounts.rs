@@ -184,9 +184,12 @@ pub(super) fn dev(
     for name in NODES {
         let node = ensure(root, &path.join(name), false).step(step)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        open_tree(CWD, format!("/dev/{name}"), flags)
-            .and_then(|tree| attach(&tree, node.as_fd()))
-            .step(|| format!("bind /dev/{name}"))?;
+        // The node is the host's own, for making one takes a capability that may be missing: its
+        // mode and owner are not for changing. Devices are written to all the same.
+        let step = || format!("bind /dev/{name}");
+        let tree = open_tree(CWD, format!("/dev/{name}"), flags).step(step)?;
+        sys::mount_setattr(tree.as_fd(), NOSUID | NOEXEC | RDONLY, false).step(step)?;
+        attach(&tree, node.as_fd()).step(step)?;
     }
     for (name, to) in LINKS {
         symlinkat(to, &mount, name).step(step)?;

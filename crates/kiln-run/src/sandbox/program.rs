@@ -4,7 +4,9 @@ use std::ffi::CString;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, set_parent_process_death_signal, setsid, umask};
 use rustix::thread::{CapabilitySet, set_no_new_privs};
 
@@ -97,6 +99,7 @@ impl Prepared {
         gate: &OwnedFd,
     ) -> Result<std::convert::Infallible, Fault> {
         let epilogue = stdio.epilogue.take();
+        stdio.stdin = nothing_of_the_hosts(stdio.stdin)?;
         self.take_stdio(stdio)?;
         privileges::limit_by_default(&self.ulimits)?;
         let mut warnings = privileges::limit(&self.ulimits)?;
@@ -111,7 +114,7 @@ impl Prepared {
             reporter.send(&Report::Warning(warning));
         }
         die_with_starter(gate)?;
-        umask(rustix::fs::Mode::from(0o022));
+        umask(Mode::from(0o022));
         set_no_new_privs(true).step(|| "set no_new_privs".to_owned())?;
         sys::cloexec_from(3);
         self.seccomp.install()?;
@@ -127,7 +130,7 @@ impl Prepared {
         setsid().step(step)?;
         for fd in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
             let stat = rustix::fs::fstat(fd).step(step)?;
-            let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+            let kind = FileType::from_raw_mode(stat.st_mode);
             // A user other than root could not open /dev/stdout else, which is how many log.
             if kind.is_fifo() || stdio.tty && kind.is_char_device() {
                 let (uid, gid) = (self.identity.uid, self.identity.gid);
@@ -149,19 +152,32 @@ impl Prepared {
         let step = format!("exec `{program}`");
         if program.contains('/') {
             let error = sys::execve(&self.argv[0], &self.argv, &self.env);
-            return Fault::new(step, explain(&error, &program));
+            return Fault::new(step, explain(&error, &program)).with_status(status(&error));
         }
-        let mut denied = None;
+        let mut denied: Option<Fault> = None;
         for dir in self.path.split(':') {
             let dir = if dir.is_empty() { "." } else { dir };
             let Ok(full) = CString::new(format!("{dir}/{program}")) else { continue };
             let error = sys::execve(&full, &self.argv, &self.env);
             match error.raw_os_error() {
                 Some(libc::ENOENT | libc::ENOTDIR) => {}
-                _ => denied = denied.or(Some(explain(&error, &full.to_string_lossy()))),
+                _ => {
+                    let why = explain(&error, &full.to_string_lossy());
+                    let fault = || Fault::new(&step, why).with_status(status(&error));
+                    denied = Some(denied.unwrap_or_else(fault));
+                }
             }
         }
-        Fault::new(step, denied.unwrap_or_else(|| format!("not found in PATH ({})", self.path)))
+        let nowhere = format!("not found in PATH ({})", self.path);
+        denied.unwrap_or_else(|| Fault::new(step, nowhere).with_status(127))
+    }
+}
+
+/// What a shell exits with after such an exec.
+fn status(error: &std::io::Error) -> u8 {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => 127,
+        _ => 126,
     }
 }
 
@@ -179,6 +195,32 @@ fn explain(error: &std::io::Error, path: &str) -> String {
 
 fn value_of<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
     env.iter().find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// The `/dev/null` that nothing is read from was opened on the host, where it is everybody's: by
+/// such a descriptor a program could change its mode. The instance's own takes its place; if its
+/// programs have put something else there, a pipe in which nothing comes.
+fn nothing_of_the_hosts(stdin: OwnedFd) -> Result<OwnedFd, Fault> {
+    let step = || "set up standard input".to_owned();
+    let null = rustix::fs::makedev(1, 3);
+    let is_null = |fd: &OwnedFd| {
+        rustix::fs::fstat(fd).is_ok_and(|stat| {
+            FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == null
+        })
+    };
+    if !is_null(&stdin) {
+        return Ok(stdin);
+    }
+    // A FIFO in its place would have us wait.
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match openat2(CWD, "/dev/null", flags, Mode::empty(), plain) {
+        Ok(own) if is_null(&own) => {
+            rustix::io::ioctl_fionbio(&own, false).step(step)?;
+            Ok(own)
+        }
+        _ => pipe_with(PipeFlags::CLOEXEC).map(|(read, _)| read).step(step),
+    }
 }
 
 /// Waits for the byte that says that the network is there.

@@ -8,6 +8,7 @@ mod client;
 mod guard;
 mod join;
 mod serve;
+mod terminal;
 mod wire;
 
 use std::io::Read as _;
@@ -22,8 +23,10 @@ pub(crate) use wire::{Exec, Order, Request, StepEnd, What};
 
 use crate::cgroup::{Cgroups, Group};
 use crate::error::{Context as _, Fault};
+use crate::net::NetSpec;
 use crate::report::{Report, Reporter, read_all, sum_up};
 use crate::sandbox::{self, Stdio};
+use crate::spec::Network;
 use crate::sys::{self, Cloned};
 use wire::SessionReply;
 
@@ -62,7 +65,11 @@ fn run(socket: &std::os::unix::net::UnixStream) -> Result<(), Fault> {
         What::Step { sandbox, scratch, conditions, bounds } => {
             conditions.prepare()?;
             let group = cgroups.group(&request.group, &Limits::default())?;
-            let place = Place { group: &group, limits: None };
+            let network = match &sandbox.network {
+                Network::Routed(net) => Some(net),
+                Network::None | Network::Host => None,
+            };
+            let place = Place { group: &group, limits: None, network };
             let (told, epilogue) =
                 pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe".to_owned())?;
             let epilogue = Some(epilogue);
@@ -90,7 +97,7 @@ fn run(socket: &std::os::unix::net::UnixStream) -> Result<(), Fault> {
             let target = join::Target::open(&exec)?;
             let group = cgroups.below(&request.group)?;
             let limits = request.limits_of.map(|of| cgroups.existing(&of));
-            let place = Place { group: &group, limits };
+            let place = Place { group: &group, limits, network: None };
             let ended = exec_in(socket, &place, &target, exec.terminal, [stdin, stdout, stderr]);
             vacate(&group);
             (ended?, StepEnd::default())
@@ -126,10 +133,10 @@ fn exec_in(
         Some(size) => {
             let (master, side) = target.terminal(size)?;
             let copy = || side.try_clone().step(|| "open a terminal".to_owned());
-            let (stdin, stdout) = (copy()?, copy()?);
-            let stdio = Stdio { stdin, stdout, stderr: side, tty: true, epilogue: None };
+            let (stdin, stdout, stderr) = (copy()?, copy()?, copy()?);
+            let stdio = Stdio { stdin, stdout, stderr, tty: true, epilogue: None };
             let [stdin, stdout, _] = user;
-            (stdio, Some(serve::Terminal { master, stdin: Some(stdin), stdout }))
+            (stdio, Some(terminal::Terminal::new((master, side), stdin, stdout)?))
         }
     };
     let started = start(socket, place, 0, |reporter, gate| match target.enter() {
@@ -152,6 +159,22 @@ struct Place<'a> {
     group: &'a Group,
     /// The instance's, for its v1 limits.
     limits: Option<Group>,
+    /// What its fresh network namespace is to be attached to.
+    network: Option<&'a NetSpec>,
+}
+
+impl Place<'_> {
+    /// What the program needs from outside, while it makes its root.
+    fn prepare(&self, pid: i32) -> Result<(), Fault> {
+        if let Some(limits) = &self.limits {
+            limits.attach(pid)?;
+        }
+        let Some(net) = self.network else { return Ok(()) };
+        let step = "attach the network";
+        let pid = rustix::process::Pid::from_raw(pid)
+            .ok_or_else(|| Fault::new(step, "there is no process"))?;
+        crate::net::attach(pid, net).map_err(|error| Fault::new(step, error))
+    }
 }
 
 /// Clones into `place`, lets the child become the program, and waits for its exec.
@@ -178,9 +201,7 @@ fn start(
     };
     drop((child_report, child_gate, child));
     let said = place
-        .limits
-        .as_ref()
-        .map_or(Ok(()), |limits| limits.attach(pid))
+        .prepare(pid)
         .and_then(|()| rustix::io::write(&gate, &[1]).step(|| "open the gate".to_owned()))
         .and_then(|_| read_all(report).step(|| "wait for the exec".to_owned()))
         .and_then(sum_up);

@@ -1,26 +1,17 @@
 //! Until the program of a session ends: orders from the starter, bytes to and from a terminal.
 
 use std::io::{ErrorKind, Read as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
 
+use super::Started;
 use super::guard::Guard;
+use super::terminal::Terminal;
 use super::wire::Order;
-use super::{Started, join};
 use crate::cgroup::Group;
 use crate::sys::{self, Ended};
-
-/// The user's side of a terminal, relayed.
-#[derive(Debug)]
-pub(super) struct Terminal {
-    pub(super) master: OwnedFd,
-    /// `None` once the user has closed it.
-    pub(super) stdin: Option<OwnedFd>,
-    pub(super) stdout: OwnedFd,
-}
 
 /// Waits for the end of the program, which comes at once when the starter goes away, or when
 /// `guard` sees it go too far.
@@ -35,14 +26,14 @@ pub(super) fn until_end(
     let mut orders = Vec::new();
     let mut there = true;
     loop {
-        let ready = wait(socket, there, started, terminal.as_ref(), guard.is_some());
+        let [ended, spoken] = wait(socket, there, started, terminal.as_ref(), guard.is_some());
         if let Some(guard) = &mut guard {
             guard.look();
         }
         if let Some(terminal) = &mut terminal {
-            relay(terminal, ready[2], ready[3]);
+            terminal.relay();
         }
-        if ready[1] {
+        if spoken {
             let mut buffer = [0; 512];
             match socket.read(&mut buffer) {
                 Ok(0) => there = false,
@@ -56,94 +47,51 @@ pub(super) fn until_end(
             }
             obey(&mut orders, started, terminal.as_ref());
         }
-        if ready[0] {
+        if ended {
             break;
         }
     }
     let ended = sys::wait_pidfd(started.pidfd.as_fd()).unwrap_or(Ended { code: 255, signal: None });
-    if let Some(terminal) = &mut terminal {
-        // The last side is closed, so this ends.
+    if let Some(terminal) = terminal {
         group.kill();
-        while to_user(terminal) {}
+        terminal.finish(|| there && !closed(socket));
     }
     let _ = socket.set_nonblocking(false);
     ended
 }
 
-/// Program, socket, terminal's output, user's input.
+/// Whether the starter has gone. What it may still say is of no use any more.
+fn closed(mut socket: &UnixStream) -> bool {
+    let mut buffer = [0; 512];
+    loop {
+        match socket.read(&mut buffer) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return error.kind() != ErrorKind::WouldBlock,
+        }
+    }
+}
+
+/// Whether the program has ended, and whether the starter has said something. Comes back for the
+/// terminal as well.
 fn wait(
     socket: &UnixStream,
     there: bool,
     started: &Started,
     terminal: Option<&Terminal>,
     guarded: bool,
-) -> [bool; 4] {
+) -> [bool; 2] {
     let mut fds = vec![PollFd::new(&started.pidfd, PollFlags::IN)];
-    let mut which = vec![0];
     if there {
         fds.push(PollFd::new(socket, PollFlags::IN));
-        which.push(1);
     }
-    if let Some(terminal) = terminal {
-        fds.push(PollFd::new(&terminal.master, PollFlags::IN));
-        which.push(2);
-        if let Some(stdin) = &terminal.stdin {
-            fds.push(PollFd::new(stdin, PollFlags::IN));
-            which.push(3);
-        }
+    fds.extend(terminal.into_iter().flat_map(Terminal::interests));
+    if poll(&mut fds, guarded.then_some(&super::guard::PERIOD)).is_err() {
+        return [false, false];
     }
-    let mut ready = [false; 4];
-    if poll(&mut fds, guarded.then_some(&super::guard::PERIOD)).is_ok() {
-        for (fd, at) in fds.iter().zip(which) {
-            ready[at] = !fd.revents().is_empty();
-        }
-    }
-    ready
-}
-
-fn relay(terminal: &mut Terminal, output: bool, input: bool) {
-    if output {
-        to_user(terminal);
-    }
-    if input && let Some(stdin) = &terminal.stdin {
-        let mut buffer = [0; 4096];
-        match rustix::io::read(stdin, &mut buffer) {
-            Ok(length) if length > 0 => {
-                write_all(&terminal.master, &buffer[..length]);
-            }
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            _ => {
-                // End of input, as a terminal says it.
-                write_all(&terminal.master, &[4]);
-                terminal.stdin = None;
-            }
-        }
-    }
-}
-
-/// False: the program's side is closed, or the user's.
-fn to_user(terminal: &Terminal) -> bool {
-    let mut buffer = [0; 4096];
-    match rustix::io::read(&terminal.master, &mut buffer) {
-        Ok(length) if length > 0 => write_all(&terminal.stdout, &buffer[..length]),
-        Err(Errno::INTR) => true,
-        _ => false,
-    }
-}
-
-fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> bool {
-    while !bytes.is_empty() {
-        match rustix::io::write(fd, bytes) {
-            Ok(length) => bytes = &bytes[length..],
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => {
-                let mut fds = [PollFd::new(fd, PollFlags::OUT)];
-                let _ = poll(&mut fds, None);
-            }
-            Err(_) => return false,
-        }
-    }
-    true
+    let ready = |at: usize| !fds[at].revents().is_empty();
+    [ready(0), there && ready(1)]
 }
 
 fn obey(orders: &mut Vec<u8>, started: &Started, terminal: Option<&Terminal>) {
@@ -153,9 +101,7 @@ fn obey(orders: &mut Vec<u8>, started: &Started, terminal: Option<&Terminal>) {
             (Ok(Order::Signal(signal)), _) => {
                 let _ = sys::pidfd_signal(started.pidfd.as_fd(), signal);
             }
-            (Ok(Order::Resize(rows, columns)), Some(terminal)) => {
-                join::resize(&terminal.master, rows, columns);
-            }
+            (Ok(Order::Resize(rows, columns)), Some(terminal)) => terminal.resize(rows, columns),
             _ => {}
         }
     }

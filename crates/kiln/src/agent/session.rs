@@ -5,14 +5,17 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 
-use crate::protocol::{Event, Progress, State};
+use crate::protocol::{Event, Order, Progress, State};
 use crate::report::Report;
+
+/// Bytes of what a client says during its request that are kept until somebody asks for them.
+const MOST_SAID: usize = 4 << 10;
 
 /// One request under way.
 #[derive(Debug)]
@@ -21,6 +24,8 @@ pub(crate) struct Session {
     cancelled: Arc<AtomicBool>,
     /// Whether a client that is gone ends the work.
     stoppable: bool,
+    /// Lines that the client has said since its request, not yet taken.
+    said: Arc<Mutex<Vec<u8>>>,
     /// Environment of the client.
     pub env: BTreeMap<String, String>,
     /// Working directory of the client.
@@ -32,15 +37,24 @@ impl Session {
     /// cancelled.
     pub(crate) fn new(stream: &UnixStream, env: BTreeMap<String, String>, cwd: PathBuf) -> Self {
         let cancelled = Arc::new(AtomicBool::new(false));
+        let said: Arc<Mutex<Vec<u8>>> = Arc::default();
         if let Ok(mut watched) = stream.try_clone() {
-            let cancelled = Arc::clone(&cancelled);
+            let (cancelled, said) = (Arc::clone(&cancelled), Arc::clone(&said));
             std::thread::spawn(move || {
-                let mut byte = [0; 64];
-                while matches!(watched.read(&mut byte), Ok(1..)) {}
+                let mut bytes = [0; 512];
+                while let Ok(length @ 1..) = watched.read(&mut bytes) {
+                    let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+                    // Of what nobody takes, the newest is enough.
+                    if said.len() > MOST_SAID {
+                        said.clear();
+                    }
+                    said.extend_from_slice(&bytes[..length]);
+                }
                 cancelled.store(true, Ordering::Release);
             });
         }
-        Self { out: stream.try_clone().ok().map(Mutex::new), cancelled, stoppable: true, env, cwd }
+        let out = stream.try_clone().ok().map(Mutex::new);
+        Self { out, cancelled, stoppable: true, said, env, cwd }
     }
 
     /// For what the agent does by itself: nobody listens, nobody cancels.
@@ -50,6 +64,7 @@ impl Session {
             out: None,
             cancelled,
             stoppable: false,
+            said: Arc::default(),
             env: BTreeMap::new(),
             cwd: PathBuf::from("/"),
         }
@@ -57,17 +72,28 @@ impl Session {
 
     /// The same listener for work that has to be done whether or not it is still there.
     pub(crate) fn unstoppable(&self) -> Self {
-        let out = self.out.as_ref().and_then(|out| {
-            out.lock().unwrap_or_else(std::sync::PoisonError::into_inner).try_clone().ok()
-        });
+        let out = self
+            .out
+            .as_ref()
+            .and_then(|out| out.lock().unwrap_or_else(PoisonError::into_inner).try_clone().ok());
         let cancelled = Arc::new(AtomicBool::new(false));
         let (env, cwd) = (self.env.clone(), self.cwd.clone());
-        Self { out: out.map(Mutex::new), cancelled, stoppable: false, env, cwd }
+        let said = Arc::default();
+        Self { out: out.map(Mutex::new), cancelled, stoppable: false, said, env, cwd }
     }
 
     /// Set when the client has gone.
     pub(crate) fn cancelled(&self) -> &AtomicBool {
         &self.cancelled
+    }
+
+    /// What the client has said since the last look. What is no order is nothing.
+    pub(crate) fn orders(&self) -> Vec<Order> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = said.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let lines: Vec<u8> = said.drain(..whole).collect();
+        let lines = lines.split(|byte| *byte == b'\n');
+        lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()
     }
 
     /// An error if the client has gone.
@@ -92,7 +118,7 @@ impl Session {
         let Some(out) = &self.out else { return };
         let Ok(mut line) = serde_json::to_vec(event) else { return };
         line.push(b'\n');
-        let mut out = out.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
         if out.write_all(&line).is_err() && self.stoppable {
             self.cancelled.store(true, Ordering::Release);
         }

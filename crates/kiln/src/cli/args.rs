@@ -203,6 +203,21 @@ pub(crate) enum Command {
         /// As this user
         #[arg(short, long)]
         user: Option<String>,
+        /// Set an environment variable
+        #[arg(short, long, value_name = "NAME=VALUE")]
+        env: Vec<String>,
+        /// In this folder of the instance
+        #[arg(short, long, value_name = "DIR")]
+        workdir: Option<String>,
+        /// Without a terminal, even where there is one
+        #[arg(short = 'T', long)]
+        no_tty: bool,
+        /// For fingers that know Docker: input is always passed on
+        #[arg(short, long, hide = true)]
+        interactive: bool,
+        /// For fingers that know Docker: there is a terminal where there is one here
+        #[arg(short, long, hide = true)]
+        tty: bool,
         #[arg(long, default_value = "dev")]
         stage: String,
     },
@@ -278,7 +293,6 @@ impl From<LogsProject> for ProjectArgs {
 impl Command {
     /// The request for the agent. `Init`, `Serve` and `Agent` are no requests and give a ping.
     pub(crate) fn verb(self, before: ProjectArgs) -> Verb {
-        use std::io::IsTerminal;
         let project = before;
         match self {
             Self::Init | Self::Serve | Self::Agent => Verb::Ping,
@@ -333,9 +347,10 @@ impl Command {
             Self::Logs { project: p, services, follow, tail, stage } => {
                 Verb::Logs { project: project.and(p.into()), stage, services, follow, tail }
             }
-            Self::Exec { project: p, service, argv, user, stage } => {
-                let tty = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-                Verb::Exec { project: project.and(p), stage, service, argv, user, tty }
+            Self::Exec { project: p, service, argv, user, env, workdir, no_tty, stage, .. } => {
+                let terminal = super::exec::wanted_terminal(no_tty);
+                let project = project.and(p);
+                Verb::Exec { project, stage, service, argv, env, user, workdir, terminal }
             }
             Self::History { project: p, limit, all, stage } => {
                 Verb::History { project: project.and(p), stage, limit, all }

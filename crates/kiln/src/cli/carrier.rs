@@ -195,8 +195,6 @@ fn input(path: &Path) -> Result<OwnedFd, Report> {
 pub(super) enum Hand {
     /// None.
     Empty,
-    /// Standard input, output and error.
-    Standard,
     /// What is written to.
     Output(Output),
     /// What is read.
@@ -207,7 +205,6 @@ impl Hand {
     /// Opens what `verb` needs.
     pub(super) fn of(verb: &Verb, json: bool) -> Result<Self, Report> {
         Ok(match verb {
-            Verb::Exec { .. } => Self::Standard,
             Verb::Export { output, format, .. } => {
                 Self::Output(Output::open(output, *format, json)?)
             }
@@ -222,9 +219,6 @@ impl Hand {
     pub(super) fn fds(&self) -> Vec<BorrowedFd<'_>> {
         match self {
             Self::Empty => Vec::new(),
-            Self::Standard => {
-                vec![rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()]
-            }
             Self::Output(output) => vec![output.fd.as_fd()],
             Self::Input(fd) => vec![fd.as_fd()],
         }
@@ -234,7 +228,7 @@ impl Hand {
     pub(super) fn keep(self) -> Result<(), Report> {
         match self {
             Self::Output(output) => output.keep(),
-            Self::Empty | Self::Standard | Self::Input(_) => Ok(()),
+            Self::Empty | Self::Input(_) => Ok(()),
         }
     }
 }

@@ -33,6 +33,11 @@ impl Answers {
 }
 
 impl Answers {
+    /// The connection itself, to say more to the agent.
+    pub(crate) fn stream(&self) -> std::io::Result<UnixStream> {
+        self.0.get_ref().try_clone()
+    }
+
     /// From now on Ctrl-C asks the agent to undo what has not switched, and its answer is still
     /// shown; a second one ends this process.
     pub(crate) fn cancel_on_interrupt(&self) {
@@ -194,7 +199,7 @@ fn failed_to_start(root: &Path) -> Option<Report> {
 fn start_agent(root: &Path, exe: &Path) -> Result<(), Report> {
     let root_user = rustix::process::geteuid().is_root();
     let mut command = if root_user {
-        std::fs::create_dir_all(root)
+        crate::agent::privacy::make_root(root)
             .because(|| format!("creating the root folder {}", root.display()))?;
         let _ = std::fs::remove_file(root.join("agent.failed"));
         Command::new(exe)

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use crate::protocol::{Progress, State};
+use crate::terminal;
 
 const SPINNER: [&str; 8] = ["⣾", "⣽", "⣻", "⢿", "⡿", "⣟", "⣯", "⣷"];
 
@@ -42,7 +43,7 @@ impl Live {
         if self.terminal {
             self.draw();
         } else if changed && node.state != State::Running {
-            say(&plain(node));
+            say(&terminal::clean(&plain(node)));
         }
     }
 
@@ -52,7 +53,7 @@ impl Live {
             return;
         }
         self.erase();
-        say(&format!("note: {text}"));
+        say(&format!("note: {}", terminal::clean(text)));
         if self.terminal {
             self.draw();
         }
@@ -109,7 +110,8 @@ impl Live {
         let time = node.ms.map(|ms| format!(" {}", duration(ms))).unwrap_or_default();
         let room = width.saturating_sub(6 + 12 + time.len()).max(8);
         let detail = fitting(node.detail.lines().next().unwrap_or_default(), room);
-        format!("  {mark} {:<12} {detail}\x1b[90m{time}\x1b[0m", node.name)
+        let name = terminal::clean(&node.name);
+        format!("  {mark} {name:<12} {detail}\x1b[90m{time}\x1b[0m")
     }
 }
 
@@ -119,7 +121,7 @@ fn continued(detail: &str, width: usize) -> String {
 }
 
 fn fitting(text: &str, room: usize) -> String {
-    text.chars().filter(|c| !c.is_control()).take(room).collect()
+    terminal::clean(text).chars().filter(|c| !c.is_control()).take(room).collect()
 }
 
 fn plain(node: &Progress) -> String {

@@ -3,6 +3,7 @@
 mod args;
 mod carrier;
 mod client;
+mod exec;
 mod init;
 mod live;
 mod show;
@@ -17,6 +18,7 @@ use serde_json::{Value, json};
 use crate::agent;
 use crate::protocol::{Event, Verb};
 use crate::report::Report;
+use crate::terminal;
 use args::{Cli, Command};
 
 /// Runs the command line and gives the exit code.
@@ -62,6 +64,9 @@ fn dispatch(cli: Cli) -> Result<u8, Report> {
 /// Sends `verb` and shows what comes back until it ends. Gives the exit code: of `exec`, the
 /// command's own.
 fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
+    if let Verb::Exec { .. } = verb {
+        return exec::exec(root, verb);
+    }
     let hand = carrier::Hand::of(&verb, json)?;
     let mut answers = client::send(root, verb.clone(), &hand.fds())?;
     if matches!(
@@ -78,7 +83,6 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
     ) {
         answers.cancel_on_interrupt();
     }
-    let _raw = matches!(verb, Verb::Exec { tty: true, .. }).then(RawTerminal::new);
     let mut live = live::Live::new(!json && std::io::stderr().is_terminal(), !json);
     loop {
         match answers.next()? {
@@ -86,17 +90,13 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
             Event::Notice { text } => live.notice(&text),
             Event::Item { item } => {
                 if json {
-                    print_line(&item.to_string());
+                    print_json(&item);
                 } else {
-                    print_line(&show::item(&verb, &item));
+                    print_line(&shown(&verb, &show::item(&verb, &item)));
                 }
             }
             Event::Done { exit, data } => {
                 live.finish();
-                if let Verb::Exec { .. } = verb {
-                    let code = data["code"].as_i64().unwrap_or(0);
-                    return Ok(u8::try_from(code).unwrap_or(Exit::Failed.code()));
-                }
                 hand.keep()?;
                 finish(&verb, &data, json);
                 return Ok(exit.code());
@@ -109,42 +109,33 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
     }
 }
 
-/// The terminal in raw mode: every key goes to the command in the instance. Put back when dropped.
-struct RawTerminal(Option<rustix::termios::Termios>);
-
-impl RawTerminal {
-    fn new() -> Self {
-        let stdin = rustix::stdio::stdin();
-        let Ok(before) = rustix::termios::tcgetattr(stdin) else { return Self(None) };
-        let mut raw = before.clone();
-        raw.make_raw();
-        let now = rustix::termios::OptionalActions::Now;
-        let _ = rustix::termios::tcsetattr(stdin, now, &raw);
-        Self(Some(before))
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let now = rustix::termios::OptionalActions::Now;
-            let _ = rustix::termios::tcsetattr(rustix::stdio::stdin(), now, before);
-        }
-    }
-}
-
 fn finish(verb: &Verb, data: &Value, json: bool) {
     if json {
         // A stream has said everything as items already.
         if !data.is_null() {
-            print_line(&data.to_string());
+            print_json(data);
         }
     } else {
         let text = show::done(verb, data);
         if !text.is_empty() {
-            print_line(text.trim_end_matches('\n'));
+            print_line(&shown(verb, text.trim_end_matches('\n')));
         }
     }
+}
+
+/// Logs that go to a program are what the service wrote, byte for byte; on a terminal their colours
+/// stay. All else holds names and words of strangers that nobody wants to be obeyed.
+fn shown<'a>(verb: &Verb, text: &'a str) -> std::borrow::Cow<'a, str> {
+    match (verb, std::io::stdout().is_terminal()) {
+        (Verb::Logs { .. }, false) => text.into(),
+        // A diff has colours of its own there.
+        (Verb::Logs { .. } | Verb::Diff { .. }, true) => terminal::clean_but_colours(text),
+        _ => terminal::clean(text),
+    }
+}
+
+fn print_json(document: &Value) {
+    print_line(&terminal::clean_json(&document.to_string()));
 }
 
 /// A reader that has gone away (`kiln logs | head`) ends the process quietly.
@@ -156,8 +147,8 @@ fn print_line(line: &str) {
 
 fn complain(report: &Report, json: bool) {
     if json {
-        print_line(&json!({ "error": report }).to_string());
+        print_json(&json!({ "error": report }));
     } else {
-        let _ = writeln!(std::io::stderr(), "kiln: {report}");
+        let _ = writeln!(std::io::stderr(), "kiln: {}", terminal::clean(&report.to_string()));
     }
 }

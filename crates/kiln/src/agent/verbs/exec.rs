@@ -2,85 +2,105 @@
 //! only for show.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use kiln_core::exit::Exit;
-use kiln_run::{ExecSpec, ExecStdio};
+use kiln_run::{ExecSpec, ExecStdio, RunError, Running};
+use rustix::fs::FileType;
+use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::json;
 
 use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
 use crate::agent::stage::Stage;
 use crate::agent::{Agent, record};
-use crate::report::Report;
+use crate::protocol::Order;
+use crate::report::{Because, Report};
 
-/// What is to be run where.
-pub(super) struct Command {
-    /// Name of the service.
-    pub service: String,
-    /// The command line.
-    pub argv: Vec<String>,
-    /// As whom, if not as the service's own user.
-    pub user: Option<String>,
-    /// Whether the client's standard input is a terminal.
-    pub tty: bool,
-}
+/// Characters of a program's name that the ledger and `ps` show.
+const LONGEST_NAME: usize = 64;
 
 /// `kiln exec`.
 pub(super) fn exec(
     agent: &Agent,
     session: &Session,
     stage: &Stage,
-    command: &Command,
+    service: &str,
+    spec: &ExecSpec,
     fds: Vec<OwnedFd>,
 ) -> Result<Answer, Report> {
-    let service = &command.service;
-    let running = {
-        let state = stage.state();
-        let Some(active) = state.pointer.active else { return Err(nothing_serves(stage)) };
-        let instance = state.member(&active, service).ok_or_else(|| {
-            let slot = state.slot(&active);
-            let known: Vec<&str> =
-                slot.into_iter().flat_map(|slot| slot.members.keys().map(String::as_str)).collect();
-            Report::usage(format!("no instance of `{service}` in {}", stage.id))
-                .hint(format!("there are {}", known.join(", ")))
-        })?;
-        instance.running.clone().ok_or_else(|| {
-            Report::failed(format!("`{service}` does not run: it is {}", instance.life.word()))
-        })?
+    let stdio = pipes(fds)?;
+    let running = running(stage, service)?;
+    taint(agent, stage, &running, spec);
+    let mut executing = match agent.runtime.exec(&running, spec, stdio) {
+        Ok(executing) => executing,
+        // There is no such program, or it is none: a shell would say so by its status too.
+        Err(RunError::Start { step, message, status: Some(code), .. }) => {
+            let message = format!("in `{service}`: {step}: {message}");
+            return Ok(json!({ "service": service, "code": code, "message": message }).into());
+        }
+        Err(error) => return Err(in_service(service, &error)),
     };
-    let data = json!({ "instance": running.id(), "argv": command.argv, "user": command.user });
-    record::note(agent, stage, "exec", data);
-    stage.update(|state| {
-        if let Some(instance) = state.instances.get_mut(running.id()) {
-            instance.tainted = Some(format!("exec {}", command.argv.join(" ")));
+    let status = executing.wait_unless(session.cancelled(), |executing| {
+        for Order::Resize { rows, columns } in session.orders() {
+            let _ = executing.resize(rows, columns);
         }
     });
-    agent.save(stage);
-    let Ok([stdin, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else {
-        return Err(Report::new(Exit::Bug, "the client did not hand over its descriptors"));
-    };
-    let terminal = command.tty.then(|| terminal_size(&stdin));
-    let spec = ExecSpec {
-        argv: command.argv.clone(),
-        user: command.user.clone(),
-        terminal,
-        ..ExecSpec::default()
-    };
-    let stdio = ExecStdio { stdin, stdout, stderr };
-    let in_service = |error| {
-        let mut report = Report::from_error(Exit::Failed, &error);
-        report.message = format!("in `{service}`: {}", report.message);
-        report
-    };
-    let mut executing = agent.runtime.exec(&running, &spec, stdio).map_err(in_service)?;
-    let status = executing.wait_unless(session.cancelled()).map_err(in_service)?;
+    let status = status.map_err(|error| in_service(service, &error))?;
     Ok(json!({ "service": service, "code": status }).into())
 }
 
-/// Rows and columns of the client's terminal.
-fn terminal_size(terminal: &OwnedFd) -> (u16, u16) {
-    match rustix::termios::tcgetwinsize(terminal) {
-        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => (size.ws_row, size.ws_col),
-        _ => (24, 80),
+fn in_service(service: &str, error: &RunError) -> Report {
+    let mut report = Report::from_error(Exit::Failed, error);
+    report.message = format!("in `{service}`: {}", report.message);
+    report
+}
+
+fn running(stage: &Stage, service: &str) -> Result<Arc<Running>, Report> {
+    let state = stage.state();
+    let Some(active) = state.pointer.active else { return Err(nothing_serves(stage)) };
+    let instance = state.member(&active, service).ok_or_else(|| {
+        let slot = state.slot(&active);
+        let known: Vec<&str> =
+            slot.into_iter().flat_map(|slot| slot.members.keys().map(String::as_str)).collect();
+        Report::usage(format!("no instance of `{service}` in {}", stage.id))
+            .hint(format!("there are {}", known.join(", ")))
+    })?;
+    instance.running.clone().ok_or_else(|| {
+        Report::failed(format!("`{service}` does not run: it is {}", instance.life.word()))
+    })
+}
+
+/// Writes down that the instance is no longer as it was baked. Of the command line the program
+/// only: arguments and environment hold passwords.
+fn taint(agent: &Agent, stage: &Stage, running: &Running, spec: &ExecSpec) {
+    let program = spec.argv.first().map(String::as_str).unwrap_or_default();
+    let program: String = program.chars().take(LONGEST_NAME).collect();
+    let data = json!({ "instance": running.id(), "program": program, "user": spec.user });
+    record::note(agent, stage, "exec", data);
+    stage.update(|state| {
+        if let Some(instance) = state.instances.get_mut(running.id()) {
+            instance.tainted = Some(format!("exec {program}"));
+        }
+    });
+    agent.save(stage);
+}
+
+/// The client's three pipes. Nothing else goes into an instance: whoever holds a descriptor can do
+/// with its file whatever its owner can.
+fn pipes(fds: Vec<OwnedFd>) -> Result<ExecStdio, Report> {
+    let doing = || "looking at the client's descriptors".to_owned();
+    let bug = |what: &str| Report::new(Exit::Bug, format!("the client handed over {what}"));
+    let stdio = <[OwnedFd; 3]>::try_from(fds).map_err(|_| bug("too few descriptors"))?;
+    // A pipe that has a name is somebody's file; those without one are on a device of their own.
+    let (own, _) = pipe_with(PipeFlags::CLOEXEC).because(doing)?;
+    let nameless = rustix::fs::fstat(&own).because(doing)?.st_dev;
+    for fd in &stdio {
+        let stat = rustix::fs::fstat(fd).because(doing)?;
+        if !FileType::from_raw_mode(stat.st_mode).is_fifo() || stat.st_dev != nameless {
+            return Err(bug("something that is no pipe"));
+        }
     }
+    let [stdin, stdout, stderr] = stdio;
+    Ok(ExecStdio { stdin, stdout, stderr })
 }

@@ -119,9 +119,10 @@ pub(crate) fn run(
             let stage = find_stage(agent, session, &project, &stage)?;
             logs::logs(agent, session, &stage, &services, follow, tail)
         }
-        Verb::Exec { project, stage, service, argv, user, tty } => {
+        Verb::Exec { project, stage, service, argv, env, user, workdir, terminal } => {
             let stage = find_stage(agent, session, &project, &stage)?;
-            exec::exec(agent, session, &stage, &exec::Command { service, argv, user, tty }, fds)
+            let spec = kiln_run::ExecSpec { argv, env, user, cwd: workdir, terminal };
+            exec::exec(agent, session, &stage, &service, &spec, fds)
         }
         Verb::History { project, stage, limit, all } => {
             let only = match all || anywhere(session, &project) {
