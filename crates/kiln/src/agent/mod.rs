@@ -20,6 +20,8 @@
 //! | [`card`], [`strays`] | what the folder of an instance says it is; instances in no run file |
 //! | [`restore`] | finding everything again after a restart |
 //! | [`mend`] | building up again what is missing, until it is there |
+//! | [`restore`] | finding everything again after a restart, rebuilding after a reboot |
+//! | [`privacy`] | what of the root belongs to the root user only |
 //! | [`record`] | the ledger |
 //! | [`released`] | releases that were cut from commits |
 
@@ -33,6 +35,7 @@ pub(crate) mod git;
 mod instances;
 mod mend;
 mod places;
+pub(crate) mod privacy;
 pub(crate) mod provision;
 pub(crate) mod record;
 pub(crate) mod released;
@@ -276,6 +279,7 @@ impl Agent {
     /// One line into the agent's own log.
     pub(crate) fn log(&self, line: &str) {
         use std::io::Write;
+        let line = crate::terminal::clean(line);
         let _ = writeln!(std::io::stderr(), "{} {}", now_ms(), line);
     }
 

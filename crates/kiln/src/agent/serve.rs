@@ -19,7 +19,7 @@ use super::addresses::Addresses;
 use super::door::Door;
 use super::routes::Routes;
 use super::session::Session;
-use super::{Agent, build_id, lock, restore, socket_path, verbs};
+use super::{Agent, build_id, lock, privacy, restore, socket_path, verbs};
 use crate::protocol::{Event, Request, VERSION, Verb};
 use crate::report::{Because, Report};
 
@@ -70,18 +70,26 @@ pub(crate) fn serve(root: &Path, leave: Leave) -> Result<Exit, Report> {
         && let Ok(text) = serde_json::to_vec(report)
     {
         // The verb that started it is waiting to hear why.
-        let _ = std::fs::write(root.join("agent.failed"), text);
+        let _ = tell_starter(root, &text);
     }
     result
 }
 
+/// Leaves word of why the agent did not come up, for whoever wanted it.
+fn tell_starter(root: &Path, text: &[u8]) -> std::io::Result<()> {
+    let path = root.join("agent.failed");
+    let _ = std::fs::remove_file(&path);
+    let mut file = privacy::private_file().write(true).open(&path)?;
+    std::os::unix::fs::fchown(&file, privacy::invited(), None)?;
+    std::io::Write::write_all(&mut file, text)
+}
+
 /// Starts the agent in the background and comes back at once.
 fn detach(root: &Path) -> Result<Exit, Report> {
-    std::fs::create_dir_all(root).because(|| format!("creating {}", root.display()))?;
+    privacy::make_root(root).because(|| format!("creating {}", root.display()))?;
     let path = root.join("agent.log");
-    let log = std::fs::File::options()
+    let log = privacy::private_file()
         .append(true)
-        .create(true)
         .open(&path)
         .because(|| format!("opening {}", path.display()))?;
     let exe = std::env::current_exe().because(|| "finding kiln's own binary".into())?;
@@ -140,8 +148,15 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
     let store =
         Store::open(root).because(|| format!("opening the root folder {}", root.display()))?;
     let root = store.root().to_owned();
+    // What the store has just made.
+    privacy::close(&root)?;
     let exe = std::env::current_exe().because(|| "finding kiln's own binary".into())?;
     let host = Host::setup(&root).because(|| "setting up the network".into())?;
+    // What runs goes on reaching its own, also when the table had to be made anew. Addresses of
+    // another boot or range are nobody's.
+    let mut places = restore::places(&root);
+    places.retain(|(address, _)| host.range().number_of(*address).is_some());
+    host.admit_all(&places).because(|| "letting instances into their networks".into())?;
     let runtime = Runtime::new(&root, exe.clone(), host.range().scope())
         .because(|| "setting up the runtime".into())?;
     let taken = restore::addresses(&root);
@@ -173,8 +188,8 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
 fn claim(root: &Path) -> Result<bool, Report> {
     let path = root.join("agent.lock");
     let doing = || format!("locking {}", path.display());
-    std::fs::create_dir_all(root).because(doing)?;
-    let lock = std::fs::File::create(&path).because(doing)?;
+    privacy::close(root)?;
+    let lock = privacy::private_file().write(true).truncate(true).open(&path).because(doing)?;
     let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
     let deadline = Instant::now() + LEAVING;
     while rustix::fs::flock(&lock, exclusive).is_err() {
@@ -201,15 +216,15 @@ fn greets(root: &Path) -> bool {
 fn listen(root: &Path) -> Result<UnixListener, Report> {
     let path = socket_path(root);
     let doing = || format!("listening on {}", path.display());
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).because(doing)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).because(doing)?;
-    let user = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse::<u32>().ok());
-    if let Some(uid) = user {
-        std::os::unix::fs::chown(&path, Some(uid), None).because(doing)?;
-        // The way to the socket may be walked, not read.
-        std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o711)).because(doing)?;
+    // Where nobody else gets to before it has its mode. Its name may not be longer than the other.
+    let hidden = root.join("run").join("s");
+    let _ = std::fs::remove_file(&hidden);
+    let listener = UnixListener::bind(&hidden).because(doing)?;
+    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600)).because(doing)?;
+    if let Some(uid) = privacy::invited() {
+        std::os::unix::fs::chown(&hidden, Some(uid), None).because(doing)?;
     }
+    std::fs::rename(&hidden, &path).because(doing)?;
     Ok(listener)
 }
 
