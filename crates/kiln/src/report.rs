@@ -79,7 +79,8 @@ impl std::fmt::Display for Report {
         for cause in &self.causes {
             write!(f, "\n  cause: {cause}")?;
         }
-        for line in &self.log {
+        // A probe's answer may have several lines: none of them looks like ours.
+        for line in self.log.iter().flat_map(|text| text.split('\n')) {
             write!(f, "\n  | {line}")?;
         }
         if let Some(hint) = &self.hint {
