@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kiln_run::LogLimits;
-use kiln_run::logs::{Follow, LogQuery, LogStream, read};
+use kiln_run::logs::{Follow, LogQuery, LogStream, Watch, read};
 
 use crate::kit::Kit;
 
@@ -37,10 +37,17 @@ fn a_log_is_followed() {
     let kit = Kit::new();
     let spec = kit.spec("trap 'echo heard' USR1; echo ready; while :; do sleep 0.05; done");
     let running = kit.start_ready(&spec);
-    let (mut follow, _) = Follow::begin(&spec.dir, LogQuery::default()).unwrap();
+    let mut watch = Watch::new();
+    watch.add(&spec.dir);
+    let mut follow = Follow::begin(&spec.dir, Some(0)).unwrap();
     running.signal(10).unwrap();
-    let next = follow.next(Duration::from_secs(20)).unwrap();
-    assert_eq!(next[0].message, "heard");
+    let mut heard = None;
+    while heard.is_none() {
+        let changed = watch.wait(Duration::from_secs(20)).unwrap().unwrap();
+        assert!(changed.contains(&spec.dir), "it is woken");
+        heard = follow.next().unwrap();
+    }
+    assert_eq!(heard.unwrap().message, "heard");
     running.kill();
 }
 

@@ -1,10 +1,11 @@
 //! `logs`: what instances have written, oldest first, and what they go on writing.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kiln_run::logs::{Follow, LogEntry, LogQuery, LogStream, read};
+use kiln_run::logs::{Follow, LogEntry, LogStream, Watch};
 use serde_json::{Value, json};
 
 use super::Answer;
@@ -13,8 +14,16 @@ use crate::agent::stage::Stage;
 use crate::agent::{Agent, instances};
 use crate::report::{Because, Report};
 
-/// Between looks for more while following.
-const PULSE: Duration = Duration::from_millis(50);
+/// Between looks for fresh instances, and for a client that has gone.
+const PULSE: Duration = Duration::from_millis(100);
+/// Lines of one instance in a row while others have some too.
+const TURN: usize = 500;
+
+/// One instance's log, as far as it was shown.
+struct Reader {
+    service: String,
+    log: Follow,
+}
 
 /// `kiln logs`.
 pub(super) fn logs(
@@ -25,43 +34,114 @@ pub(super) fn logs(
     follow: bool,
     tail: Option<usize>,
 ) -> Result<Answer, Report> {
-    let mut readers: BTreeMap<PathBuf, (String, Follow)> = BTreeMap::new();
-    let mut entries: Vec<(String, LogEntry)> = Vec::new();
     known(agent, stage, services)?;
-    let mut last = tail;
+    let mut watch = follow.then(Watch::new);
+    let mut readers: BTreeMap<PathBuf, Reader> = BTreeMap::new();
+    let mut old: Vec<(String, PathBuf)> = Vec::new();
     if !follow || tail.is_some() {
-        for (service, dir) in ended(agent, stage, services) {
-            let old =
-                read(&dir, LogQuery::default()).because(|| format!("reading {}", dir.display()))?;
-            entries.extend(old.into_iter().map(|entry| (service.clone(), entry)));
-        }
+        old = ended(agent, stage, services);
     }
-    loop {
+    old.extend(living(agent, stage, services));
+    for (service, dir) in old {
+        open(session, &mut readers, watch.as_mut(), service, &dir, tail);
+    }
+    show_what_is_there(session, &mut readers, tail)?;
+    let Some(mut watch) = watch else { return Ok(Value::Null.into()) };
+    let mut hurried = false;
+    while session.check().is_ok() {
+        let limit = if hurried { Duration::ZERO } else { PULSE };
+        let changed = watch.wait(limit).because(|| "waiting for logs".into())?;
         for (service, dir) in living(agent, stage, services) {
-            if !readers.contains_key(&dir)
-                && let Ok((reader, old)) = Follow::begin(&dir, LogQuery::default())
-            {
-                entries.extend(old.into_iter().map(|entry| (service.clone(), entry)));
-                readers.insert(dir, (service, reader));
+            if !readers.contains_key(&dir) {
+                open(session, &mut readers, Some(&mut watch), service, &dir, None);
             }
         }
-        for (service, reader) in readers.values_mut() {
-            let fresh = reader.next(Duration::ZERO).because(|| "reading a log".into())?;
-            entries.extend(fresh.into_iter().map(|entry| (service.clone(), entry)));
-        }
-        entries.sort_by_key(|(_, entry)| entry.time);
-        if let Some(lines) = last.take() {
-            entries.drain(..entries.len().saturating_sub(lines));
-        }
-        for (service, entry) in entries.drain(..) {
-            session.item(item(&service, &entry));
-        }
-        if !follow || session.check().is_err() {
-            return Ok(Value::Null.into());
-        }
-        readers.retain(|dir, _| dir.exists());
-        std::thread::sleep(PULSE);
+        hurried = show_more(session, &mut readers, changed.filter(|_| !hurried))?;
+        readers.retain(|dir, _| hurried || dir.exists());
     }
+    Ok(Value::Null.into())
+}
+
+/// A log that cannot be read is said, and the others go on.
+fn open(
+    session: &Session,
+    readers: &mut BTreeMap<PathBuf, Reader>,
+    watch: Option<&mut Watch>,
+    service: String,
+    dir: &Path,
+    tail: Option<usize>,
+) {
+    if let Some(watch) = watch {
+        watch.add(dir);
+    }
+    match Follow::begin(dir, tail) {
+        Ok(log) => drop(readers.insert(dir.to_owned(), Reader { service, log })),
+        Err(error) => session.notice(format!("a log of `{service}` cannot be read: {error}")),
+    }
+}
+
+/// All lines of all logs in the order of their times, no more of them in memory at once than there
+/// are logs, or than the last ones that are wanted.
+fn show_what_is_there(
+    session: &Session,
+    readers: &mut BTreeMap<PathBuf, Reader>,
+    tail: Option<usize>,
+) -> Result<(), Report> {
+    let doing = || "reading a log".to_owned();
+    let mut logs: Vec<&mut Reader> = readers.values_mut().collect();
+    let mut heads: Vec<Option<LogEntry>> = Vec::new();
+    let mut next = BinaryHeap::new();
+    for (number, reader) in logs.iter_mut().enumerate() {
+        let head = reader.log.next().because(doing)?;
+        next.extend(head.as_ref().map(|entry| Reverse((entry.time, number))));
+        heads.push(head);
+    }
+    let mut last = VecDeque::new();
+    while let Some(Reverse((_, number))) = next.pop() {
+        let Some(entry) = heads[number].take() else { continue };
+        heads[number] = logs[number].log.next().because(doing)?;
+        next.extend(heads[number].as_ref().map(|entry| Reverse((entry.time, number))));
+        let Some(lines) = tail else {
+            session.item(item(&logs[number].service, &entry));
+            if session.check().is_err() {
+                return Ok(());
+            }
+            continue;
+        };
+        last.push_back((number, entry));
+        if last.len() > lines {
+            last.pop_front();
+        }
+    }
+    for (number, entry) in last {
+        session.item(item(&logs[number].service, &entry));
+    }
+    Ok(())
+}
+
+/// What came since, of the folders that changed or of all. True: there is more already.
+fn show_more(
+    session: &Session,
+    readers: &mut BTreeMap<PathBuf, Reader>,
+    changed: Option<BTreeSet<PathBuf>>,
+) -> Result<bool, Report> {
+    let mut entries: Vec<(&str, LogEntry)> = Vec::new();
+    let mut more = false;
+    for (dir, Reader { service, log }) in readers {
+        if changed.as_ref().is_some_and(|changed| !changed.contains(dir)) {
+            continue;
+        }
+        for turn in 1..=TURN {
+            let Some(entry) = log.next().because(|| "reading a log".into())? else { break };
+            entries.push((service, entry));
+            more |= turn == TURN;
+        }
+    }
+    entries.sort_by_key(|(_, entry)| entry.time);
+    for (service, entry) in entries {
+        session.item(item(service, &entry));
+    }
+    Ok(more)
 }
 
 /// Refuses the name of a service that neither runs nor has ever written anything.
