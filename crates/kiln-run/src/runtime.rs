@@ -147,7 +147,9 @@ impl Runtime {
         let id = spec.id.clone();
         let message = format!("it had not started within {} s", START.as_secs());
         match gone && empty {
-            true => RunError::Start { id, step: "wait for its shim".to_owned(), message },
+            true => {
+                RunError::Start { id, step: "wait for its shim".to_owned(), message, status: None }
+            }
             false => RunError::Unknown { id, why: format!("{message}, and could not be ended") },
         }
     }

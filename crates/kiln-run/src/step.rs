@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
-use std::io::{Seek as _, Write as _};
+use std::io::{self, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::conditions::Conditions;
 use crate::error::{Context as _, RunError};
+use crate::net::NetSpec;
 use crate::runtime::STEP_PREFIX;
 use crate::session::{Bounds, Request, Session, StepEnd, What};
 use crate::spec::{BindMount, DEFAULT_CAPABILITIES, ImageMount, Network, Sandbox, SecretFile};
@@ -48,8 +49,9 @@ pub struct StepSpec {
     pub user: String,
     /// Host name.
     pub hostname: String,
-    /// True: the host's own network, for there is no other way out yet; false: only `lo`.
-    pub network: bool,
+    /// How it reaches the outside, from a network namespace of its own; `None`: only `lo`. The
+    /// address has to be admitted before, see [`crate::net::Host::admit`].
+    pub network: Option<NetSpec>,
     /// Folders and files of the host.
     pub mounts: Vec<BindMount>,
     /// Standard input.
@@ -183,7 +185,7 @@ impl Runtime {
         let stdin = input(&spec.stdin).doing(doing)?;
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).doing(doing)?;
         let stdio = [stdin, write.try_clone().doing(doing)?, write];
-        let sandbox = Box::new(sandbox(spec));
+        let sandbox = Box::new(sandbox(spec)?);
         let around = &spec.around;
         let bounds = Bounds { tasks: around.tasks, disk, reserve: around.reserve };
         let what = What::Step {
@@ -260,17 +262,20 @@ fn input(bytes: &[u8]) -> std::io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-fn sandbox(spec: &StepSpec) -> Sandbox {
+fn sandbox(spec: &StepSpec) -> Result<Sandbox, RunError> {
     let mut capabilities = DEFAULT_CAPABILITIES.to_vec();
     if spec.rootful {
         capabilities.extend(ROOTFUL);
     }
-    // In the host's own namespace, the host's own resolvers are the right ones.
-    let resolv_conf = match spec.network {
-        true => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-        false => String::new(),
+    let (network, resolv_conf) = match &spec.network {
+        Some(net) => {
+            let found = crate::net::resolv_conf().map_err(io::Error::other);
+            let found = found.doing(|| "find name servers for a step".to_owned())?;
+            (Network::Routed(net.clone()), found.text)
+        }
+        None => (Network::None, String::new()),
     };
-    Sandbox {
+    Ok(Sandbox {
         upper: Some(spec.upper_dir.clone()),
         env: spec.env.clone(),
         cwd: spec.cwd.clone(),
@@ -287,8 +292,8 @@ fn sandbox(spec: &StepSpec) -> Sandbox {
         // Its pid 1 reaps what is orphaned, and sees what is left running.
         init: true,
         resolv_conf,
-        network: if spec.network { Network::Host } else { Network::None },
+        network,
         hosts: format!("127.0.0.1\tlocalhost {0}\n::1\tlocalhost {0}\n", spec.hostname),
         ..Sandbox::new(spec.lower.clone(), spec.argv.clone())
-    }
+    })
 }

@@ -269,7 +269,7 @@ fn a_step_that_fails_now_and_then_shows_its_last_lines() {
 
 /// Answers every request with another number.
 fn counter() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for (number, stream) in listener.incoming().enumerate() {
@@ -288,7 +288,7 @@ fn inputs_that_differ_are_called_inputs() {
     let world = world();
     let project = project(&world, "inputs", &compose(["fetches", "dates"].into_iter()));
     let port = counter();
-    let fetch = format!("RUN --network=default wget -q -O /got http://127.0.0.1:{port}/");
+    let fetch = format!("RUN --network=default wget -q -O /got http://169.254.1.1:{port}/");
     write(&project, "fetches", &fetch);
     write(&project, "dates", "RUN --network=default date > /built");
     let data = verify(&world, &project, &[]).expect_code(3).json();

@@ -10,9 +10,13 @@ pub(super) const DROP: u32 = 0;
 pub(super) const META_IIFNAME: u32 = 6;
 pub(super) const META_OIFNAME: u32 = 7;
 const META_L4PROTO: u32 = 16;
+const META_IIFGROUP: u32 = 21;
 const REG_1: u32 = 1;
 const REG32_0: u32 = 8;
 const REG32_1: u32 = 9;
+/// What follows a name of sixteen bytes in the first register.
+const REG32_4: u32 = 12;
+const NOT_IN_SET: u32 = 1;
 /// Offsets in the IP header.
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
@@ -35,6 +39,10 @@ pub(super) enum Term<'a> {
     Established,
     /// (source, destination) is in the set of pairs.
     PairIn(&'a str),
+    /// (link group of the incoming interface, destination) is in the set.
+    SameGroup(&'a str),
+    /// (incoming interface, source) is not in the set.
+    NotItself(&'a str),
     Counter,
     Accept,
     Drop,
@@ -82,10 +90,10 @@ fn put_expression(batch: &mut Batch, name: &str, fill: impl FnOnce(&mut Batch)) 
     batch.end(item);
 }
 
-fn put_meta(batch: &mut Batch, key: u32) {
+fn put_meta(batch: &mut Batch, key: u32, register: u32) {
     put_expression(batch, "meta", |batch| {
         batch.put_be32(2, key);
-        batch.put_be32(1, REG_1);
+        batch.put_be32(1, register);
     });
 }
 
@@ -147,17 +155,17 @@ fn put_term(batch: &mut Batch, term: &Term<'_>) {
     match *term {
         // A prefix is compared without its end: what iptables makes of `-i NAME+`.
         Term::In(prefix) => {
-            put_meta(batch, META_IIFNAME);
+            put_meta(batch, META_IIFNAME, REG_1);
             put_compare(batch, true, prefix.as_bytes());
         }
         Term::Out(prefix) | Term::NotOut(prefix) => {
-            put_meta(batch, META_OIFNAME);
+            put_meta(batch, META_OIFNAME, REG_1);
             put_compare(batch, matches!(term, Term::Out(_)), prefix.as_bytes());
         }
         Term::SourceIn(network, prefix) => put_in_network(batch, SOURCE, network, prefix),
         Term::DestinationIn(network, prefix) => put_in_network(batch, DESTINATION, network, prefix),
         Term::Protocol(number) => {
-            put_meta(batch, META_L4PROTO);
+            put_meta(batch, META_L4PROTO, REG_1);
             put_compare(batch, true, &[number]);
         }
         Term::Established => {
@@ -174,6 +182,23 @@ fn put_term(batch: &mut Batch, term: &Term<'_>) {
             put_expression(batch, "lookup", |batch| {
                 batch.put_str(1, set);
                 batch.put_be32(2, REG_1);
+            });
+        }
+        Term::SameGroup(members) => {
+            put_meta(batch, META_IIFGROUP, REG32_0);
+            put_header(batch, REG32_1, DESTINATION);
+            put_expression(batch, "lookup", |batch| {
+                batch.put_str(1, members);
+                batch.put_be32(2, REG_1);
+            });
+        }
+        Term::NotItself(sources) => {
+            put_meta(batch, META_IIFNAME, REG_1);
+            put_header(batch, REG32_4, SOURCE);
+            put_expression(batch, "lookup", |batch| {
+                batch.put_str(1, sources);
+                batch.put_be32(2, REG_1);
+                batch.put_be32(5, NOT_IN_SET);
             });
         }
         Term::Counter => put_expression(batch, "counter", |batch| {

@@ -13,6 +13,7 @@ use super::conntrack::Forgetter;
 use super::forward;
 use super::message::Batch;
 use super::netlink::{Refused, Socket};
+use super::places::{self, GroupNumbers, Place, Places};
 use super::range::{Block, Claims, PREFIX, RUN_DIR, Range};
 use super::translation::{Table, delete_table};
 
@@ -35,16 +36,17 @@ pub struct Host {
 struct State {
     nft: Socket,
     table: Table,
+    groups: GroupNumbers,
     /// The ruleset's generation when all was last seen in order.
     seen: Option<u32>,
 }
 
 impl State {
-    /// Changes the map. Returns what `change` says has moved.
-    fn write(
+    /// Changes the table. Returns what `change` does, say what has moved.
+    fn write<T>(
         &mut self,
-        change: impl FnOnce(&mut Socket, &mut Table) -> Result<Vec<Ipv4Addr>, Refused>,
-    ) -> Result<Vec<Ipv4Addr>, Refused> {
+        change: impl FnOnce(&mut Socket, &mut Table) -> Result<T, Refused>,
+    ) -> Result<T, Refused> {
         let moved = change(&mut self.nft, &mut self.table)?;
         // One transaction on top of what was in order: ours.
         let now = self.nft.generation()?;
@@ -94,8 +96,10 @@ impl Host {
             batch.unreachable(block.network(), PREFIX);
         }
         route.run(batch).map_err(NetError::Kernel)?;
-        let table = Table::open(&mut nft, &range).map_err(NetError::Translation)?;
-        let state = Mutex::new(State { nft, table, seen: None });
+        let places = places::found(&links, &range);
+        let table = Table::open(&mut nft, &range, places).map_err(NetError::Translation)?;
+        let groups = GroupNumbers::default();
+        let state = Mutex::new(State { nft, table, groups, seen: None });
         let forgetter = Forgetter::default();
         let (range, growing) = (RwLock::new(Arc::new(range)), Mutex::default());
         let mut host = Self { range, growing, claims, mtu, notices, state, forgetter };
@@ -140,9 +144,10 @@ impl Host {
     /// How instance number `n` (see [`Range::number_of`]) is to be attached.
     pub fn net_spec(&self, n: u32) -> Option<NetSpec> {
         let range = self.range();
+        let address = range.instance(n)?;
         Some(NetSpec {
-            host_ifname: format!("{}{n}", range.interface_prefix()),
-            address: range.instance(n)?,
+            host_ifname: range.interface_of(address)?,
+            address,
             group: range.group(),
             mtu: self.mtu,
         })
@@ -186,6 +191,74 @@ impl Host {
              were added to it",
             self.range().interface_prefix()
         )
+    }
+
+    /// Lets what is going to have `address` send from it, and reach all others of its group and be
+    /// reached by them. Without a group it reaches the outside only. One that had the address
+    /// before is forgotten. Gives how it is to be attached.
+    ///
+    /// # Errors
+    /// An address that is no instance's; what the kernel refuses. Nothing has changed then.
+    pub fn admit(&self, address: Ipv4Addr, group: Option<&str>) -> Result<NetSpec, NetError> {
+        let range = self.range();
+        let number = range.number_of(address);
+        let spec = number.and_then(|number| self.net_spec(number));
+        let mut spec = spec.ok_or(NetError::NotInstance(address))?;
+        let mut state = self.lock();
+        let State { groups, table, .. } = &mut *state;
+        let group = match group {
+            Some(name) => Some(groups.of(name, table.places()).ok_or(NetError::NoGroup)?),
+            None => None,
+        };
+        if let Some(group) = group {
+            spec.group = range.network_group(group);
+        }
+        let place = Some(Place { interface: spec.host_ifname.clone(), group });
+        state.write(|nft, table| table.place(nft, address, place)).map_err(NetError::Kernel)?;
+        Ok(spec)
+    }
+
+    /// Nobody has the address any more.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn expel(&self, address: Ipv4Addr) -> Result<(), NetError> {
+        self.lock().write(|nft, table| table.place(nft, address, None)).map_err(NetError::Kernel)
+    }
+
+    /// Admits exactly these (address, group), which are attached already, whatever an earlier agent
+    /// had admitted. Nothing changes between those who reached one another.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    pub fn admit_all(&self, all: &[(Ipv4Addr, String)]) -> Result<(), NetError> {
+        let mut route = Socket::route().map_err(NetError::socket)?;
+        let links = route.links().map_err(NetError::Kernel)?;
+        let range = self.range();
+        let mut state = self.lock();
+        let State { groups, table, .. } = &mut *state;
+        groups.learn(all, table.places());
+        let mut places = Places::new();
+        let mut batch = Batch::new();
+        let mut moves = 0;
+        for (address, name) in all {
+            let interface = range.interface_of(*address);
+            let interface = interface.ok_or(NetError::NotInstance(*address))?;
+            let group = groups.of(name, table.places()).ok_or(NetError::NoGroup)?;
+            // Those of a version that knew no groups.
+            let link_group = range.network_group(group);
+            if let Some(link) = links.iter().find(|link| link.name == interface)
+                && link.group != Some(link_group)
+            {
+                batch.move_to_group(link.index, link_group);
+                moves += 1;
+            }
+            places.insert(*address, Place { interface, group: Some(group) });
+        }
+        if moves > 0 {
+            route.run(batch).map_err(NetError::Kernel)?;
+        }
+        state.write(|nft, table| table.place_all(nft, places)).map_err(NetError::Kernel)
     }
 
     /// Moves virtual addresses to instances, or away from any (`None`), all in one step. What is

@@ -216,6 +216,7 @@ pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) mtu: Option<u32>,
+    pub(super) group: Option<u32>,
 }
 
 /// One IPv4 route of any table.
@@ -261,7 +262,8 @@ fn parse_link(kind: u16, body: &[u8]) -> Option<Link> {
     let index = u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?);
     let attributes = Attributes(body.get(16..)?);
     let name = attributes.text(IFLA_IFNAME)?.to_owned();
-    Some(Link { index, name, mtu: attributes.u32(IFLA_MTU) })
+    let (mtu, group) = (attributes.u32(IFLA_MTU), attributes.u32(IFLA_GROUP));
+    Some(Link { index, name, mtu, group })
 }
 
 fn parse_route(kind: u16, body: &[u8]) -> Option<Route> {

@@ -6,6 +6,7 @@
 //! | `host` | what a root has on its host; used by the agent |
 //! | `range` | the addresses of a root, claimed host-wide |
 //! | `translation` | virtual address → instance, in the kernel |
+//! | `places` | who may reach whom by address |
 //! | `forward` | forward chains of Docker, firewalld and others |
 //! | `conntrack` | flows that must not stay with an old instance |
 //! | `names` | /etc/hosts and /etc/resolv.conf |
@@ -25,6 +26,7 @@ mod message;
 mod names;
 mod netlink;
 mod nft;
+mod places;
 mod range;
 mod ruleset;
 mod translation;
@@ -101,6 +103,12 @@ pub enum NetError {
         /// How many claims there are.
         taken: usize,
     },
+    /// An address that is to be admitted is no instance's of this root.
+    #[error("{0} is no instance's address of this root")]
+    NotInstance(Ipv4Addr),
+    /// There are more networks than numbers for them.
+    #[error("this root has 65,535 networks: take stages down that are no longer needed")]
+    NoGroup,
     /// An address that is to be translated is no virtual address of this root.
     #[error("{address} is no virtual address of this root: they are the upper halves of {range}")]
     NotVirtual {

@@ -24,6 +24,9 @@ const DELSETELEM: u16 = 14;
 pub(super) const INET: u8 = 1;
 pub(super) const IPV4: u8 = 2;
 
+/// Bytes that an interface's name fills as a key, as `IFNAMSIZ`.
+const INTERFACE_NAME: usize = 16;
+
 /// Hooks of the IP families.
 pub(super) const PREROUTING: u32 = 0;
 pub(super) const FORWARD: u32 = 2;
@@ -31,6 +34,8 @@ pub(super) const POSTROUTING: u32 = 4;
 
 const POLICY_ACCEPT: u32 = 1;
 const TYPE_IPV4: u32 = 7;
+const TYPE_DEVGROUP: u32 = 35;
+const TYPE_IFNAME: u32 = 41;
 const SET_MAP: u32 = 8;
 
 /// The message type of one of nf_tables' messages.
@@ -54,6 +59,10 @@ pub(super) enum SetKind {
     Map,
     /// pairs of addresses
     Pairs,
+    /// (link group, address)
+    Members,
+    /// (name of an interface, address)
+    Sources,
 }
 
 /// A chain at a hook.
@@ -110,20 +119,20 @@ impl Transaction {
         let batch = self.add("create the nftables set", NEWSET, CREATE, IPV4);
         batch.put_str(1, table);
         batch.put_str(2, name);
-        match of {
-            SetKind::Map => {
-                batch.put_be32(3, SET_MAP);
-                batch.put_be32(4, TYPE_IPV4);
-                batch.put_be32(5, 4);
-                batch.put_be32(6, TYPE_IPV4);
-                batch.put_be32(7, 4);
-            }
-            SetKind::Pairs => {
-                batch.put_be32(3, 0);
-                // Types of a concatenation are six bits each.
-                batch.put_be32(4, TYPE_IPV4 << 6 | TYPE_IPV4);
-                batch.put_be32(5, 8);
-            }
+        // Types of a concatenation are six bits each.
+        let pair = |first: u32| first << 6 | TYPE_IPV4;
+        let (data, key, length) = match of {
+            SetKind::Map => (Some(TYPE_IPV4), TYPE_IPV4, 4),
+            SetKind::Pairs => (None, pair(TYPE_IPV4), 8),
+            SetKind::Members => (None, pair(TYPE_DEVGROUP), 8),
+            SetKind::Sources => (None, pair(TYPE_IFNAME), 20),
+        };
+        batch.put_be32(3, if data.is_some() { SET_MAP } else { 0 });
+        batch.put_be32(4, key);
+        batch.put_be32(5, length);
+        if let Some(data) = data {
+            batch.put_be32(6, data);
+            batch.put_be32(7, 4);
         }
         batch.put_be32(10, id);
     }
@@ -156,11 +165,11 @@ impl Transaction {
     }
 
     /// Adds elements: keys, with data if the set is a map.
-    pub(super) fn add_elements(&mut self, table: &str, set: &str, elements: &[Element]) {
+    pub(super) fn add_elements(&mut self, table: &str, set: &str, elements: &[Element<'_>]) {
         self.elements("add elements to the nftables set", NEWSETELEM, CREATE, table, set, elements);
     }
 
-    pub(super) fn delete_elements(&mut self, table: &str, set: &str, elements: &[Element]) {
+    pub(super) fn delete_elements(&mut self, table: &str, set: &str, elements: &[Element<'_>]) {
         let action = "delete elements from the nftables set";
         self.elements(action, DELSETELEM, 0, table, set, elements);
     }
@@ -172,9 +181,9 @@ impl Transaction {
         flags: u16,
         table: &str,
         set: &str,
-        elements: &[Element],
+        elements: &[Element<'_>],
     ) {
-        // A nested attribute is at most 64 KiB long; an element takes at most 32 bytes.
+        // A nested attribute is at most 64 KiB long; an element takes at most 36 bytes.
         for part in elements.chunks(1024) {
             let batch = self.add(action, message, flags, IPV4);
             batch.put_str(1, table);
@@ -182,13 +191,9 @@ impl Transaction {
             let list = batch.nest(3);
             for element in part {
                 let item = batch.nest(1);
-                let key = match element {
-                    Element::Pair(a, b) => [a.octets(), b.octets()].concat(),
-                    Element::Map(key, _) | Element::Key(key) => key.octets().to_vec(),
-                };
-                put_value(batch, 1, &key);
-                if let Element::Map(_, data) = element {
-                    put_value(batch, 2, &data.octets());
+                put_value(batch, 1, &element.key());
+                if let Some(data) = element.data() {
+                    put_value(batch, 2, &data);
                 }
                 batch.end(item);
             }
@@ -199,11 +204,37 @@ impl Transaction {
 
 /// One element of a set.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Element {
+pub(super) enum Element<'a> {
     Map(Ipv4Addr, Ipv4Addr),
     /// A map's key alone, to delete it.
     Key(Ipv4Addr),
     Pair(Ipv4Addr, Ipv4Addr),
+    Member(u32, Ipv4Addr),
+    Source(&'a str, Ipv4Addr),
+}
+
+impl Element<'_> {
+    pub(super) fn key(&self) -> Vec<u8> {
+        match self {
+            Self::Pair(a, b) => [a.octets(), b.octets()].concat(),
+            Self::Map(key, _) | Self::Key(key) => key.octets().to_vec(),
+            Self::Member(group, address) => [group.to_ne_bytes(), address.octets()].concat(),
+            Self::Source(interface, address) => {
+                let mut key = vec![0; INTERFACE_NAME];
+                let length = interface.len().min(INTERFACE_NAME);
+                key[..length].copy_from_slice(&interface.as_bytes()[..length]);
+                key.extend_from_slice(&address.octets());
+                key
+            }
+        }
+    }
+
+    fn data(&self) -> Option<[u8; 4]> {
+        match self {
+            Self::Map(_, data) => Some(data.octets()),
+            Self::Key(_) | Self::Pair(..) | Self::Member(..) | Self::Source(..) => None,
+        }
+    }
 }
 
 /// A comment as nft and iptables-nft keep it: type 0, length, text with its end.

@@ -30,6 +30,8 @@ const SIZE: u32 = 1 << (32 - PREFIX);
 pub const VIRTUALS: u16 = (SIZE / 2) as u16;
 /// How many instance addresses a block has: the first address of the half stays free.
 pub const INSTANCES: u16 = VIRTUALS - 1;
+/// Below these, link groups stand for roots.
+const NETWORK_GROUPS: u32 = 0x4c00_0000;
 /// Routes shorter than this are detours for everything (a VPN's two halves), not a use of the
 /// range.
 const SPECIFIC: u8 = 9;
@@ -104,6 +106,11 @@ impl Range {
         &self.blocks
     }
 
+    #[cfg(test)]
+    pub(super) fn example() -> Self {
+        Self::new("1a2b3c4d".into(), [1])
+    }
+
     /// Eight hex digits that stand for the root in the names of tables and interfaces. No two
     /// roots on a host share the first six.
     pub fn scope(&self) -> &str {
@@ -131,6 +138,18 @@ impl Range {
         self.group() | 1
     }
 
+    /// The link group of interfaces of network number `n`, which no other root has.
+    pub fn network_group(&self, n: u16) -> u32 {
+        let first = self.blocks.first().map_or(0, |block| block.index);
+        NETWORK_GROUPS | u32::from(first) << 16 | u32::from(n)
+    }
+
+    /// The inverse of [`Self::network_group`].
+    pub fn network_of_group(&self, group: u32) -> Option<u16> {
+        let n = u16::try_from(group & 0xffff).ok()?;
+        (group == self.network_group(n)).then_some(n)
+    }
+
     /// Instance address number `n`: from 1 to [`INSTANCES`] in the first block.
     pub fn instance(&self, n: u32) -> Option<Ipv4Addr> {
         self.blocks.iter().find_map(|block| {
@@ -150,6 +169,11 @@ impl Range {
             let offset = block.offset(address)?;
             (1..=u32::from(INSTANCES)).contains(&offset).then(|| block.base() + offset)
         })
+    }
+
+    /// The name of the host's end of the interface of an instance with that address.
+    pub fn interface_of(&self, address: Ipv4Addr) -> Option<String> {
+        Some(format!("{}{}", self.interface_prefix(), self.number_of(address)?))
     }
 
     /// Whether it is a virtual address of this range.

@@ -107,6 +107,20 @@ impl Socket {
     }
 }
 
+impl Socket {
+    /// The keys of a set's elements.
+    pub(super) fn set_keys(&mut self, table: &str, set: &str) -> Result<Vec<Vec<u8>>, Refused> {
+        let mut batch = Batch::new();
+        batch.message("list the nftables set", kind(GETSETELEM), DUMP, &body(IPV4));
+        batch.put_str(1, table);
+        batch.put_str(2, set);
+        let answers = absent_is_fine(self.query(batch))?;
+        let lists = answers.iter().map(|(_, answer)| attributes(answer).inside(3));
+        let key = |element: &[u8]| Attributes(element).inside(1).find(1).map(<[u8]>::to_vec);
+        Ok(lists.flatten().filter_map(|(_, element)| key(element)).collect())
+    }
+}
+
 fn absent_is_fine(result: Result<Answers, Refused>) -> Result<Answers, Refused> {
     match result {
         Err(refused) if refused.is(Errno::NOENT) => Ok(Answers::default()),

@@ -8,12 +8,18 @@
 //! table ip kiln-1a2b3c4d {
 //!   map virtual  { type ipv4_addr : ipv4_addr; }
 //!   set hairpin  { type ipv4_addr . ipv4_addr; }     (each instance with itself)
+//!   set member, set source                           (see `places`)
+//!   chain sources     { type filter hook prerouting priority -300;
+//!     iifname "kl1a2b3c*" iifname . ip saddr != @source drop }
 //!   chain prerouting  { type nat hook prerouting priority -100;
 //!     iifname "kl1a2b3c*" dnat to ip daddr map @virtual }
 //!   chain unmapped    { type filter hook prerouting priority -90;
 //!     iifname "kl1a2b3c*" ip daddr VIRTUALS meta l4proto tcp reject with tcp reset
 //!     iifname "kl1a2b3c*" ip daddr VIRTUALS reject }  (these two for each block)
 //!   chain forward     { type filter hook forward priority 0;
+//!     iifname "kl1a2b3c*" oifname "kl1a2b3c*" iifgroup . ip daddr @member accept
+//!     iifname "kl1a2b3c*" oifname "kl1a2b3c*" meta l4proto tcp reject with tcp reset
+//!     iifname "kl1a2b3c*" oifname "kl1a2b3c*" reject
 //!     iifname "kl1a2b3c*" accept
 //!     oifname "kl1a2b3c*" ct state established,related accept
 //!     oifname "kl1a2b3c*" drop }
@@ -32,17 +38,24 @@ use super::attach::GATEWAY;
 use super::expression::Term;
 use super::netlink::{Refused, Socket};
 use super::nft::{Element, FORWARD, Hook, IPV4, POSTROUTING, PREROUTING, SetKind, Transaction};
+use super::places::{self, MEMBERS, Place, Places, SOURCES};
 use super::range::{PREFIX, Range};
 use super::ruleset::ChainName;
 
 const MAP: &str = "virtual";
 const HAIRPIN: &str = "hairpin";
 /// Raise it with every change of the table: an older agent's table is then replaced.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const TCP: u8 = 6;
 /// How many rules each chain has, of a root with so many blocks: fewer, and somebody emptied it.
-fn chains(blocks: usize) -> [(&'static str, usize); 4] {
-    [("prerouting", 1), ("unmapped", 2 * blocks), ("forward", 3), ("postrouting", 1 + blocks)]
+fn chains(blocks: usize) -> [(&'static str, usize); 5] {
+    [
+        ("sources", 1),
+        ("prerouting", 1),
+        ("unmapped", 2 * blocks),
+        ("forward", 6),
+        ("postrouting", 1 + blocks),
+    ]
 }
 
 type Map = BTreeMap<Ipv4Addr, Ipv4Addr>;
@@ -55,15 +68,22 @@ pub(super) struct Table {
     range: Range,
     /// What the kernel's map holds.
     map: Map,
+    /// What its sets of instances hold.
+    places: Places,
 }
 
 impl Table {
     /// Takes over the table of an earlier agent with its map, or makes a new one.
-    pub(super) fn open(socket: &mut Socket, range: &Range) -> Result<Self, Refused> {
+    /// Those at `places` are on the host already.
+    pub(super) fn open(
+        socket: &mut Socket,
+        range: &Range,
+        places: Places,
+    ) -> Result<Self, Refused> {
         let name = range.table();
         let map = socket.map_elements(&name, MAP)?.into_iter().collect();
         let interfaces = range.interface_prefix();
-        let table = Self { name, interfaces, range: range.clone(), map };
+        let table = Self { name, interfaces, range: range.clone(), map, places };
         if !table.is_whole(socket)? {
             table.rebuild(socket)?;
         }
@@ -72,6 +92,10 @@ impl Table {
 
     pub(super) fn map(&self) -> &Map {
         &self.map
+    }
+
+    pub(super) fn places(&self) -> &Places {
+        &self.places
     }
 
     /// Whether the kernel still has it as it was made.
@@ -86,7 +110,7 @@ impl Table {
             }
         }
         let kernel: Map = socket.map_elements(&self.name, MAP)?.into_iter().collect();
-        Ok(kernel == self.map)
+        Ok(kernel == self.map && places::are_there(socket, &self.range, &self.places)?)
     }
 
     /// From now on for the blocks of `range`, which has one more.
@@ -108,8 +132,10 @@ impl Table {
         change.table(&self.name, &self.comment());
         change.set(&self.name, MAP, SetKind::Map, 1);
         change.set(&self.name, HAIRPIN, SetKind::Pairs, 2);
+        places::declare(&mut change, &self.name, 3);
         self.rules(&mut change);
         self.add_all(&mut change, &self.map);
+        places::add(&mut change, &self.range, self.places.iter());
         change.commit(socket)
     }
 
@@ -118,6 +144,10 @@ impl Table {
         let ours = self.interfaces.as_str();
         let nat = |number, priority| Hook { number, priority, kind: "nat" };
         let filter = |number, priority| Hook { number, priority, kind: "filter" };
+
+        // Nobody sends in another's name, whatever the host's reverse path filter is set to.
+        change.chain(table, "sources", filter(PREROUTING, -300));
+        change.rule(table, "sources", &[Term::In(ours), Term::NotItself(SOURCES), Term::Drop]);
 
         change.chain(table, "prerouting", nat(PREROUTING, -100));
         change.rule(table, "prerouting", &[Term::In(ours), Term::TranslateBy(MAP)]);
@@ -131,6 +161,17 @@ impl Table {
         }
 
         change.chain(table, "forward", filter(FORWARD, 0));
+        // Each packet is asked, not the first of a connection only: an address may have come to
+        // another project meanwhile.
+        let between = [Term::In(ours), Term::Out(ours)];
+        let group = Term::SameGroup(MEMBERS);
+        for then in [
+            &[group, Term::Accept][..],
+            &[Term::Protocol(TCP), Term::TcpReset],
+            &[Term::PortUnreachable],
+        ] {
+            change.rule(table, "forward", &[&between, then].concat());
+        }
         change.rule(table, "forward", &[Term::In(ours), Term::Accept]);
         change.rule(table, "forward", &[Term::Out(ours), Term::Established, Term::Accept]);
         change.rule(table, "forward", &[Term::Out(ours), Term::Drop]);
@@ -214,6 +255,53 @@ impl Table {
         change.commit(socket)?;
         let old = std::mem::replace(&mut self.map, new);
         Ok(moved(&old, &self.map))
+    }
+}
+
+impl Table {
+    /// Moves in, moves, or moves out (`None`) in one step.
+    pub(super) fn place(
+        &mut self,
+        socket: &mut Socket,
+        address: Ipv4Addr,
+        new: Option<Place>,
+    ) -> Result<(), Refused> {
+        let old = self.places.get(&address).cloned();
+        if old == new {
+            return Ok(());
+        }
+        let mut change = Transaction::new();
+        places::remove(&mut change, &self.range, old.iter().map(|place| (&address, place)));
+        places::add(&mut change, &self.range, new.iter().map(|place| (&address, place)));
+        let result = change.commit(socket);
+        match new {
+            Some(place) => self.places.insert(address, place),
+            None => self.places.remove(&address),
+        };
+        let result = match result {
+            // Somebody else wrote to the table: make it anew rather than guess.
+            Err(refused) if refused.is(Errno::NOENT) || refused.is(Errno::EXIST) => {
+                self.rebuild(socket)
+            }
+            result => result,
+        };
+        if result.is_err() {
+            match old {
+                Some(place) => self.places.insert(address, place),
+                None => self.places.remove(&address),
+            };
+        }
+        result
+    }
+
+    /// Exactly these, whatever the kernel's sets hold, in one step.
+    pub(super) fn place_all(&mut self, socket: &mut Socket, new: Places) -> Result<(), Refused> {
+        let mut change = Transaction::new();
+        places::clear(&mut change, &self.name);
+        places::add(&mut change, &self.range, new.iter());
+        change.commit(socket)?;
+        self.places = new;
+        Ok(())
     }
 }
 

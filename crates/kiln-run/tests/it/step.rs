@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kiln_core::compose::Tmpfs;
+use kiln_run::net::NetSpec;
 use kiln_run::{Around, BindMount, ImageMount, SecretFile, StepExit, StepSpec, Stopped};
 
 use crate::kit::Kit;
@@ -16,7 +17,7 @@ fn step(kit: &Kit, script: &str) -> StepSpec {
         cwd: "/".into(),
         user: String::new(),
         hostname: "builder".into(),
-        network: false,
+        network: None,
         mounts: vec![],
         stdin: vec![],
         rootful: false,
@@ -96,14 +97,38 @@ fn a_rootful_step_owns_the_tree() {
 }
 
 #[test]
-fn network_is_the_hosts_when_asked_for() {
+fn network_is_its_own_with_a_way_out_when_asked_for() {
     let kit = Kit::new();
-    let mut spec = step(&kit, "readlink /proc/self/ns/net");
-    spec.network = true;
+    let look = "readlink /proc/self/ns/net; ls /sys/class/net; cat /proc/net/unix";
+    let mut spec = step(&kit, look);
     let host = std::fs::read_link("/proc/self/ns/net").unwrap();
-    assert_eq!(run(&kit, &spec).1.trim(), host.to_str().unwrap());
-    spec.network = false;
-    assert_ne!(run(&kit, &spec).1.trim(), host.to_str().unwrap());
+    let listener = rustix::net::socket(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::STREAM,
+        None,
+    )
+    .unwrap();
+    let name = format!("kiln-abstract-{}", std::process::id());
+    let address = rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
+    rustix::net::bind(&listener, &address).unwrap();
+    for (network, interfaces) in [(None, "lo\n"), (Some(way_out()), "eth0\nlo\n")] {
+        spec.network = network;
+        let (exit, text) = run(&kit, &spec);
+        assert_eq!(exit.code, 0, "{text}");
+        assert!(!text.contains(host.to_str().unwrap()), "{text}");
+        assert!(text.contains(&format!("]\n{interfaces}")), "{text}");
+        assert!(!text.contains(&name), "{text}");
+    }
+}
+
+/// A name and an address that no root of this machine has.
+fn way_out() -> NetSpec {
+    NetSpec {
+        host_ifname: format!("kts{}", std::process::id() % 100_000_000),
+        address: std::net::Ipv4Addr::new(192, 0, 2, 77),
+        group: 0,
+        mtu: None,
+    }
 }
 
 #[test]

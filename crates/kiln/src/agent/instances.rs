@@ -100,7 +100,7 @@ pub(crate) fn launch(
         Ok(running) => Some(Arc::new(running)),
         Err(report) => {
             agent.claims.give_back(&id);
-            agent.addresses.give_back(address);
+            leave_network(agent, address);
             remove_folder(agent, &id);
             return Err(report);
         }
@@ -136,6 +136,14 @@ fn companions(stage: &Stage, release: &Digest, instead_of: Option<&str>) -> BTre
     });
     let members = slots.flat_map(|slot| slot.members.values().cloned());
     members.chain(instead_of.map(str::to_owned)).collect()
+}
+
+/// Nobody has the address any more.
+fn leave_network(agent: &Agent, address: Ipv4Addr) {
+    if let Err(error) = agent.host.expel(address) {
+        agent.log(&format!("taking {address} out of its network: {error}"));
+    }
+    agent.addresses.give_back(address);
 }
 
 /// A program that cannot even be executed is the user's to mend: a gate refuses.
@@ -184,7 +192,7 @@ fn spec(
     sandbox.limits = settings.limits.clone();
     sandbox.hosts = hosts(stage, release, digest, service, settings, address);
     sandbox.resolv_conf = agent.resolv_conf();
-    sandbox.network = Network::Routed(net_spec(agent, address)?);
+    sandbox.network = Network::Routed(net_spec(agent, stage, address)?);
     let mut spec = InstanceSpec::new(id, dir, sandbox);
     spec.stop_signal = settings.stop_signal().to_owned();
     spec.stop_grace = settings.stop_grace();
@@ -192,10 +200,10 @@ fn spec(
     Ok(spec)
 }
 
-fn net_spec(agent: &Agent, address: Ipv4Addr) -> Result<NetSpec, Report> {
-    let number = agent.host.range().number_of(address);
-    let spec = number.and_then(|number| agent.host.net_spec(number));
-    spec.ok_or_else(|| Report::new(Exit::Bug, format!("{address} is not of this root")))
+/// Those of a stage reach one another, and nobody else does.
+fn net_spec(agent: &Agent, stage: &Stage, address: Ipv4Addr) -> Result<NetSpec, Report> {
+    let admitted = agent.host.admit(address, Some(&stage.id.to_string()));
+    admitted.because(|| format!("letting {address} into the network of {}", stage.id))
 }
 
 fn files(agent: &Agent, settings: &Settings) -> Vec<FileMount> {
@@ -341,7 +349,7 @@ pub(crate) fn forget(agent: &Agent, stage: &Stage, id: &str) {
     });
     if let Some(instance) = gone {
         agent.claims.give_back(id);
-        agent.addresses.give_back(instance.address);
+        leave_network(agent, instance.address);
         keep_log(agent, stage, &instance);
         remove_folder(agent, id);
     }

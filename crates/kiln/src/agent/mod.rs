@@ -20,7 +20,6 @@
 //! | [`card`], [`strays`] | what the folder of an instance says it is; instances in no run file |
 //! | [`restore`] | finding everything again after a restart |
 //! | [`mend`] | building up again what is missing, until it is there |
-//! | [`restore`] | finding everything again after a restart, rebuilding after a reboot |
 //! | [`privacy`] | what of the root belongs to the root user only |
 //! | [`record`] | the ledger |
 //! | [`released`] | releases that were cut from commits |

@@ -12,14 +12,17 @@ use std::path::Path;
 use crate::report::{Because, Report};
 
 /// Everything that stands directly in a root folder. What else is there is not Kiln's.
-const PARTS: [&str; 22] = [
+const PARTS: [&str; 26] = [
     "agent.failed",
     "agent.lock",
     "agent.log",
     "backing",
     "cache",
+    "collect.lock",
     "format",
+    "gc.lock",
     "front",
+    "images",
     "instances",
     "keys",
     "lease.lock",
@@ -31,6 +34,7 @@ const PARTS: [&str; 22] = [
     "refs",
     "run",
     "secrets",
+    "spare",
     "stages",
     "tmp",
     "unsynced",

@@ -82,6 +82,22 @@ pub(crate) fn addresses(root: &Path) -> BTreeSet<Ipv4Addr> {
     taken
 }
 
+/// Addresses of the instances that ran when the agent ended, and the stage of each: by run files,
+/// and by the instances' own cards.
+pub(crate) fn places(root: &Path) -> BTreeMap<Ipv4Addr, String> {
+    let mut all = BTreeMap::new();
+    for folder in std::fs::read_dir(root.join("instances")).into_iter().flatten().flatten() {
+        if let Ok(Some(card)) = Card::read(&folder.path()) {
+            all.insert(card.instance.address, card.stage.to_string());
+        }
+    }
+    for (id, file) in run_files(root) {
+        let instances = file.unwrap_or_default().instances;
+        all.extend(instances.iter().map(|instance| (instance.address, id.to_string())));
+    }
+    all
+}
+
 /// Finds stages and instances again, clears away what nobody knows, and brings the active release
 /// of each stage back to full strength.
 pub(crate) fn restore(agent: &Arc<Agent>) {

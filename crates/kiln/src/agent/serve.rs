@@ -154,8 +154,10 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
     let host = Host::setup(&root).because(|| "setting up the network".into())?;
     // What runs goes on reaching its own, also when the table had to be made anew. Addresses of
     // another boot or range are nobody's.
-    let mut places = restore::places(&root);
-    places.retain(|(address, _)| host.range().number_of(*address).is_some());
+    let range = host.range();
+    let places = restore::places(&root).into_iter();
+    let places: Vec<_> =
+        places.filter(|(address, _)| range.number_of(*address).is_some()).collect();
     host.admit_all(&places).because(|| "letting instances into their networks".into())?;
     let runtime = Runtime::new(&root, exe.clone(), host.range().scope())
         .because(|| "setting up the runtime".into())?;

@@ -190,6 +190,8 @@ fn the_table_reads_as_documented() {
                 "oifname \"{}*\" ct state established,related accept",
                 range.interface_prefix()
             ),
+            "iifgroup . ip daddr @member accept".to_owned(),
+            format!("iifname \"{}*\" iifname . ip saddr != @source drop", range.interface_prefix()),
             "ip saddr . ip daddr @hairpin snat to 169.254.1.1".to_owned(),
             format!(
                 "ip saddr {} oifname != \"{}*\" masquerade",

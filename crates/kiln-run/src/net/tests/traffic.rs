@@ -189,8 +189,87 @@ fn nobody_outside_reaches_an_instance() {
 }
 
 #[test]
+fn only_those_of_a_group_reach_one_another() {
+    on_a_host(|| {
+        let outside = outside();
+        let world = World::new();
+        let (a, a2) = (world.instance_of(1, Some("a")), world.instance_of(2, Some("a")));
+        let (b, step) = (world.instance_of(3, Some("b")), world.instance_of(4, None));
+        let _servers = [
+            a.serve("a", 80),
+            b.serve("b", 80),
+            step.serve("step", 80),
+            outside.run(|| Server::start("outside", 80)),
+        ];
+        world.map(0, &a);
+        let of_a = world.virtual_address(0);
+        assert!(a2.ask(a.spec.address, 80).is_ok() && a2.ask(of_a, 80).is_ok());
+        for (who, name) in [(&b, "b"), (&step, "step")] {
+            for to in [a.spec.address, of_a] {
+                let refused = who.ask(to, 80).unwrap_err();
+                assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{name} to {to}");
+                let refused = who.namespace.run(|| {
+                    let socket = udp();
+                    socket.connect((to, 80)).unwrap();
+                    socket.send(b"?").unwrap();
+                    socket.recv(&mut [0; 9]).unwrap_err()
+                });
+                assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{name} to {to}, UDP");
+            }
+            assert!(who.ask(OUTSIDE, 80).is_ok(), "{name} reaches the outside");
+        }
+        assert!(a.ask(b.spec.address, 80).is_err() && a.ask(step.spec.address, 80).is_err());
+        assert!(ask(b.spec.address, 80).is_ok(), "the host, and so the front, reaches all");
+
+        // An address changes hands while a datagram's sender goes on: no flow of before is a way in.
+        let (text, from) = (a2.namespace.run(udp), a.spec.address);
+        assert_eq!(datagram(&text, from, 80).unwrap().0, "a");
+        world.host.admit(from, Some("b")).unwrap();
+        assert!(datagram(&text, from, 80).is_err());
+        world.host.expel(from).unwrap();
+        assert!(b.ask(from, 80).is_err());
+
+        // The next agent knows names, not numbers: all move in at once, wherever they were.
+        let again = crate::net::Host::setup_in(world.run.path(), world.root.path()).unwrap();
+        let named = |instance: &super::world::Instance, name: &str| {
+            (instance.spec.address, name.to_owned())
+        };
+        again.admit_all(&[named(&a, "b"), named(&a2, "a"), named(&b, "b")]).unwrap();
+        assert!(b.ask(from, 80).is_ok() && a2.ask(from, 80).is_err());
+        again.admit_all(&[named(&a, "a"), named(&a2, "a"), named(&b, "b")]).unwrap();
+        assert!(a2.ask(from, 80).is_ok() && b.ask(from, 80).is_err());
+        assert!(again.ensure().unwrap().is_empty(), "all is in order");
+        drop(again);
+        world.host.teardown().unwrap();
+    });
+}
+
+#[test]
+fn a_thousand_instances_cost_a_thousand_times_one() {
+    on_a_host(|| {
+        let world = World::new();
+        let time = |from: u32, to: u32| {
+            let begun = Instant::now();
+            for n in from..to {
+                let address = world.host.range().instance(n).unwrap();
+                world.host.admit(address, Some("all")).unwrap();
+            }
+            begun.elapsed()
+        };
+        // Quadratic, the second hundred would cost a hundred times the first.
+        let first = time(1, 101);
+        time(101, 900);
+        let last = time(900, 1000);
+        assert!(last < first * 20 + PATIENCE / 50, "{first:?}, then {last:?}");
+        world.host.teardown().unwrap();
+    });
+}
+
+#[test]
 fn nobody_sends_in_anothers_name() {
     on_a_host(|| {
+        // Loose: what a host with several uplinks has.
+        std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "2").unwrap();
         let world = World::new();
         let (web, db, thief) = (world.instance(1), world.instance(2), world.instance(3));
         let port = 53;

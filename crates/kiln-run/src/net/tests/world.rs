@@ -90,8 +90,13 @@ impl World {
     }
 
     pub(super) fn instance(&self, n: u32) -> Instance {
+        self.instance_of(n, Some("all"))
+    }
+
+    pub(super) fn instance_of(&self, n: u32, group: Option<&str>) -> Instance {
         let namespace = Namespace::new();
-        let spec = self.host.net_spec(n).unwrap();
+        let address = self.host.range().instance(n).unwrap();
+        let spec = self.host.admit(address, group).unwrap();
         attach_to(namespace.fd(), &spec).unwrap();
         Instance { namespace, spec }
     }

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kiln_bake::{StepExit, StepRunner, StepSpec};
 use kiln_core::exit::Exit;
 use kiln_run::Stopped;
+use kiln_run::net::NetSpec;
 
 use crate::agent::Agent;
-use crate::report::Report;
+use crate::report::{Because, Report};
 
 /// Runs steps for an agent until the flag is set, no more at once than the machine has cores.
 pub(super) struct Steps<'a>(pub(super) &'a Agent, pub(super) &'a AtomicBool);
@@ -32,7 +33,7 @@ impl Steps<'_> {
             read_only: mount.read_only,
             node: None,
         });
-        let step = kiln_run::StepSpec {
+        let mut step = kiln_run::StepSpec {
             lower: spec.lower.clone(),
             upper_dir: spec.upper_dir.clone(),
             argv: spec.argv.clone(),
@@ -42,7 +43,7 @@ impl Steps<'_> {
             hostname: spec.hostname.clone(),
             mounts: mounts.collect(),
             stdin: spec.stdin.clone(),
-            network: spec.network,
+            network: None,
             rootful: spec.rootful,
             around: around(&spec.around),
         };
@@ -50,18 +51,76 @@ impl Steps<'_> {
         let Some(_permit) = self.0.steps.take(&ended) else {
             return Err("it was interrupted before it began".into());
         };
+        let way_out = spec.network.then(|| WayOut::open(self.0)).transpose();
+        let way_out = way_out.map_err(|report| report.to_string())?;
+        step.network = way_out.as_ref().map(|way_out| way_out.net.clone());
         let exit = self.0.runtime.run_step_under(&step, conditions, &ended, output);
+        drop(way_out);
         let exit = exit.map_err(|error| {
             let report = Report::from_error(Exit::Failed, &error);
             report.to_string()
         })?;
+        let mut notices = notices(&exit);
+        if spec.network {
+            notices.extend(kiln_run::net::resolv_conf().ok().and_then(|found| found.warning));
+            notices.extend(proxies_out_of_reach(&spec.env));
+        }
         Ok(StepExit {
-            notices: notices(&exit),
+            notices,
             stopped: exit.stopped.map(|stopped| said(&stopped)),
             code: exit.code,
             signal: exit.signal,
         })
     }
+}
+
+/// An address from which a step reaches the outside, and no instance. Given back when dropped.
+struct WayOut<'a> {
+    agent: &'a Agent,
+    net: NetSpec,
+}
+
+impl<'a> WayOut<'a> {
+    fn open(agent: &'a Agent) -> Result<Self, Report> {
+        let address = agent.addresses.take_instance(&agent.host)?;
+        match agent.host.admit(address, None) {
+            Ok(net) => Ok(Self { agent, net }),
+            Err(error) => {
+                agent.addresses.give_back(address);
+                Err(error).because(|| "opening a way out for the step".into())
+            }
+        }
+    }
+}
+
+impl Drop for WayOut<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.agent.host.expel(self.net.address) {
+            self.agent.log(&format!("closing the way out of a step: {error}"));
+        }
+        self.agent.addresses.give_back(self.net.address);
+    }
+}
+
+/// Proxies in the environment of a step that listen on the loopback of the machine: the step has
+/// one of its own.
+fn proxies_out_of_reach(env: &[String]) -> Option<String> {
+    let proxies = env.iter().filter_map(|pair| pair.split_once('=')).filter(|(name, value)| {
+        let name = name.to_ascii_lowercase();
+        let host = value.split_once("://").map_or(*value, |(_, rest)| rest);
+        let host = host.rsplit_once('@').map_or(host, |(_, rest)| rest);
+        let local = ["127.", "localhost", "[::1]"].iter().any(|local| host.starts_with(local));
+        name.ends_with("_proxy") && name != "no_proxy" && local
+    });
+    let names: std::collections::BTreeSet<&str> = proxies.map(|(name, _)| name).collect();
+    let names: Vec<&str> = names.into_iter().collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "{} names this machine's loopback, which a step does not reach: have the proxy listen \
+             on an address of the network, and name that",
+            names.join(", ")
+        )
+    })
 }
 
 fn around(around: &kiln_bake::Around) -> kiln_run::Around {
@@ -128,6 +187,22 @@ fn notices(exit: &kiln_run::StepExit) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn proxies_of_the_machine_itself_are_named() {
+        let env = |pairs: &[&str]| pairs.iter().map(|pair| (*pair).to_owned()).collect::<Vec<_>>();
+        let said = proxies_out_of_reach(&env(&[
+            "http_proxy=http://user:word@127.0.0.1:3128/",
+            "HTTPS_PROXY=localhost:3128",
+            "no_proxy=localhost",
+            "ftp_proxy=http://proxy.lan:3128",
+            "OTHER=127.0.0.1",
+        ]));
+        let said = said.unwrap();
+        assert!(said.starts_with("HTTPS_PROXY, http_proxy names"), "{said}");
+        assert!(!said.contains("word"), "no password: {said}");
+        assert_eq!(proxies_out_of_reach(&env(&["http_proxy=http://10.0.0.1:80"])), None);
+    }
 
     #[test]
     fn what_went_wrong_is_named() {
