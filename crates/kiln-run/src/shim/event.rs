@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::control::{EXIT_FILE, Reply, Request, SOCKET};
 use super::launch::{Launched, SCRATCH};
 use super::logfile::{LogFile, now};
-use super::stream::Stream;
+use super::stream::{Pace, Stream};
 use crate::cgroup::{Group, timespec};
 use crate::known::ExitInfo;
 use crate::logs::LOG_FILE;
@@ -38,6 +38,7 @@ struct Shim {
     /// Readable after SIGTERM.
     terminate: OwnedFd,
     streams: Vec<Stream>,
+    pace: Pace,
     log: LogFile,
     clients: Vec<Client>,
     /// When the grace of a stop is over.
@@ -58,6 +59,7 @@ pub(super) fn look_after(launched: Launched, terminate: OwnedFd) {
     let Launched { spec, pid, start_time, pidfd, group, listener, stdout, stderr, _gate } =
         launched;
     let log = LogFile::new(Path::new(LOG_FILE), spec.log);
+    let pace = Pace::new(spec.sandbox.limits.nano_cpus.map(|billionths| billionths as f64 / 1e9));
     let streams = vec![Stream::new(stdout, "out"), Stream::new(stderr, "err")];
     let (since, clients, kill_at, ended) = (now(), Vec::new(), None, None);
     let mut shim = Shim {
@@ -70,6 +72,7 @@ pub(super) fn look_after(launched: Launched, terminate: OwnedFd) {
         listener,
         terminate,
         streams,
+        pace,
         log,
         clients,
         kill_at,
@@ -88,6 +91,9 @@ impl Shim {
             // Output first, so that what it says at its end is not missed.
             let mut at = 3;
             let mut ended = Vec::new();
+            if ready[at..at + self.streams.len()].contains(&true) {
+                self.pace.worked();
+            }
             for (number, stream) in self.streams.iter_mut().enumerate() {
                 if ready[at] && !stream.read(&mut buffer, &mut self.log) {
                     ended.push(number);
@@ -128,9 +134,12 @@ impl Shim {
             PollFd::new(&self.listener, PollFlags::IN),
             PollFd::new(&self.terminate, PollFlags::IN),
         ];
-        fds.extend(self.streams.iter().map(|stream| PollFd::new(&stream.fd, PollFlags::IN)));
+        let rest = self.pace.rest();
+        let output = if rest.is_none() { PollFlags::IN } else { PollFlags::empty() };
+        fds.extend(self.streams.iter().map(|stream| PollFd::new(&stream.fd, output)));
         fds.extend(self.clients.iter().map(|client| PollFd::new(&client.socket, PollFlags::IN)));
-        let limit = self.kill_at.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+        let kill = self.kill_at.map(|at| at.saturating_duration_since(Instant::now()));
+        let limit = kill.into_iter().chain(rest).min().map(timespec);
         // Interrupted is the same as nothing ready.
         let _ = poll(&mut fds, limit.as_ref());
         fds.iter().map(|fd| !fd.revents().is_empty()).collect()

@@ -1,10 +1,69 @@
 //! One output pipe of the program, cut into lines.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use super::logfile::{LONGEST, LogFile};
+
+/// Of one processor, or of the processors that the instance may use, what the copying of its
+/// output may take: else a program that writes without end would cost others as much again as its
+/// own limits allow.
+const SHARE: f64 = 0.25;
+/// Processor time that may be taken at once.
+const BURST: Duration = Duration::from_millis(250);
+/// The longest rest at a time: signals and stops are not to wait.
+const LONGEST_REST: Duration = Duration::from_millis(100);
+
+/// Holds the copying to its share: meanwhile the program's pipe fills, and the program waits.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// Processors.
+    share: f64,
+    /// Processor time that may still be taken, in seconds.
+    credit: f64,
+    /// When that was counted, by the clock and by the processor time used until then.
+    counted: (Instant, Duration),
+    until: Option<Instant>,
+}
+
+impl Pace {
+    /// Of an instance that may use so many processors.
+    pub(super) fn new(processors: Option<f64>) -> Self {
+        let share = SHARE * processors.map_or(1.0, |limit| limit.clamp(0.01, 1.0));
+        let counted = (Instant::now(), used());
+        Self { share, credit: BURST.as_secs_f64(), counted, until: None }
+    }
+
+    /// To be called when something was copied.
+    pub(super) fn worked(&mut self) {
+        self.count(Instant::now(), used());
+    }
+
+    fn count(&mut self, now: Instant, used: Duration) {
+        let gained = now.duration_since(self.counted.0).as_secs_f64() * self.share;
+        let spent = used.saturating_sub(self.counted.1).as_secs_f64();
+        self.counted = (now, used);
+        self.credit = (self.credit + gained - spent).min(BURST.as_secs_f64());
+        self.until = (self.credit < 0.0).then(|| {
+            let rest = Duration::from_secs_f64(-self.credit / self.share);
+            now + rest.min(LONGEST_REST)
+        });
+    }
+
+    /// How long nothing is to be copied, if so.
+    pub(super) fn rest(&self) -> Option<Duration> {
+        let rest = self.until?.saturating_duration_since(Instant::now());
+        (!rest.is_zero()).then_some(rest)
+    }
+}
+
+/// Processor time of this thread, which is the shim's only one.
+fn used() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
 
 /// The reading end, with the line that is not whole yet.
 #[derive(Debug)]
@@ -93,13 +152,35 @@ impl Stream {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::pipe::{PipeFlags, pipe_with};
 
     use super::*;
     use crate::spec::LogLimits;
+
+    #[test]
+    fn copying_keeps_to_its_share() {
+        let mut pace = Pace::new(None);
+        let (begun, _) = pace.counted;
+        let at = |ms: u64| begun + Duration::from_millis(ms);
+        let of = Duration::from_millis;
+        pace.counted = (begun, Duration::ZERO);
+        pace.count(at(100), of(100));
+        assert!(pace.until.is_none(), "a burst is nothing");
+        // All of a processor, for a while: it has to stop for three times as long.
+        let (mut wall, mut work) = (100, 100);
+        for _ in 0..1000 {
+            (wall, work) = (wall + 10, work + 10);
+            pace.count(at(wall), of(work));
+            if let Some(until) = pace.until {
+                wall += u64::try_from((until - at(wall)).as_millis()).unwrap();
+            }
+        }
+        let share = f64::from(u32::try_from(work).unwrap()) / f64::from(u32::try_from(wall).unwrap());
+        assert!((0.24..0.28).contains(&share), "{share}");
+        // A tenth of a processor has a fortieth copied.
+        assert!((Pace::new(Some(0.1)).share - 0.025).abs() < 1e-9);
+    }
 
     #[test]
     fn lines_are_cut_and_long_ones_pieced() {
