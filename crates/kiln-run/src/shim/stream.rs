@@ -176,7 +176,8 @@ mod tests {
                 wall += u64::try_from((until - at(wall)).as_millis()).unwrap();
             }
         }
-        let share = f64::from(u32::try_from(work).unwrap()) / f64::from(u32::try_from(wall).unwrap());
+        let share =
+            f64::from(u32::try_from(work).unwrap()) / f64::from(u32::try_from(wall).unwrap());
         assert!((0.24..0.28).contains(&share), "{share}");
         // A tenth of a processor has a fortieth copied.
         assert!((Pace::new(Some(0.1)).share - 0.025).abs() < 1e-9);

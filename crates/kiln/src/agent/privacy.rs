@@ -12,13 +12,12 @@ use std::path::Path;
 use crate::report::{Because, Report};
 
 /// Everything that stands directly in a root folder. What else is there is not Kiln's.
-const PARTS: [&str; 26] = [
+const PARTS: [&str; 25] = [
     "agent.failed",
     "agent.lock",
     "agent.log",
     "backing",
     "cache",
-    "collect.lock",
     "format",
     "gc.lock",
     "front",
