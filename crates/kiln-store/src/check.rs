@@ -33,8 +33,8 @@ pub struct CheckReport {
 pub struct Corrupt {
     /// Its name.
     pub digest: Digest,
-    /// The digest of its content.
-    pub found: Digest,
+    /// The digest of its content; `None` if it cannot be read.
+    pub found: Option<Digest>,
 }
 
 /// An object's file.
@@ -62,7 +62,7 @@ impl Store {
         report.objects = known.len() as u64;
         report.bytes = known.iter().map(|(_, stored)| stored.meta.len()).sum();
         let next = AtomicUsize::new(0);
-        let bad = Mutex::new(Ok(Vec::new()));
+        let bad = Mutex::new(Vec::new());
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         std::thread::scope(|scope| {
             for _ in 0..threads {
@@ -70,20 +70,20 @@ impl Store {
                     while let Some((digest, stored)) =
                         known.get(next.fetch_add(1, Ordering::Relaxed))
                     {
-                        let found = hash(&stored.path);
-                        let mut bad = bad.lock().unwrap_or_else(PoisonError::into_inner);
-                        match (found, &mut *bad) {
-                            (Ok(found), Ok(bad)) if found != *digest => {
-                                bad.push(Corrupt { digest: *digest, found });
-                            }
-                            (Err(error), Ok(_)) => *bad = Err(error),
-                            _ => {}
+                        // Collected meanwhile.
+                        if !stored.path.exists() {
+                            continue;
+                        }
+                        let found = hash(&stored.path).ok();
+                        if found != Some(*digest) {
+                            let mut bad = bad.lock().unwrap_or_else(PoisonError::into_inner);
+                            bad.push(Corrupt { digest: *digest, found });
                         }
                     }
                 });
             }
         });
-        report.corrupt = bad.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+        report.corrupt = bad.into_inner().unwrap_or_else(PoisonError::into_inner);
         report.corrupt.sort();
         Ok(report)
     }

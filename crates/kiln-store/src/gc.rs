@@ -171,8 +171,12 @@ impl Collector<'_> {
 
     /// Marks all that the roots lead to, themselves included.
     fn mark(&mut self) -> Result<()> {
-        for digest in (self.roots)() {
-            self.mark_root(digest, Expected::Anything, &|| "what runs".to_owned())?;
+        for ((project, stage), pointer) in self.store.pointers()? {
+            let releases = pointer.active.iter().chain(&pointer.standby).chain(&pointer.previous);
+            for digest in releases {
+                let who = || format!("stage {project}/{stage}");
+                self.mark_root(*digest, Expected::Release, &who)?;
+            }
         }
         for ((kind, name), digests) in self.store.refs()? {
             let expected = match kind.as_str() {
@@ -184,12 +188,8 @@ impl Collector<'_> {
                 self.mark_root(digest, expected, &|| format!("refs/{kind}/{name}"))?;
             }
         }
-        for ((project, stage), pointer) in self.store.pointers()? {
-            let releases = pointer.active.iter().chain(&pointer.standby).chain(&pointer.previous);
-            for digest in releases {
-                let who = || format!("stage {project}/{stage}");
-                self.mark_root(*digest, Expected::Release, &who)?;
-            }
+        for digest in (self.roots)() {
+            self.mark_root(digest, Expected::Anything, &|| "what runs".to_owned())?;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@
 //! | [`steps`] | results of bake steps by key |
 //! | [`refs`] | named references that keep digests alive |
 //! | [`lease`], [`gc`], `marks` | use against collection; collection; what it keeps |
-//! | [`check`] | re-hashing |
+//! | [`check`], [`fsck`] | re-hashing; looking at everything, and healing |
 //! | [`ledger`] | the append-only log |
 //! | [`pointer`] | which release a stage points to |
 //! | [`erofs`] | tree → EROFS image |
@@ -29,6 +29,7 @@ mod disk;
 pub mod durable;
 pub mod erofs;
 pub mod error;
+pub mod fsck;
 pub mod gc;
 mod inherited;
 pub mod lease;
@@ -50,6 +51,7 @@ mod tests;
 
 pub use durable::{write_atomic, write_durable};
 pub use error::{Error, Result};
+pub use fsck::{Damage, Findings};
 pub use gc::{GcOptions, GcReport};
 pub use lease::Lease;
 pub use lower::{Backing, Lower, StepLower};

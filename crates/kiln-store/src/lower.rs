@@ -11,7 +11,7 @@ use kiln_core::tree::{Kind, Node, Tree};
 use kiln_core::{Digest, digest::Hasher};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::{Published, write_atomic};
+use crate::durable::write_atomic;
 use crate::erofs;
 use crate::error::{Context as _, Error, Result};
 use crate::links::{self, Files};
@@ -226,13 +226,12 @@ impl Store {
         match backing {
             Backing::Composefs => {
                 let image = root.join("images").join(format!("{}.erofs", tree.hex()));
-                let there = if done.contains(tree) { image.exists() } else { is_whole(&image) };
+                let there = match done.contains(tree) {
+                    true => image.exists(),
+                    false => self.image_is_whole(&image),
+                };
                 if !there {
-                    let bytes = erofs::build(&*self.get_tree(tree)?, tree)?;
-                    let beside = self.temporary("image");
-                    fs::write(&beside, bytes).doing("writing", &beside)?;
-                    let _unsynced = self.inner.unsynced.mark(Published::File(&image))?;
-                    fs::rename(&beside, &image).doing("renaming", &beside)?;
+                    self.write_image(&image, &erofs::build(&*self.get_tree(tree)?, tree)?)?;
                 }
                 done.insert(*tree);
                 Ok(Lower::Composefs { image, objects: root.join("objects") })
@@ -262,12 +261,4 @@ impl std::ops::Deref for StepLower {
     fn deref(&self) -> &Lower {
         &self.lower
     }
-}
-
-/// Whether the image file is there and whole.
-fn is_whole(path: &Path) -> bool {
-    let mut head = [0; 4096];
-    let Ok(mut file) = File::open(path) else { return false };
-    let Ok(meta) = file.metadata() else { return false };
-    file.read_exact(&mut head).is_ok() && erofs::looks_whole(&head, meta.len())
 }

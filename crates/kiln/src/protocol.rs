@@ -133,6 +133,8 @@ pub(crate) enum Verb {
     Down { project: ProjectArgs, stage: String, volumes: bool },
     /// `kiln images`.
     Images,
+    /// `kiln fsck`.
+    Fsck { repair: bool },
     /// `kiln gc`.
     Gc { dry_run: bool },
     /// `kiln shutdown`.

@@ -31,7 +31,7 @@ pub(crate) fn fetch(
     watch: Watch<'_>,
 ) -> Result<(), BaseError> {
     let mut missing: BTreeMap<Digest, &LockedPackage> = BTreeMap::new();
-    for package in base.unpack.iter().filter(|package| !store.contains(&package.sha256)) {
+    for package in base.unpack.iter().filter(|package| !there(store, &package.sha256)) {
         missing.insert(package.sha256, package);
     }
     if !missing.is_empty() {
@@ -49,6 +49,10 @@ pub(crate) fn fetch(
     }
     let digests: BTreeSet<Digest> = base.unpack.iter().map(|package| package.sha256).collect();
     Ok(store.set_ref(REF_KIND, &base.digest().hex(), &digests)?)
+}
+
+fn there(store: &Store, digest: &Digest) -> bool {
+    store.seems_whole(digest).unwrap_or(false)
 }
 
 /// Where the private roots of apt are.

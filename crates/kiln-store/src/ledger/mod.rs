@@ -156,6 +156,18 @@ impl Ledger {
         Ok(())
     }
 
+    /// Compares the copies of pointers again; those that lag behind or are damaged are given, and
+    /// with `repair` written again.
+    pub(crate) fn copies(&self, repair: bool) -> Result<Vec<(String, String)>> {
+        let mut known = self.followed()?;
+        let compared = crate::pointer::compare(&self.root, &known.pointers)?;
+        compared.faults.into_iter().for_each(|fault| known.fault(fault));
+        if repair {
+            crate::pointer::repair(&self.root, &known.pointers, &compared.behind)?;
+        }
+        Ok(compared.behind)
+    }
+
     /// What is wrong with the log or the copies beside it; nothing, if all is well.
     ///
     /// # Errors

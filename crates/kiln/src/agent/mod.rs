@@ -22,12 +22,15 @@
 //! | [`mend`] | building up again what is missing, until it is there |
 //! | [`privacy`] | what of the root belongs to the root user only |
 //! | [`record`] | the ledger |
+//! | [`said`], [`who`] | how much of the ledger instances fill; who gave a command |
+//! | [`commands`] | command lines, which the ledger does not have |
 //! | [`released`] | releases that were cut from commits |
 
 mod addresses;
 pub(crate) mod bake;
 mod card;
 mod claims;
+pub(crate) mod commands;
 mod door;
 mod fill;
 pub(crate) mod git;
@@ -38,8 +41,9 @@ pub(crate) mod privacy;
 pub(crate) mod provision;
 pub(crate) mod record;
 pub(crate) mod released;
-mod restore;
+pub(crate) mod restore;
 mod routes;
+mod said;
 mod serve;
 pub(crate) mod session;
 pub(crate) mod stage;
@@ -48,6 +52,7 @@ mod supervise;
 mod verbs;
 pub(crate) mod volumes;
 mod watch;
+pub(crate) mod who;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -96,6 +101,7 @@ pub(crate) struct Agent {
     /// How many steps of bakes may run at once.
     steps: bake::Permits,
     working: AtomicUsize,
+    said: said::Said,
     leaving: AtomicBool,
     /// Held while rules are put back or taken away, so that neither undoes the other.
     network: Mutex<()>,
@@ -173,6 +179,11 @@ impl Agent {
             }
         };
         Ok(keys.get(service).copied())
+    }
+
+    /// All releases that were read so far.
+    pub(crate) fn read_releases(&self) -> Vec<Arc<Release>> {
+        lock(&self.releases).values().cloned().collect()
     }
 
     /// Records a release. It reaches the disk with [`Agent::flush_objects`].

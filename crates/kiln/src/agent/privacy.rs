@@ -12,12 +12,13 @@ use std::path::Path;
 use crate::report::{Because, Report};
 
 /// Everything that stands directly in a root folder. What else is there is not Kiln's.
-const PARTS: [&str; 25] = [
+const PARTS: [&str; 26] = [
     "agent.failed",
     "agent.lock",
     "agent.log",
     "backing",
     "cache",
+    "commands",
     "format",
     "gc.lock",
     "front",

@@ -12,7 +12,7 @@ use kiln_core::{Digest, Release};
 use super::instances;
 use super::session::Session;
 use super::stage::{Instance, Life, Role, Slot, Stage};
-use super::{Agent, watch};
+use super::{Agent, watch, who};
 use crate::deliver::Published;
 use crate::report::Report;
 
@@ -218,12 +218,17 @@ pub(crate) fn start(
         }
         result
     };
+    let who = who::current();
+    let as_part = |service: &String| {
+        let _acting = who::act_for(who.clone());
+        start_one(service)
+    };
     let results: Vec<Result<(), Report>> = if let [only] = services {
         vec![start_one(only)]
     } else {
         std::thread::scope(|scope| {
             let threads: Vec<_> =
-                services.iter().map(|service| scope.spawn(|| start_one(service))).collect();
+                services.iter().map(|service| scope.spawn(|| as_part(service))).collect();
             let bug = || Report::new(kiln_core::exit::Exit::Bug, "a starting thread panicked");
             threads.into_iter().map(|thread| thread.join().map_err(|_| bug())?).collect()
         })

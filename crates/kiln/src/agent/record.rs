@@ -12,11 +12,12 @@ use kiln_store::ledger::{Durability, Pointer, Record};
 use serde_json::{Value, json};
 
 use super::stage::{Role, Stage};
-use super::{Agent, now_ms, released};
+use super::{Agent, commands, now_ms, released, who};
 use crate::deliver::{Published, Reason};
 use crate::report::{Because, Report};
 
-fn entry(stage: &Stage, kind: &str, data: Value) -> Record {
+fn entry(stage: &Stage, kind: &str, mut data: Value) -> Record {
+    who::sign(&mut data);
     Record {
         time: now_ms(),
         kind: kind.to_owned(),
@@ -29,16 +30,33 @@ fn entry(stage: &Stage, kind: &str, data: Value) -> Record {
 /// Appends an entry without waiting for the disk. A ledger that cannot be written is said in the
 /// agent's log: what runs goes on.
 pub(crate) fn note(agent: &Agent, stage: &Stage, kind: &str, data: Value) {
-    append(agent, &[entry(stage, kind, data)]);
+    append(agent, &agent.said.take(entry(stage, kind, data)));
 }
 
 /// As [`note`], of something that is not about one stage.
-pub(crate) fn root_note(agent: &Agent, kind: &str, data: Value) {
+pub(crate) fn root_note(agent: &Agent, kind: &str, mut data: Value) {
+    who::sign(&mut data);
     let (time, kind) = (now_ms(), kind.to_owned());
     append(agent, &[Record { time, kind, project: None, stage: None, data }]);
 }
 
+/// Keeps a command line apart, and notes in `data` by what it can be found again.
+pub(crate) fn command(agent: &Agent, instance: &str, argv: &[String], data: &mut Value) {
+    match commands::keep(&agent.root, instance, argv) {
+        Ok(digest) => data["command"] = json!(digest),
+        Err(error) => agent.log(&format!("keeping a command line: {error}")),
+    }
+}
+
+/// Writes what was folded in minutes that are over by `now`.
+pub(crate) fn folded(agent: &Agent, now: u64) {
+    append(agent, &agent.said.due(now));
+}
+
 fn append(agent: &Agent, records: &[Record]) {
+    if records.is_empty() {
+        return;
+    }
     if let Err(error) = agent.store.ledger().append(records, Durability::Later) {
         agent.log(&format!("ledger: {error}"));
     }

@@ -75,3 +75,16 @@ pub(crate) fn keep(agent: &Agent, published: &Published) -> Result<bool, Report>
     }
     Ok(true)
 }
+
+/// Gives up releases that cannot be restored; says which.
+pub(crate) fn forget_lost(
+    agent: &Agent,
+    restorable: &dyn Fn(&Digest) -> bool,
+) -> Result<Vec<Digest>, Report> {
+    let mut lost = Vec::new();
+    for cut in all(agent)?.into_iter().filter(|cut| !restorable(&cut.release)) {
+        agent.store.remove_ref(KIND, &cut.name).because(|| "forgetting a release".into())?;
+        lost.push(cut.release);
+    }
+    Ok(lost)
+}

@@ -19,6 +19,7 @@ use super::addresses::Addresses;
 use super::door::Door;
 use super::routes::Routes;
 use super::session::Session;
+use super::who::{self, Who};
 use super::{Agent, build_id, lock, privacy, restore, socket_path, verbs};
 use crate::protocol::{Event, Request, VERSION, Verb};
 use crate::report::{Because, Report};
@@ -179,6 +180,7 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
         resolv_conf: resolv_conf.text,
         steps: super::bake::Permits::of_machine(),
         working: AtomicUsize::new(0),
+        said: Default::default(),
         leaving: AtomicBool::new(false),
         network: Mutex::default(),
         last_use: Mutex::new(Instant::now()),
@@ -265,6 +267,7 @@ fn watch_front(agent: &Arc<Agent>) {
     std::thread::spawn(move || {
         while !agent.leaving() {
             std::thread::sleep(FRONT_PULSE);
+            super::record::folded(&agent, super::now_ms());
             agent.mind_front();
         }
     });
@@ -303,6 +306,7 @@ impl Agent {
     /// Ends the agent; what runs goes on.
     pub(crate) fn leave(&self) -> ! {
         self.leaving.store(true, Ordering::Release);
+        super::record::folded(self, u64::MAX);
         if let Err(error) = self.store.ledger().sync() {
             self.log(&format!("ledger: {error}"));
         }
@@ -406,6 +410,7 @@ pub(super) fn answer(agent: &Arc<Agent>, stream: UnixStream) {
     // Who only follows logs keeps the agent neither from leaving nor from being replaced.
     let _working = (!matches!(request.verb, Verb::Logs { .. })).then_some(working);
     let session = Session::new(&stream, request.env.clone(), request.cwd.clone());
+    let _acting = who::act_for(Who::at(&stream, request.env.get("SUDO_USER")));
     // A newer client that speaks another protocol still knows how to say this.
     let result = if let Verb::Replace = request.verb {
         Err(agent.replace(&request.exe))

@@ -246,6 +246,12 @@ pub(crate) enum Command {
     },
     /// Images in the store
     Images,
+    /// Read and hash everything that is stored, and say what is damaged
+    Fsck {
+        /// Heal what can be made again
+        #[arg(long)]
+        repair: bool,
+    },
     /// Collect what no release, slot or lock names
     Gc {
         /// Only say what would go
@@ -359,6 +365,7 @@ impl Command {
                 Verb::Down { project: project.and(p), stage, volumes }
             }
             Self::Images => Verb::Images,
+            Self::Fsck { repair } => Verb::Fsck { repair },
             Self::Gc { dry_run } => Verb::Gc { dry_run },
             Self::Shutdown => Verb::Shutdown,
         }

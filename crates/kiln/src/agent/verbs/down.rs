@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Answer, with_turn};
 use crate::agent::session::Session;
 use crate::agent::stage::{Role, Stage};
-use crate::agent::{Agent, instances, record};
+use crate::agent::{Agent, instances, record, who};
 use crate::report::{Because, Report};
 
 /// How long requests under way may take to end.
@@ -36,7 +36,7 @@ fn stop_and_remove(
     stage: &Arc<Stage>,
     volumes: bool,
 ) -> Result<Answer, Report> {
-    let mut stopped = stop_stage(agent, session, stage)?;
+    let mut stopped = stop_stage(agent, session, stage, false)?;
     stopped.sort();
     let mut removed = false;
     if volumes {
@@ -59,11 +59,12 @@ fn stop_and_remove(
 }
 
 /// Whole or not at all: that nothing serves is on the disk before anything ends. When it cannot be
-/// written, everything goes on as before.
+/// written, everything goes on as before; unless the ledger is `held`, and nothing is written.
 fn stop_stage(
     agent: &Arc<Agent>,
     session: &Session,
     stage: &Arc<Stage>,
+    held: bool,
 ) -> Result<Vec<String>, Report> {
     let (roles, ids, upstreams) = stage.update(|state| {
         let roles: BTreeMap<_, _> =
@@ -79,7 +80,8 @@ fn stop_stage(
         return Ok(Vec::new());
     }
     let node = session.begin("stop", &stage.id.to_string(), &format!("{} instances", ids.len()));
-    if let Err(report) = leave_service(agent, session, stage, &ids, &upstreams) {
+    let left = leave_service(agent, session, stage, &ids, &upstreams);
+    if let (Err(report), false) = (left, held) {
         stage.update(|state| {
             for slot in &mut state.slots {
                 slot.role = roles.get(&slot.release).copied().unwrap_or(slot.role);
@@ -113,8 +115,11 @@ fn leave_service(
     let pointer = stage.state().pointer.down();
     let entry = json!({ "stopped": ids });
     std::thread::scope(|scope| {
-        let recording =
-            scope.spawn(|| record::move_pointer(agent, stage, pointer, &[("down", entry)]));
+        let who = who::current();
+        let recording = scope.spawn(|| {
+            let _acting = who::act_for(who);
+            record::move_pointer(agent, stage, pointer, &[("down", entry)])
+        });
         match agent.apply_routes() {
             Ok(()) => agent.drain(upstreams, DRAIN),
             Err(report) => session.notice(report.to_string()),
@@ -127,8 +132,12 @@ fn leave_service(
 /// `kiln shutdown`: every stage down, then front, network and agent.
 pub(super) fn shutdown(agent: &Arc<Agent>, session: &Session) -> Result<Answer, Report> {
     let mut stopped = Vec::new();
+    // A ledger that takes nothing keeps nobody from ending all there is.
+    let held = agent.ledger_is_whole("that all is stopped is not recorded");
+    let held = held.map_err(|report| session.notice(report.to_string())).is_err();
     for stage in agent.stages() {
-        stopped.extend(with_turn(session, &stage, || stop_stage(agent, session, &stage))?);
+        let stop = || stop_stage(agent, session, &stage, held);
+        stopped.extend(with_turn(session, &stage, stop)?);
     }
     // What was left alone, for nobody knew whose it is, is not left behind.
     crate::agent::end_all(&agent.runtime)?;

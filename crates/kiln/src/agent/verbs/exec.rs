@@ -76,7 +76,8 @@ fn running(stage: &Stage, service: &str) -> Result<Arc<Running>, Report> {
 fn taint(agent: &Agent, stage: &Stage, running: &Running, spec: &ExecSpec) {
     let program = spec.argv.first().map(String::as_str).unwrap_or_default();
     let program: String = program.chars().take(LONGEST_NAME).collect();
-    let data = json!({ "instance": running.id(), "program": program, "user": spec.user });
+    let mut data = json!({ "instance": running.id(), "program": program, "user": spec.user });
+    record::command(agent, running.id(), &spec.argv, &mut data);
     record::note(agent, stage, "exec", data);
     stage.update(|state| {
         if let Some(instance) = state.instances.get_mut(running.id()) {

@@ -5,6 +5,7 @@ pub(crate) mod carrier;
 mod diff;
 mod down;
 mod exec;
+mod fsck;
 mod logs;
 mod look;
 mod release;
@@ -136,6 +137,7 @@ pub(crate) fn run(
             down::down(agent, session, &stage, volumes)
         }
         Verb::Images => look::images(agent),
+        Verb::Fsck { repair } => fsck::fsck(agent, session, repair),
         Verb::Gc { dry_run } => look::gc(agent, dry_run),
         Verb::Shutdown => down::shutdown(agent, session),
     }

@@ -29,6 +29,7 @@ pub(crate) fn done(verb: &Verb, data: &Value) -> String {
         Verb::Status { .. } => status(data),
         Verb::Releases { .. } => releases(data),
         Verb::Images => images(data),
+        Verb::Fsck { .. } => fsck(data),
         Verb::Gc { .. } => gc(data),
         Verb::Down { .. } => down(data),
         Verb::Shutdown => shutdown(data),
@@ -369,6 +370,35 @@ fn images(data: &Value) -> String {
             size(bytes)
         );
     }
+    out
+}
+
+fn fsck(data: &Value) -> String {
+    let mut out = String::new();
+    for damage in list(&data["damage"]) {
+        let _ = writeln!(out, "{}: {}", text(&damage["path"]), text(&damage["what"]));
+        let needed: Vec<&str> = list(&damage["needed_by"]).map(text).collect();
+        if !needed.is_empty() {
+            let _ = writeln!(out, "  needed by {}", needed.join(", "));
+        }
+        for (word, of) in [("healed", &damage["healed"]), ("cure", &damage["cure"])] {
+            if of.is_string() {
+                let _ = writeln!(out, "  {word}: {}", text(of));
+            }
+        }
+    }
+    let _ = writeln!(
+        out,
+        "{} objects ({}), {} images and {} entries of the ledger were read: {}",
+        number(&data["objects"]),
+        size(number(&data["bytes"])),
+        number(&data["images"]),
+        number(&data["entries"]),
+        match list(&data["damage"]).count() {
+            0 => "all as it was written".to_owned(),
+            count => format!("{count} damaged"),
+        }
+    );
     out
 }
 
