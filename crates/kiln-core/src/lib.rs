@@ -16,6 +16,7 @@
 //! | [`defaults`] | what holds where nothing is stated |
 //! | [`stage`] | a stage as a value: policy, slots, traffic, members, and its moves |
 //! | [`plan`] | target and observed → what a deploy will do |
+//! | [`steps`] | a plan as steps with their reasons, and the way back |
 //! | [`exit`] | the public exit codes |
 #![forbid(unsafe_code)]
 
@@ -30,6 +31,7 @@ pub mod plan;
 pub mod release;
 pub mod settings;
 pub mod stage;
+pub mod steps;
 pub mod tree;
 pub mod tree_diff;
 

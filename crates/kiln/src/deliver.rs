@@ -1,8 +1,8 @@
 //! The flow, to be read top to bottom: source → image → release → running → switched → watched.
 //!
-//! [`publish`] turns source into a recorded release; [`converge`] turns a release into what runs.
-//! What a step means in detail is in the module that it calls; what order they come in, and what
-//! is undone when one fails, is here and nowhere else.
+//! [`publish`] turns source into a recorded release; [`converge`] turns a release into what runs. In
+//! which order steps come is decided by [`kiln_core::steps`], and the way back too; here they are
+//! taken. What a step means in detail is in the module that it calls.
 //!
 //! Invariants: a candidate gets no traffic before all of it is ready; all services of a stage move
 //! in one step; the pointer moves last; whatever fails before that leaves the stage as it was.
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use kiln_core::compose::Project;
 use kiln_core::exit::Exit;
 use kiln_core::plan::{Plan, plan};
+use kiln_core::steps::Act;
 use kiln_core::{Digest, Release};
 use serde_json::json;
 
@@ -20,8 +21,8 @@ use crate::agent::bake::{self, Checkout};
 use crate::agent::git::compare::Difference;
 use crate::agent::provision::{self, Candidate};
 use crate::agent::record;
-use crate::agent::session::Session;
-use crate::agent::stage::Stage;
+use crate::agent::session::{Node, Session};
+use crate::agent::stage::{Seen, Stage};
 use crate::agent::volumes;
 use crate::report::Report;
 
@@ -132,7 +133,7 @@ pub(crate) fn assemble(
     Ok(Published { digest, release: Arc::new(release), fresh: true, differences })
 }
 
-/// Target and observed → plan → create, start, await healthy, switch, keep, watch.
+/// Target and observed → plan → its steps, one after the other.
 pub(crate) fn converge(
     agent: &Arc<Agent>,
     session: &Session,
@@ -141,7 +142,7 @@ pub(crate) fn converge(
     reason: Reason,
     patience: provision::Patience,
 ) -> Result<Converged, Report> {
-    let _delivery = stage.deliver();
+    let _delivery = stage.deliver()?;
     let data = volumes::data(agent, stage, &target.release)?;
     let plan = plan(&target.release, &stage.state().observe(), &data);
     let serving = stage.state().serves(&target.digest);
@@ -149,93 +150,129 @@ pub(crate) fn converge(
         return Ok(Converged { plan, switched: false });
     }
     volumes::free(agent, stage, &target.digest, &plan, &data)?;
-    provision::announce(session, stage, target, &plan);
+    provision::announce(session, target, &plan);
     record::intent(agent, stage, target, reason, &plan);
 
-    let candidate = Candidate::open(agent, stage, target, &plan)
-        .map_err(|report| record::failed(agent, stage, target, reason, report))?;
-    let attempt = Attempt { agent, session, stage, target, reason, plan, candidate, patience };
-    if let Err(report) = attempt.run() {
-        provision::undo(agent, session, stage, &attempt.candidate, patience);
-        return Err(record::failed(agent, stage, target, reason, report));
-    }
-
-    // The old one stays warm as standby; the one before it is drained and stopped, behind us.
-    provision::retire(agent, stage);
-    Ok(Converged { plan: attempt.plan, switched: true })
+    let failed = |report| record::failed(agent, stage, target, reason, report);
+    let candidate =
+        Candidate::open(agent, session, stage, target, &plan, patience).map_err(failed)?;
+    let attempt = Attempt { agent, session, stage, target, reason, plan: &plan, candidate };
+    attempt.run().map_err(failed)?;
+    Ok(Converged { plan, switched: true })
 }
 
-/// One try to get a stage from what serves to its target. Whatever it leaves when it fails,
-/// [`provision::undo`] clears away.
+/// One try to get a stage from what serves to its target. When it fails, its candidate goes, and
+/// with it all that was done.
 struct Attempt<'a> {
     agent: &'a Arc<Agent>,
     session: &'a Session,
     stage: &'a Arc<Stage>,
     target: &'a Published,
     reason: Reason,
-    plan: Plan,
-    candidate: Candidate,
-    patience: provision::Patience,
+    plan: &'a Plan,
+    candidate: Candidate<'a>,
 }
 
 impl Attempt<'_> {
-    fn run(&self) -> Result<(), Report> {
-        self.provision_beside()?;
-        if self.plan.needs_pause() {
-            self.replace_paused()?;
+    fn run(self) -> Result<(), Report> {
+        let mut node = Under::nothing(self.session);
+        for step in self.plan.steps(self.target.digest) {
+            let taken = self.take(&step.act, &mut node);
+            if let Err(report) = taken {
+                node.failed(&report);
+                if self.stage.state().is_held() {
+                    self.note_pause(false);
+                }
+                return Err(report);
+            }
         }
-        self.switch()
+        self.candidate.serves();
+        // The old one stays warm as standby; the one before it is drained and stopped, behind us.
+        provision::retire(self.agent, self.stage);
+        Ok(())
+    }
+
+    fn take<'s>(&'s self, act: &Act, node: &mut Under<'s>) -> Result<(), Report> {
+        let (agent, stage) = (self.agent, self.stage);
+        let name = stage.id.to_string();
+        match act {
+            Act::Provision { services } => self.provision(services),
+            Act::Hold { instances } => {
+                self.session.check()?;
+                node.begin("pause", &name, "requests wait");
+                provision::pause(agent, stage, instances)
+            }
+            Act::Stop { instances } => provision::stop_all(agent, stage, instances),
+            Act::Start { services, .. } => self.candidate.start(services),
+            Act::Weigh { traffic } => {
+                if self.plan.needs_pause() {
+                    node.done("replaced what holds data");
+                    self.note_pause(true);
+                }
+                self.session.check()?;
+                node.begin("switch", &name, "");
+                provision::weigh(agent, stage, traffic)
+            }
+            Act::Commit => {
+                record::commit(agent, stage, self.target, self.reason, self.plan)?;
+                node.done(&format!("{} serves", self.target.digest.short()));
+                Ok(())
+            }
+            // Behind the user's back, once the candidate stays.
+            Act::Drain => Ok(()),
+            Act::TakeBack { .. } | Act::Close => {
+                Err(Report::new(Exit::Bug, format!("{act:?} leads nowhere on")))
+            }
+        }
     }
 
     /// Instances, each after those it waits for; nothing of it serves yet. What the release names
     /// reaches the disk meanwhile: no pointer moves to it before.
-    fn provision_beside(&self) -> Result<(), Report> {
+    fn provision(&self, services: &[String]) -> Result<(), Report> {
         self.agent.ports_are_free(self.stage, self.target)?;
         self.agent.translate(self.stage)?;
         let (flushed, started) = std::thread::scope(|scope| {
             let flushing = scope.spawn(|| self.agent.flush_objects());
-            let started = self.start(&self.plan.beside);
+            let started = self.candidate.start(services);
             let bug = |_| Err(Report::new(Exit::Bug, "the flush panicked"));
             (flushing.join().unwrap_or_else(bug), started)
         });
         started.and(flushed)
     }
 
-    /// Data is never run twice: what cannot stand beside is replaced while clients wait. New
-    /// requests are held, those under way end, then what holds data and all that depends on it
-    /// is replaced.
-    fn replace_paused(&self) -> Result<(), Report> {
-        self.session.check()?;
-        let node = self.session.begin("pause", &self.stage.id.to_string(), "requests wait");
-        let services: Vec<String> =
-            self.plan.paused.iter().map(|paused| paused.service.clone()).collect();
-        let replaced = provision::pause(self.agent, self.stage, &self.plan.stop_first)
-            .and_then(|()| provision::stop_all(self.agent, self.stage, &self.plan.stop_first))
-            .and_then(|()| self.start(&services));
-        node.end(&replaced, "replaced what holds data");
-        let data = json!({ "services": services, "ok": replaced.is_ok() });
+    /// The ledger hears of a pause once it is over.
+    fn note_pause(&self, ok: bool) {
+        let paused = self.plan.paused.iter();
+        let services: Vec<&String> = paused.map(|paused| &paused.service).collect();
+        let data = json!({ "services": services, "ok": ok });
         record::note(self.agent, self.stage, "pause", data);
-        replaced
+    }
+}
+
+/// The node of the tree that is under way, if one is.
+struct Under<'a> {
+    session: &'a Session,
+    node: Option<Node<'a>>,
+}
+
+impl<'a> Under<'a> {
+    fn nothing(session: &'a Session) -> Self {
+        Self { session, node: None }
     }
 
-    /// One move for all services; workers follow, and if they cannot, it is taken back. The
-    /// pointer moves last.
-    fn switch(&self) -> Result<(), Report> {
-        self.session.check()?;
-        let (agent, stage) = (self.agent, self.stage);
-        let node = self.session.begin("switch", &stage.id.to_string(), "");
-        let moved = self.candidate.switch(agent, stage).and_then(|before| {
-            provision::stop_all(agent, stage, &self.plan.stop_workers)
-                .and_then(|()| self.start(&self.plan.workers))
-                .and_then(|()| record::commit(agent, stage, self.target, self.reason, &self.plan))
-                .inspect_err(|_| before.take_back(agent, stage))
-        });
-        node.end(&moved, &format!("{} serves", self.target.digest.short()));
-        moved
+    fn begin(&mut self, phase: &'static str, name: &str, detail: &str) {
+        self.node = Some(self.session.begin(phase, name, detail));
     }
 
-    fn start(&self, services: &[String]) -> Result<(), Report> {
-        let Self { agent, session, stage, candidate, patience, .. } = self;
-        provision::start(agent, session, stage, &candidate.release, services, *patience)
+    fn done(&mut self, detail: &str) {
+        if let Some(node) = self.node.take() {
+            node.done(detail);
+        }
+    }
+
+    fn failed(&mut self, report: &Report) {
+        if let Some(node) = self.node.take() {
+            node.failed(report.message.lines().next().unwrap_or_default());
+        }
     }
 }

@@ -472,3 +472,21 @@ volumes: {{ data: }}
     });
     assert_eq!(instances(&world, &project).len(), 1);
 }
+
+/// Times beyond what a clock can tell are no reason to panic: they are for ever.
+#[test]
+fn patience_may_be_endless() {
+    let (world, project, port) = web();
+    let endless = u64::MAX.to_string();
+    world.kiln_in(&project, ["up", "--timeout", &endless]).expect_done();
+    assert_eq!(answer(&port), "one");
+    page(&project, "web", "two");
+    project.edit(
+        "web/Dockerfile",
+        "EXPOSE 8080",
+        "EXPOSE 8080\nHEALTHCHECK --interval=2000000h --retries=2000000000 --start-interval=10ms \
+         CMD [\"/bin/true\"]",
+    );
+    world.kiln_in(&project, ["up"]).expect_done();
+    assert_eq!(answer(&port), "two");
+}

@@ -50,6 +50,34 @@ fn ports_are_published_where_the_file_says() {
     }
 }
 
+/// The stage's own ports make room for what it asks for next, wider or narrower.
+#[test]
+fn a_port_moves_between_all_addresses_and_one() {
+    let world = world();
+    let port = Port::claim();
+    let compose = format!("services:\n  web:\n    build: ./web\n    ports: ['{port}:8080']\n");
+    let project = project(&world, "rebind", &compose);
+    page(&project, "web", "here");
+    let at = |last: u8| {
+        let address = SocketAddr::from(([127, 0, 0, last], port.number()));
+        Client::new(address).get("/").is_ok()
+    };
+    world.kiln_in(&project, ["up"]).expect_done();
+    assert!(at(1) && at(2));
+    project.edit("compose.yaml", &format!("'{port}:"), &format!("'127.0.0.1:{port}:"));
+    world.kiln_in(&project, ["up"]).expect_done();
+    assert!(at(1) && !at(2));
+    project.edit("compose.yaml", "127.0.0.1:", "");
+    world.kiln_in(&project, ["up"]).expect_done();
+    assert!(at(1) && at(2));
+    // Another stage is told by name, whichever addresses it asks for.
+    let other = format!("services:\n  web:\n    build: ./web\n    ports: ['127.0.0.1:{port}:8080']\n");
+    let other = common::project(&world, "other", &other);
+    page(&other, "web", "there");
+    let refused = world.kiln_in(&other, ["up"]).expect_code(1);
+    assert!(refused.stderr.contains("rebind/dev/web"), "{refused}");
+}
+
 /// A service that runs `/serve` for each connection to port 7777.
 fn by_connection(world: &World, name: &str, port: &Port, serve: &str) -> Project {
     let compose = format!("services:\n  server:\n    build: .\n    ports: ['{port}:7777']\n");

@@ -47,6 +47,8 @@ impl Pointer {
     #[must_use]
     pub fn moved(&self, target: Digest, cause: Cause) -> Self {
         let mut next = self.clone();
+        let mut seen = BTreeSet::new();
+        next.previous.retain(|digest| seen.insert(*digest));
         if self.active != Some(target) {
             // After `down` the release that served is in the list, and may serve again.
             next.previous.retain(|digest| Some(*digest) != self.active && *digest != target);
@@ -93,6 +95,18 @@ impl Pointer {
     pub fn has_stray_quarantines(&self) -> bool {
         let kept: BTreeSet<Digest> = self.restorable().collect();
         !self.quarantined.is_subset(&kept)
+    }
+
+    /// Whether it does not contradict itself.
+    pub fn is_sound(&self) -> bool {
+        let distinct: BTreeSet<&Digest> = self.previous.iter().collect();
+        let active = self.active.as_ref();
+        distinct.len() == self.previous.len()
+            && active.is_none_or(|active| {
+                !distinct.contains(active)
+                    && !self.quarantined.contains(active)
+                    && self.standby.as_ref() != Some(active)
+            })
     }
 
     /// Every release that it names to keep, the newest first.

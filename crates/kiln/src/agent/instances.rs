@@ -38,12 +38,17 @@ pub(crate) fn start(
 ) -> Result<String, Report> {
     let instance = launch(agent, stage, release, service, 0, None)?;
     let id = instance.id.clone();
-    stage.update(|state| {
-        if let Some(slot) = state.slot_mut(&release) {
-            slot.members.insert(service.to_owned(), id.clone());
+    let (running, address) = (instance.running.clone(), instance.address);
+    if let Err(illegal) = stage.update(|state| state.join(instance)) {
+        // Its slot is gone: nobody knows it, so it may not stay.
+        if let Some(running) = running {
+            let _ = running.kill();
         }
-        state.instances.insert(id.clone(), instance);
-    });
+        agent.claims.give_back(&id);
+        agent.addresses.give_back(address);
+        remove_folder(agent, &id);
+        return Err(illegal.into());
+    }
     agent.translate(stage)?;
     begin(agent, stage, &id);
     Ok(id)
@@ -131,10 +136,10 @@ fn run(agent: &Agent, service: &str, spec: &InstanceSpec) -> Result<Running, Rep
 fn companions(stage: &Stage, release: &Digest, instead_of: Option<&str>) -> BTreeSet<String> {
     let state = stage.state();
     let slots = state.slots.iter().filter(|slot| {
-        let of_old = |id: &str| slot.members.values().any(|member| member == id);
+        let of_old = |id: &str| slot.all().any(|member| member == id);
         slot.release == *release || instead_of.is_some_and(of_old)
     });
-    let members = slots.flat_map(|slot| slot.members.values().cloned());
+    let members = slots.flat_map(|slot| slot.all().cloned());
     members.chain(instead_of.map(str::to_owned)).collect()
 }
 
@@ -341,13 +346,7 @@ fn end_all(stopping: Vec<Stopping>) -> Vec<(String, Known)> {
 
 /// Takes an instance that has ended out of the state.
 pub(crate) fn forget(agent: &Agent, stage: &Stage, id: &str) {
-    let gone = stage.update(|state| {
-        for slot in &mut state.slots {
-            slot.members.retain(|_, member| member != id);
-        }
-        state.instances.remove(id)
-    });
-    if let Some(instance) = gone {
+    if let Some(instance) = stage.update(|state| state.forget(id)) {
         agent.claims.give_back(id);
         leave_network(agent, instance.address);
         keep_log(agent, stage, &instance);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::provision::{Patience, missing_services};
+use super::provision::Patience;
 use super::session::Session;
 use super::stage::{Stage, StageId};
 use super::{Agent, lock};
@@ -107,7 +107,7 @@ pub(crate) fn keep_whole(agent: &Arc<Agent>) {
 /// Whether the release that serves has services without an instance. After a reboot these are all.
 fn lacks(stage: &Stage) -> bool {
     let state = stage.state();
-    let whole = || missing_services(&state).is_some_and(|(_, missing)| missing.is_empty());
+    let whole = || state.missing().is_some_and(|(_, missing)| missing.is_empty());
     state.pointer.active.is_some() && !whole()
 }
 

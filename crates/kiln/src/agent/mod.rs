@@ -70,7 +70,7 @@ use crate::report::{Because, Report};
 use addresses::Addresses;
 use claims::Claims;
 use routes::Routes;
-use stage::{Stage, StageId};
+use stage::{Seen, Stage, StageId};
 
 pub(crate) use restore::{collect_remains, end_all};
 pub(crate) use serve::{Leave, serve};

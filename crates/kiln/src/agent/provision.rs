@@ -1,17 +1,21 @@
 //! Candidate slots: opened beside what serves, filled, switched to, or cleared away again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use kiln_core::Release;
 use kiln_core::compose::Condition;
+use kiln_core::exit::Exit;
 use kiln_core::plan::{self, Plan};
-use kiln_core::{Digest, Release};
+use kiln_core::stage::Share;
+use kiln_core::steps::{Act, way_back};
 
 use super::instances;
 use super::session::Session;
-use super::stage::{Instance, Life, Role, Slot, Stage};
+use super::stage::{Illegal, Instance, Life, Seen, Stage, StageState};
 use super::{Agent, watch, who};
 use crate::deliver::Published;
 use crate::report::Report;
@@ -43,26 +47,23 @@ impl Patience {
     }
 }
 
-/// A slot that is being filled.
+/// A candidate: the slot of a release that is being filled and tested. Whoever drops it before it
+/// [`serves`](Candidate::serves), on whatever path (a panic included), has it cleared away, and the
+/// stage is as it was.
+#[must_use = "a candidate that is dropped is cleared away"]
 #[derive(Debug)]
-pub(crate) struct Candidate {
+pub(crate) struct Candidate<'a> {
+    agent: &'a Arc<Agent>,
+    session: &'a Session,
+    stage: &'a Arc<Stage>,
     /// What it is to run.
     pub release: Published,
-    /// Instances that were there before: everything else is cleared away on failure.
-    before: BTreeSet<String>,
-    /// The slot as it was, if this release had one already.
-    reused: Option<Slot>,
-}
-
-/// The roles before a switch.
-#[derive(Debug)]
-pub(crate) struct Before {
-    roles: BTreeMap<Digest, Role>,
-    paused: bool,
+    patience: Patience,
+    serves: bool,
 }
 
 /// Tells the user what is going to happen that they might not expect.
-pub(crate) fn announce(session: &Session, stage: &Stage, target: &Published, plan: &Plan) {
+pub(crate) fn announce(session: &Session, target: &Published, plan: &Plan) {
     for paused in &plan.paused {
         session.notice(format!(
             "`{}` is replaced under a pause, because {}: requests wait until it is ready; its data \
@@ -77,7 +78,6 @@ pub(crate) fn announce(session: &Session, stage: &Stage, target: &Published, pla
         let names: Vec<&str> = plan.share.keys().map(String::as_str).collect();
         session.kept("start", "unchanged", &names.join(", "));
     }
-    let _ = stage;
 }
 
 /// Shared services that seem to call a service that is started anew without saying so in
@@ -109,84 +109,114 @@ fn unseen_names(release: &Release, plan: &Plan) -> Vec<String> {
     warnings
 }
 
-impl Candidate {
+impl<'a> Candidate<'a> {
     /// Opens the slot of `target`: a stable address for each service, shared instances in place.
     pub(crate) fn open(
-        agent: &Agent,
-        stage: &Stage,
+        agent: &'a Arc<Agent>,
+        session: &'a Session,
+        stage: &'a Arc<Stage>,
         target: &Published,
         plan: &Plan,
+        patience: Patience,
     ) -> Result<Self, Report> {
         let services = target.release.services.keys().cloned();
         // Taken beforehand: the root may have to grow for it, and no lock is held across that.
         let addresses = agent.addresses.take_virtuals(&agent.host, services.len())?;
-        stage.update(|state| {
-            let reused = state.slot(&target.digest).cloned();
-            if reused.is_some() {
-                addresses.iter().for_each(|address| agent.addresses.give_back(*address));
-            } else {
-                state.slots.push(Slot {
-                    release: target.digest,
-                    role: Role::Candidate,
-                    addresses: services.zip(addresses).collect(),
-                    members: BTreeMap::new(),
-                });
-            }
-            state.releases.insert(target.digest, Arc::clone(&target.release));
-            let share: Vec<(String, String)> =
-                plan.share.iter().map(|(name, id)| (name.clone(), state.current(id))).collect();
-            if let Some(slot) = state.slot_mut(&target.digest) {
-                slot.members.extend(share);
-                // One that only lent its names is more than that from now on.
-                if slot.role == Role::Names {
-                    slot.role = Role::Candidate;
-                }
-            }
-            let before = state.instances.keys().cloned().collect();
-            Ok(Self { release: target.clone(), before, reused })
-        })
+        let named: BTreeMap<_, _> = services.zip(addresses.iter().copied()).collect();
+        let opened = stage.update(|state| {
+            state.open(target.digest, &target.release, named, &plan.share)
+        });
+        let unused: Vec<Ipv4Addr> = match &opened {
+            Ok(unused) => unused.values().copied().collect(),
+            Err(_) => addresses,
+        };
+        unused.into_iter().for_each(|address| agent.addresses.give_back(address));
+        opened?;
+        Ok(Self { agent, session, stage, release: target.clone(), patience, serves: false })
     }
 
-    /// The atomic move: from here on this slot answers every client of the stage.
-    pub(crate) fn switch(&self, agent: &Agent, stage: &Stage) -> Result<Before, Report> {
-        let before = stage.update(|state| {
-            let roles = state.slots.iter().map(|slot| (slot.release, slot.role)).collect();
-            let before = Before { roles, paused: state.paused };
-            for slot in &mut state.slots {
-                if slot.release == self.release.digest {
-                    slot.role = Role::Active;
-                } else if slot.role == Role::Active {
-                    slot.role = Role::Standby;
-                }
+    /// Starts services of its slot and waits until they are ready.
+    pub(crate) fn start(&self, services: &[String]) -> Result<(), Report> {
+        start(self.agent, self.session, self.stage, &self.release, services, self.patience)
+    }
+
+    /// It serves, and that is recorded: it stays.
+    pub(crate) fn serves(mut self) {
+        self.serves = true;
+    }
+
+    /// Takes one step of the way back. What fails is said, and the next one is taken all the same.
+    fn step_back(&self, session: &Session, act: &Act) -> Result<(), Report> {
+        let Self { agent, stage, .. } = *self;
+        match act {
+            Act::TakeBack { hold } => {
+                stage.update(|state| state.take_back(*hold))?;
+                agent.save(stage);
+                agent.routes_changed();
+                Ok(())
             }
-            state.paused = false;
-            before
-        });
-        agent.save(stage);
-        match agent.apply_routes() {
-            Ok(()) => Ok(before),
-            Err(report) => {
-                before.take_back(agent, stage);
-                Err(report)
+            Act::Stop { instances } => {
+                let (upstreams, grace) = {
+                    let state = stage.state();
+                    let grace = instances.iter().filter_map(|id| state.stop_grace(id)).max();
+                    (state.upstreams(instances), grace.unwrap_or_default())
+                };
+                // Of a switch that was taken back there may be requests under way.
+                agent.drain(&upstreams, grace);
+                instances::stop(agent, stage, instances).inspect_err(|report| {
+                    session.notice(report.to_string());
+                })
             }
+            Act::Close => Ok(stage.update(|state| state.close())?),
+            Act::Start { release, services } => {
+                let serving = Published::of(*release, agent.release(release)?);
+                start(agent, session, stage, &serving, services, self.patience).map_err(|report| {
+                    session.notice(format!("starting again what was stopped: {report}"));
+                    report
+                })
+            }
+            other => Err(Report::new(Exit::Bug, format!("{other:?} leads nowhere back"))),
         }
     }
 }
 
-impl Before {
-    /// Moves all clients back.
-    pub(crate) fn take_back(&self, agent: &Agent, stage: &Stage) {
-        stage.update(|state| {
-            for slot in &mut state.slots {
-                if let Some(role) = self.roles.get(&slot.release) {
-                    slot.role = *role;
-                }
+impl Drop for Candidate<'_> {
+    fn drop(&mut self) {
+        if self.serves {
+            return;
+        }
+        let Self { agent, stage, .. } = *self;
+        let session = self.session.unstoppable();
+        let steps = way_back(&stage.state());
+        for step in steps {
+            if let Err(report) = self.step_back(&session, &step.act) {
+                agent.log(&format!("{}: on the way back ({}): {report}", stage.id, step.why));
             }
-            state.paused = self.paused;
+        }
+        let freed = stage.update(|state| {
+            if let Err(illegal) = state.resume() {
+                agent.log(&format!("{}: {illegal}", stage.id));
+            }
+            state.forget_slots()
         });
-        agent.save(stage);
+        settle(agent, stage, freed);
         agent.routes_changed();
     }
+}
+
+/// The atomic move: from here on `traffic` says who answers every client of the stage.
+pub(crate) fn weigh(agent: &Agent, stage: &Stage, traffic: &[Share]) -> Result<(), Report> {
+    let held = stage.update(|state| {
+        let held = state.is_held();
+        state.weigh(traffic.to_vec()).map(|()| held)
+    })?;
+    agent.save(stage);
+    agent.apply_routes().inspect_err(|_| {
+        if stage.update(|state| state.take_back(held)).is_ok() {
+            agent.save(stage);
+            agent.routes_changed();
+        }
+    })
 }
 
 /// Starts `services` of the slot of `target`, each as soon as what it waits for is there, and
@@ -229,7 +259,7 @@ pub(crate) fn start(
         std::thread::scope(|scope| {
             let threads: Vec<_> =
                 services.iter().map(|service| scope.spawn(|| as_part(service))).collect();
-            let bug = || Report::new(kiln_core::exit::Exit::Bug, "a starting thread panicked");
+            let bug = || Report::new(Exit::Bug, "a starting thread panicked");
             threads.into_iter().map(|thread| thread.join().map_err(|_| bug())?).collect()
         })
     };
@@ -257,8 +287,8 @@ impl Waiting<'_> {
     fn until(
         &self,
         limit: Duration,
-        mut done: impl FnMut(&super::stage::StageState) -> Option<Result<(), Report>>,
-        late: impl FnOnce(&super::stage::StageState) -> Report,
+        mut done: impl FnMut(&StageState) -> Option<Result<(), Report>>,
+        late: impl FnOnce(&StageState) -> Report,
     ) -> Result<(), Report> {
         // A limit beyond what the clock can tell is none.
         let deadline = Instant::now().checked_add(limit);
@@ -348,10 +378,10 @@ fn not_healthy(instance: &Instance, service: &str, how: &str) -> Report {
 /// be stopped, end.
 pub(crate) fn pause(agent: &Agent, stage: &Stage, ids: &[String]) -> Result<(), Report> {
     let upstreams = stage.update(|state| {
-        state.paused = true;
+        state.hold()?;
         let ids: Vec<String> = ids.iter().map(|id| state.current(id)).collect();
-        state.upstreams(&ids)
-    });
+        Ok::<_, Illegal>(state.upstreams(&ids))
+    })?;
     agent.apply_routes()?;
     agent.drain(&upstreams, PAUSE_DRAIN);
     Ok(())
@@ -368,93 +398,11 @@ pub(crate) fn stop_all(agent: &Arc<Agent>, stage: &Stage, ids: &[String]) -> Res
     stopped
 }
 
-/// Clears away what an attempt left: the candidate's own instances go, what was stopped for it is
-/// started again, and clients stay (or are again) where they were.
-pub(crate) fn undo(
-    agent: &Arc<Agent>,
-    session: &Session,
-    stage: &Arc<Stage>,
-    candidate: &Candidate,
-    patience: Patience,
-) {
-    let session = session.unstoppable();
-    let (started, upstreams, grace) = {
-        let state = stage.state();
-        // What ended meanwhile and was there before has a fresh one in its place, which stays.
-        let kept: BTreeSet<String> = candidate.before.iter().map(|id| state.current(id)).collect();
-        let started: Vec<String> =
-            state.instances.keys().filter(|id| !kept.contains(*id)).cloned().collect();
-        let grace = started.iter().filter_map(|id| state.stop_grace(id)).max();
-        (started.clone(), state.upstreams(&started), grace.unwrap_or_default())
-    };
-    // Of a switch that was taken back there may be requests under way.
-    agent.drain(&upstreams, grace);
-    if let Err(report) = instances::stop(agent, stage, &started) {
-        agent.log(&report.to_string());
-        session.notice(report.to_string());
-    }
-    let missing = stage.update(|state| {
-        let digest = candidate.release.digest;
-        match &candidate.reused {
-            Some(old) => {
-                let members = old.members.iter();
-                let members: BTreeMap<String, String> = members
-                    .map(|(service, id)| (service.clone(), state.current(id)))
-                    .filter(|(_, id)| state.instances.contains_key(id))
-                    .collect();
-                if let Some(slot) = state.slot_mut(&digest) {
-                    slot.members = members;
-                    slot.role = old.role;
-                }
-            }
-            None => {
-                if let Some(slot) = state.slot_mut(&digest) {
-                    slot.role = Role::Names;
-                    slot.members.clear();
-                }
-            }
-        }
-        missing_services(state)
-    });
-    if let Some((active, services)) = missing.filter(|(_, services)| !services.is_empty())
-        && let Err(report) = start(agent, &session, stage, &active, &services, patience)
-    {
-        let report = format!("{}: starting again what was stopped: {report}", stage.id);
-        agent.log(&report);
-        session.notice(report);
-    }
-    let freed = stage.update(|state| {
-        state.paused = false;
-        state.forget_slots()
-    });
-    settle(agent, stage, freed);
-    agent.routes_changed();
-}
-
-/// Services of the active slot that have no instance.
-pub(crate) fn missing_services(
-    state: &super::stage::StageState,
-) -> Option<(Published, Vec<String>)> {
-    let slot = state.with_role(Role::Active)?;
-    let release = state.releases.get(&slot.release)?;
-    let there = |service: &String| {
-        slot.members.get(service).is_some_and(|id| state.instances.contains_key(id))
-    };
-    let missing = release.start_order().into_iter().filter(|service| !there(service)).collect();
-    let release = Arc::clone(release);
-    Some((Published::of(slot.release, release), missing))
-}
-
 /// After a switch: what neither serves nor is kept warm is drained and stopped, behind the user's
 /// back.
 pub(crate) fn retire(agent: &Arc<Agent>, stage: &Arc<Stage>) {
     let (ids, upstreams, limit) = stage.update(|state| {
-        let ids = state.unneeded();
-        for id in &ids {
-            if let Some(instance) = state.instances.get_mut(id) {
-                instance.life = Life::Stopping;
-            }
-        }
+        let ids = state.retire();
         let upstreams = state.upstreams(&ids);
         (ids, upstreams, state.pointer.policy.drain(&stage.id.stage))
     });
@@ -466,13 +414,13 @@ pub(crate) fn retire(agent: &Arc<Agent>, stage: &Arc<Stage>) {
                 worker.log(&report.to_string());
             }
         }
-        let freed = stage.update(super::stage::StageState::forget_slots);
+        let freed = stage.update(StageState::forget_slots);
         settle(&worker, &stage, freed);
     });
 }
 
 /// Writes down and makes true what the state says now.
-fn settle(agent: &Agent, stage: &Stage, freed: Vec<std::net::Ipv4Addr>) {
+fn settle(agent: &Agent, stage: &Stage, freed: Vec<Ipv4Addr>) {
     if let Err(report) = agent.translate(stage) {
         agent.log(&format!("{}: {report}", stage.id));
     }

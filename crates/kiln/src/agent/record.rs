@@ -11,7 +11,7 @@ use kiln_core::stage::Cause;
 use kiln_store::ledger::{Durability, Pointer, Record};
 use serde_json::{Value, json};
 
-use super::stage::{Role, Stage};
+use super::stage::Stage;
 use super::{Agent, commands, now_ms, released, who};
 use crate::deliver::{Published, Reason};
 use crate::report::{Because, Report};
@@ -152,26 +152,16 @@ pub(crate) fn move_pointer(
 ) -> Result<(), Report> {
     let records: Vec<Record> =
         entries.iter().map(|(kind, data)| entry(stage, kind, data.clone())).collect();
-    let expected = stage.state().pointer.generation;
+    let expected = {
+        let state = stage.state();
+        state.may_record(&pointer)?;
+        state.pointer.generation
+    };
     let moved = agent
         .store
         .move_pointer(&stage.id.project, &stage.id.stage, &pointer, &records, expected)
         .because(|| format!("recording the new release of {}", stage.id))?;
-    stage.update(|state| {
-        state.pointer = moved;
-        let (active, standby) = (state.pointer.active, state.pointer.standby);
-        for slot in &mut state.slots {
-            slot.role = if Some(slot.release) == active {
-                Role::Active
-            } else if Some(slot.release) == standby {
-                Role::Standby
-            } else if slot.role == Role::Candidate {
-                Role::Candidate
-            } else {
-                Role::Names
-            };
-        }
-    });
+    stage.update(|state| state.record(moved))?;
     agent.save(stage);
     Ok(())
 }

@@ -13,13 +13,12 @@ use kiln_run::known::boot_id;
 use kiln_run::net::Host;
 use kiln_run::runtime::{Found, QUICK, Runtime};
 use kiln_store::Store;
-use kiln_store::ledger::Pointer;
 use serde_json::json;
 
 use super::card::Card;
 use super::claims::Claim;
 use super::provision::retire;
-use super::stage::{Instance, Life, Role, RunFile, Stage, StageId, StageState};
+use super::stage::{Instance, Life, Role, RunFile, Seen, Stage, StageId, Written};
 use super::strays::Strays;
 use super::{Agent, mend, record, supervise};
 use crate::report::{Because, Report};
@@ -71,7 +70,7 @@ pub(crate) fn addresses(root: &Path) -> BTreeSet<Ipv4Addr> {
     for (_, file) in run_files(root) {
         let file = file.unwrap_or_default();
         taken.extend(file.instances.iter().map(|instance| instance.address));
-        taken.extend(file.slots.iter().flat_map(|slot| slot.addresses.values().copied()));
+        taken.extend(file.slots.iter().flat_map(|written| written.slot.addresses.values().copied()));
     }
     for folder in std::fs::read_dir(root.join("instances")).into_iter().flatten().flatten() {
         if let Ok(Some(card)) = Card::read(&folder.path()) {
@@ -229,23 +228,24 @@ fn take_over(
     found: &mut BTreeMap<String, Found>,
     held: bool,
 ) {
-    let pointer = stage.state().pointer.clone();
     let mut lost = Vec::new();
     let mut doubts = Vec::new();
     stage.update(|state| {
-        for mut slot in file.slots {
-            slot.role = match role(&pointer, &slot.release) {
-                // What served before the ledger was damaged goes on serving.
-                Role::Names if held && slot.role != Role::Candidate => slot.role,
-                role => role,
-            };
+        let mut slots = Vec::new();
+        let mut roles = BTreeMap::new();
+        for Written { role, slot } in file.slots {
             // One that cannot be read keeps its slot, and all that runs in it.
-            match agent.release(&slot.release) {
-                Ok(release) => drop(state.releases.insert(slot.release, release)),
-                Err(report) => agent.log(&format!("{}: {report}", stage.id)),
+            let release = agent.release(&slot.release);
+            if let Err(report) = &release {
+                agent.log(&format!("{}: {report}", stage.id));
             }
-            state.slots.push(slot);
+            // What served before the ledger was damaged goes on serving.
+            if held && role != Role::Candidate {
+                roles.insert(slot.release, role);
+            }
+            slots.push((slot, release.ok()));
         }
+        let mut there = Vec::new();
         for mut instance in file.instances {
             let settled = matches!(instance.life, Life::Completed | Life::Failed { .. });
             match found.remove(&instance.id) {
@@ -257,17 +257,15 @@ fn take_over(
                 }
             }
             doubts.extend(instance.unknown.clone().map(|why| (instance.id.clone(), why)));
-            state.instances.insert(instance.id.clone(), instance);
+            there.push(instance);
         }
-        for instance in state.instances.values() {
+        for instance in &there {
             if !matches!(instance.life, Life::Completed | Life::Failed { .. }) {
                 agent.claims.found(&instance.id, Claim::of(&stage.id, instance));
             }
         }
-        let StageState { slots, instances, .. } = state;
-        let there =
-            |id: &String| instances.get(id).is_some_and(|found| found.life != Life::Stopping);
-        slots.iter_mut().for_each(|slot| slot.members.retain(|_, id| there(id)));
+        // A deploy that was under way has never happened.
+        state.found(slots, there, &roles);
     });
     for instance in lost {
         agent.addresses.give_back(instance.address);
@@ -276,15 +274,6 @@ fn take_over(
     }
     for (id, why) in doubts {
         record::note(agent, stage, "instance.unknown", json!({ "instance": id, "what": why }));
-    }
-}
-
-/// A deploy that was under way has never happened.
-pub(super) fn role(pointer: &Pointer, release: &Digest) -> Role {
-    match Some(*release) {
-        digest if digest == pointer.active => Role::Active,
-        digest if digest == pointer.standby => Role::Standby,
-        _ => Role::Names,
     }
 }
 
@@ -353,11 +342,13 @@ mod tests {
         let path = dir.path().join("dev.json");
         let slot = |boot: &str| RunFile {
             boot: boot.to_owned(),
-            slots: vec![Slot {
-                release: Digest::of("x"),
+            slots: vec![Written {
                 role: Role::Active,
-                addresses: BTreeMap::new(),
-                members: BTreeMap::new(),
+                slot: Slot {
+                    release: Digest::of("x"),
+                    addresses: BTreeMap::new(),
+                    members: BTreeMap::new(),
+                },
             }],
             instances: Vec::new(),
         };

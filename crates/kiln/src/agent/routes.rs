@@ -8,7 +8,7 @@ use std::time::Duration;
 use kiln_core::compose::{Port, Protocol};
 use kiln_front::{App, Applied, Bind, Drain, FrontClient, FrontError, Route, Table};
 
-use super::stage::{Life, Role, Stage, StageState};
+use super::stage::{Life, Role, Seen, Stage, StageState};
 use super::{Agent, lock};
 use crate::deliver::Published;
 use crate::report::{Because, Report};
@@ -209,14 +209,16 @@ fn table(stage: &Stage) -> Vec<Route> {
 
 fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Port) -> Route {
     let active = state.with_role(Role::Active);
-    let instance =
-        active.and_then(|slot| slot.members.get(service)).and_then(|id| state.instances.get(id));
+    // One route leads to one instance: the newest.
+    let instance = active
+        .and_then(|slot| slot.of(service).last())
+        .and_then(|id| state.instances.get(id));
     // Nobody waits for what will not come by itself.
     let given_up =
         instance.is_some_and(|found| matches!(found.life, Life::Completed | Life::Failed { .. }));
     let upstream = instance
         .filter(|instance| matches!(instance.life, Life::Ready | Life::Unhealthy))
-        .filter(|_| !state.paused)
+        .filter(|_| !state.is_held())
         .map(|instance| SocketAddr::from((instance.address, port.target)));
     let Port { published, target, .. } = port;
     let name = protocol(port);
@@ -232,7 +234,7 @@ fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Po
         },
         slot: slot.to_owned(),
         upstream,
-        hold: upstream.is_none() && (state.paused || !given_up),
+        hold: upstream.is_none() && (state.is_held() || !given_up),
         hold_ms: HOLD_MS,
         drain_ms: None,
     }

@@ -1,4 +1,5 @@
-//! A stage: a named place of a project, its slots and its instances.
+//! A stage of this root: the value in [`kiln_core::stage`], with a lock around it, handles to what
+//! runs, and the file in which it is found again.
 //!
 //! State is guarded by one short-held lock; deliveries to one stage take turns by another. What is
 //! needed to find everything again is written beside the pointer after each change, without a
@@ -12,13 +13,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use kiln_core::data::Data;
+use kiln_core::exit::Exit;
 use kiln_core::plan::Observed;
 use kiln_core::release::KEY_FORMAT;
-use kiln_core::{Digest, Release};
+use kiln_core::Digest;
+pub(crate) use kiln_core::stage::{Illegal, Life, Member, Role, Slot};
 use kiln_store::ledger::Pointer;
 use serde::{Deserialize, Serialize};
 
 use super::supervise::Word;
+use crate::report::Report;
 
 /// Project and stage: what identifies a [`Stage`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -35,73 +39,8 @@ impl fmt::Display for StageId {
     }
 }
 
-/// What a slot is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Role {
-    /// It serves.
-    Active,
-    /// It is kept warm for rollback.
-    Standby,
-    /// It is being provisioned and tested.
-    Candidate,
-    /// Only its names are still needed, by instances that started in it and are shared.
-    Names,
-}
-
-/// The set of instances of one release, and the stable addresses at which they find each other.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Slot {
-    /// The release.
-    pub release: Digest,
-    /// What it is for.
-    pub role: Role,
-    /// Virtual address of each service.
-    pub addresses: BTreeMap<String, Ipv4Addr>,
-    /// Instance of each service that has one.
-    pub members: BTreeMap<String, String>,
-}
-
-/// How an instance stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "is")]
-pub(crate) enum Life {
-    /// Started, not ready yet.
-    Starting,
-    /// Healthy, or its ports accept.
-    Ready,
-    /// Was ready; its probes fail.
-    Unhealthy,
-    /// Ended with status 0 and was meant to.
-    Completed,
-    /// Ended; a fresh one follows after a pause.
-    BackOff {
-        /// How it ended.
-        how: String,
-    },
-    /// Ended or never got healthy; no further try.
-    Failed {
-        /// How it ended.
-        how: String,
-    },
-    /// Being stopped.
-    Stopping,
-}
-
-impl Life {
-    /// One word for tables.
-    pub(crate) fn word(&self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Ready => "healthy",
-            Self::Unhealthy => "unhealthy",
-            Self::Completed => "completed",
-            Self::BackOff { .. } => "backing off",
-            Self::Failed { .. } => "failed",
-            Self::Stopping => "stopping",
-        }
-    }
-}
+/// Everything about a stage that changes.
+pub(crate) type StageState = kiln_core::stage::Stage<Instance>;
 
 /// One running container of one service.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -144,22 +83,33 @@ pub(crate) struct Instance {
     pub running: Option<Arc<kiln_run::Running>>,
 }
 
-/// Everything about a stage that changes.
-#[derive(Debug, Default)]
-pub(crate) struct StageState {
-    /// Active and standby release, as recorded in the ledger.
-    pub pointer: Pointer,
-    /// All slots, oldest first.
-    pub slots: Vec<Slot>,
-    /// All instances, by id.
-    pub instances: BTreeMap<String, Instance>,
-    /// The releases that slots name.
-    pub releases: BTreeMap<Digest, Arc<Release>>,
-    /// Routes answer nothing until resumed: a data service is being replaced.
-    pub paused: bool,
-    /// Who took whose place since the delivery under way was planned; none is under way when
-    /// `None`.
-    heirs: Option<BTreeMap<String, String>>,
+impl Member for Instance {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn service(&self) -> &str {
+        &self.service
+    }
+
+    fn born(&self) -> Digest {
+        self.born
+    }
+
+    fn life(&self) -> &Life {
+        &self.life
+    }
+
+    fn set_life(&mut self, life: Life) {
+        self.life = life;
+    }
+}
+
+/// A move that the state refuses is a bug, and said as one.
+impl From<Illegal> for Report {
+    fn from(illegal: Illegal) -> Self {
+        Self::new(Exit::Bug, illegal.to_string())
+    }
 }
 
 /// What is written beside the pointer.
@@ -169,9 +119,19 @@ pub(crate) struct RunFile {
     #[serde(default)]
     pub boot: String,
     /// All slots.
-    pub slots: Vec<Slot>,
+    pub slots: Vec<Written>,
     /// All instances.
     pub instances: Vec<Instance>,
+}
+
+/// A slot as it is written.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Written {
+    /// What it was for then: for people. The pointer decides.
+    pub role: Role,
+    /// The slot.
+    #[serde(flatten)]
+    pub slot: Slot,
 }
 
 /// A stage of this root.
@@ -188,7 +148,7 @@ pub(crate) struct Stage {
 impl Stage {
     /// A stage with nothing in it.
     pub(crate) fn new(id: StageId, pointer: Pointer) -> Self {
-        let state = StageState { pointer, ..StageState::default() };
+        let state = StageState::new(pointer);
         let (turn, saving) = (Mutex::new(()), Mutex::new(()));
         Self { id, turn, saving, state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -219,10 +179,10 @@ impl Stage {
         value
     }
 
-    /// Begins a delivery: its plan may go on naming instances that are replaced under it.
-    pub(crate) fn deliver(&self) -> Delivery<'_> {
-        self.update(|state| state.heirs = Some(BTreeMap::new()));
-        Delivery(self)
+    /// Begins a delivery. It ends when this is dropped, on whatever path.
+    pub(crate) fn deliver(&self) -> Result<Delivery<'_>, Report> {
+        self.update(StageState::begin)?;
+        Ok(Delivery(self))
     }
 
     /// Waits until something changes or `timeout` has passed.
@@ -239,81 +199,45 @@ impl Stage {
 }
 
 /// A delivery under way; see [`Stage::deliver`].
+#[must_use]
 #[derive(Debug)]
 pub(crate) struct Delivery<'a>(&'a Stage);
 
 impl Drop for Delivery<'_> {
     fn drop(&mut self) {
-        self.0.update(|state| state.heirs = None);
+        self.0.update(|state| {
+            // Whoever had a candidate has cleared it away by now, or has died of trying.
+            if state.end().is_err() {
+                let _ = state.take_back(false);
+                let _ = state.close().and_then(|()| state.end());
+            }
+        });
     }
 }
 
-impl StageState {
+/// What the agent reads off a state.
+pub(crate) trait Seen {
     /// Whether a release serves that cannot be read, so that nobody knows its ports.
-    pub(crate) fn active_is_unreadable(&self) -> bool {
+    fn active_is_unreadable(&self) -> bool;
+    /// What the planner has to know.
+    fn observe(&self) -> Vec<Observed>;
+    /// Every virtual address and the instance that it leads to now.
+    fn translation(&self) -> Vec<(Ipv4Addr, Option<Ipv4Addr>)>;
+    /// How long the program of instance `id` may take to end.
+    fn stop_grace(&self, id: &str) -> Option<Duration>;
+    /// Where the front may have sent requests for these instances.
+    fn upstreams<'a>(&self, ids: impl IntoIterator<Item = &'a String>) -> Vec<SocketAddr>;
+    /// What is written beside the pointer.
+    fn run_file(&self) -> RunFile;
+}
+
+impl Seen for StageState {
+    fn active_is_unreadable(&self) -> bool {
         self.with_role(Role::Active).is_some_and(|slot| !self.releases.contains_key(&slot.release))
     }
 
-    /// Whoever has the place of instance `id` by now; itself, as long as it has it.
-    pub(crate) fn current(&self, id: &str) -> String {
-        let heir = self.heirs.as_ref().and_then(|heirs| heirs.get(id));
-        heir.map_or(id, String::as_str).to_owned()
-    }
-
-    /// Puts `fresh` into the place of `old` in every slot. If that one is not wanted any more, nor
-    /// is `fresh`: it is in no slot and to be stopped, and this says false.
-    pub(crate) fn inherit(&mut self, old: &str, mut fresh: Instance) -> bool {
-        let wanted = self.instances.get(old).is_some_and(|old| old.life != Life::Stopping);
-        if wanted {
-            for slot in &mut self.slots {
-                slot.members.values_mut().filter(|id| *id == old).for_each(|id| {
-                    id.clone_from(&fresh.id);
-                });
-            }
-            if let Some(heirs) = &mut self.heirs {
-                heirs.values_mut().filter(|id| *id == old).for_each(|id| id.clone_from(&fresh.id));
-                heirs.insert(old.to_owned(), fresh.id.clone());
-            }
-        } else {
-            fresh.life = Life::Stopping;
-        }
-        self.instances.insert(fresh.id.clone(), fresh);
-        wanted
-    }
-
-    /// The slot of `release`.
-    pub(crate) fn slot(&self, release: &Digest) -> Option<&Slot> {
-        self.slots.iter().find(|slot| slot.release == *release)
-    }
-
-    /// The slot of `release`, to change.
-    pub(crate) fn slot_mut(&mut self, release: &Digest) -> Option<&mut Slot> {
-        self.slots.iter_mut().find(|slot| slot.release == *release)
-    }
-
-    /// The slot with `role`.
-    pub(crate) fn with_role(&self, role: Role) -> Option<&Slot> {
-        self.slots.iter().find(|slot| slot.role == role)
-    }
-
-    /// The instance of `service` in the slot of `release`.
-    pub(crate) fn member(&self, release: &Digest, service: &str) -> Option<&Instance> {
-        self.instances.get(self.slot(release)?.members.get(service)?)
-    }
-
-    /// The release that serves, or served last.
-    pub(crate) fn last_served(&self) -> Option<Digest> {
-        self.pointer.active.or(self.pointer.previous.first().copied())
-    }
-
-    /// Whether `release` is what serves, and was meant to.
-    pub(crate) fn serves(&self, release: &Digest) -> bool {
-        self.pointer.active == Some(*release)
-            && self.slot(release).is_some_and(|slot| slot.role == Role::Active)
-    }
-
     /// What the planner has to know.
-    pub(crate) fn observe(&self) -> Vec<Observed> {
+    fn observe(&self) -> Vec<Observed> {
         let mut all: Vec<Observed> = Vec::new();
         let workers: BTreeMap<&Digest, BTreeSet<String>> =
             self.releases.iter().map(|(digest, release)| (digest, release.workers())).collect();
@@ -332,7 +256,7 @@ impl StageState {
             all.push(Observed {
                 id: instance.id.clone(),
                 service: instance.service.clone(),
-                key: self.key(instance),
+                key: key(self, instance),
                 sound,
                 data,
                 born: release.cloned(),
@@ -343,25 +267,15 @@ impl StageState {
         // Of several with one key the one that serves is shared.
         let active: BTreeSet<&String> = self
             .with_role(Role::Active)
-            .map(|slot| slot.members.values().collect())
+            .map(|slot| slot.all().collect())
             .unwrap_or_default();
         all.sort_by_key(|observed| !active.contains(&observed.id));
         all
     }
 
-    /// The instance's key as this Kiln makes it; an older one's is made anew from its release.
-    fn key(&self, instance: &Instance) -> Digest {
-        if instance.keyed == KEY_FORMAT {
-            return instance.key;
-        }
-        let release = self.releases.get(&instance.born);
-        let key = release.and_then(|release| release.instance_key(&instance.service));
-        key.unwrap_or(instance.key)
-    }
-
     /// Every virtual address and the instance that it leads to now. A service whose instance of
     /// that slot is gone leads to the one that serves, so that names outlive their slot.
-    pub(crate) fn translation(&self) -> Vec<(Ipv4Addr, Option<Ipv4Addr>)> {
+    fn translation(&self) -> Vec<(Ipv4Addr, Option<Ipv4Addr>)> {
         let active = self.with_role(Role::Active);
         let lives = |id: &String| {
             self.instances.get(id).filter(|instance| {
@@ -371,10 +285,12 @@ impl StageState {
         self.slots
             .iter()
             .flat_map(|slot| {
+                let lent = self.role(&slot.release) == Role::Names;
                 slot.addresses.iter().map(move |(service, address)| {
-                    let own = slot.members.get(service).and_then(lives);
-                    let serving = || active?.members.get(service).and_then(lives);
-                    let fallback = if slot.role == Role::Names { serving() } else { None };
+                    // One address leads to one instance: the newest.
+                    let own = slot.of(service).iter().rev().find_map(lives);
+                    let serving = || active?.of(service).iter().rev().find_map(lives);
+                    let fallback = if lent { serving() } else { None };
                     (*address, own.or(fallback).map(|instance| instance.address))
                 })
             })
@@ -382,7 +298,7 @@ impl StageState {
     }
 
     /// Where the front may have sent requests for these instances.
-    pub(crate) fn upstreams<'a>(
+    fn upstreams<'a>(
         &self,
         ids: impl IntoIterator<Item = &'a String>,
     ) -> Vec<SocketAddr> {
@@ -398,44 +314,87 @@ impl StageState {
         all
     }
 
-    /// How long the program of instance `id` may take to end.
-    pub(crate) fn stop_grace(&self, id: &str) -> Option<Duration> {
+    fn stop_grace(&self, id: &str) -> Option<Duration> {
         let instance = self.instances.get(id)?;
         let released = self.releases.get(&instance.born)?.services.get(&instance.service)?;
         Some(Duration::from_nanos(released.settings.stop_grace()))
     }
 
-    /// Instances that no slot with a role of its own names.
-    pub(crate) fn unneeded(&self) -> Vec<String> {
-        let needed: BTreeSet<&String> = self
-            .slots
-            .iter()
-            .filter(|slot| slot.role != Role::Names)
-            .flat_map(|slot| slot.members.values())
-            .collect();
-        self.instances.keys().filter(|id| !needed.contains(id)).cloned().collect()
-    }
-
-    /// Drops slots that neither serve nor lend their names to a living instance; gives back their
-    /// virtual addresses.
-    pub(crate) fn forget_slots(&mut self) -> Vec<Ipv4Addr> {
-        let born: BTreeSet<Digest> =
-            self.instances.values().map(|instance| instance.born).collect();
-        let (keep, gone): (Vec<Slot>, Vec<Slot>) = std::mem::take(&mut self.slots)
-            .into_iter()
-            .partition(|slot| slot.role != Role::Names || born.contains(&slot.release));
-        self.slots = keep;
-        let named: BTreeSet<Digest> = self.slots.iter().map(|slot| slot.release).collect();
-        self.releases.retain(|digest, _| named.contains(digest));
-        gone.into_iter().flat_map(|slot| slot.addresses.into_values()).collect()
-    }
-
     /// What is written beside the pointer.
-    pub(crate) fn run_file(&self) -> RunFile {
+    fn run_file(&self) -> RunFile {
+        let written = |slot: &Slot| Written { role: self.role(&slot.release), slot: slot.clone() };
         RunFile {
             boot: kiln_run::known::boot_id().unwrap_or_default(),
-            slots: self.slots.clone(),
+            slots: self.slots.iter().map(written).collect(),
             instances: self.instances.values().cloned().collect(),
         }
+    }
+}
+
+/// The instance's key as this Kiln makes it; an older one's is made anew from its release.
+fn key(state: &StageState, instance: &Instance) -> Digest {
+    if instance.keyed == KEY_FORMAT {
+        return instance.key;
+    }
+    let release = state.releases.get(&instance.born);
+    let key = release.and_then(|release| release.instance_key(&instance.service));
+    key.unwrap_or(instance.key)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use kiln_core::Release;
+    use kiln_core::stage::Share;
+
+    use super::*;
+
+    #[test]
+    fn a_delivery_ends_on_whatever_path() {
+        let id = StageId { project: "p".into(), stage: "dev".into() };
+        let stage = Stage::new(id, Pointer::default());
+        let release = Arc::new(Release::default());
+        let digest = release.digest();
+        for far in 0..4 {
+            let panicked = catch_unwind(AssertUnwindSafe(|| {
+                let _delivery = stage.deliver().unwrap();
+                assert!(stage.deliver().is_err(), "one at a time");
+                stage.update(|state| {
+                    if far > 0 {
+                        let none = BTreeMap::new();
+                        state.open(digest, &release, BTreeMap::new(), &none).unwrap();
+                    }
+                    if far > 1 {
+                        state.hold().unwrap();
+                    }
+                    if far > 2 {
+                        state.weigh(vec![Share::all(digest)]).unwrap();
+                    }
+                });
+                panic!("on purpose");
+            }));
+            assert!(panicked.is_err());
+            let state = stage.state();
+            assert_eq!(state.check(), Ok(()), "{far}");
+            assert!(!state.is_held() && !state.is_trying() && state.traffic.is_empty());
+        }
+        assert!(stage.deliver().is_ok(), "and the next one begins");
+    }
+
+    #[test]
+    fn a_run_file_of_before_is_read() {
+        let old = serde_json::json!({
+            "slots": [{
+                "release": Digest::of("r"), "role": "active",
+                "addresses": { "web": "198.18.0.1" }, "members": { "web": "web-1" },
+            }],
+            "instances": [],
+        });
+        let file: RunFile = serde_json::from_value(old).unwrap();
+        assert!(file.slots[0].slot.has("web", "web-1"));
+        let again: RunFile =
+            serde_json::from_slice(&serde_json::to_vec(&file).unwrap()).unwrap();
+        assert_eq!(again.slots[0].slot, file.slots[0].slot);
     }
 }

@@ -13,8 +13,8 @@ use serde_json::json;
 
 use super::card::Card;
 use super::claims::Claim;
-use super::restore::{revive, role};
-use super::stage::{Life, Slot, Stage, StageState};
+use super::restore::revive;
+use super::stage::Stage;
 use super::{Agent, record};
 use crate::report::Report;
 
@@ -108,7 +108,7 @@ impl Stray {
     fn name(&self, agent: &Agent) {
         let born = self.card.instance.born;
         let Ok(release) = agent.release(&born) else { return };
-        self.stage.update(|state| slot_of(state, born, release, self.card.names.clone()));
+        self.stage.update(|state| state.found_slot(born, release, self.card.names.clone()));
     }
 
     /// Gives it its place in the slots that lack it, or has it stopped.
@@ -126,41 +126,19 @@ impl Stray {
             })
             .collect();
         let adopted = stage.update(|state| {
-            let mut adopted = false;
+            let mut slots = Vec::new();
             for (digest, release) in lacking {
                 if state.slot(&digest).is_none() {
                     let names = own_names(agent, &release);
-                    slot_of(state, digest, release, names);
+                    state.found_slot(digest, release, names);
                 }
-                let Some(slot) = state.slot_mut(&digest) else { continue };
-                if !slot.members.contains_key(&instance.service) {
-                    slot.members.insert(instance.service.clone(), id.clone());
-                    adopted = true;
-                }
+                slots.push(digest);
             }
-            if !adopted {
-                instance.life = Life::Stopping;
-            }
-            state.instances.insert(id.clone(), instance);
-            adopted
+            state.adopt(instance, &slots)
         });
         let what = if adopted { "found by its card" } else { "no delivery has finished with it" };
         record::note(agent, &stage, "instance.found", json!({ "instance": id, "what": what }));
     }
-}
-
-/// Makes a slot of `release`, unless there is one.
-fn slot_of(
-    state: &mut StageState,
-    digest: Digest,
-    release: Arc<Release>,
-    addresses: BTreeMap<String, Ipv4Addr>,
-) {
-    if state.slot(&digest).is_none() {
-        let role = role(&state.pointer, &digest);
-        state.slots.push(Slot { release: digest, role, addresses, members: BTreeMap::new() });
-    }
-    state.releases.insert(digest, release);
 }
 
 /// Addresses for a slot whose own are lost: none of its instances started in it.

@@ -279,16 +279,11 @@ impl Supervisor {
     /// Changes how the instance stands, unless it is being stopped. Routes follow.
     fn set(&self, life: Life) {
         let serves = self.stage.update(|state| {
-            let active = state.with_role(Role::Active).is_some_and(|slot| {
-                slot.members.get(&self.service).is_some_and(|member| *member == self.id)
-            });
-            match state.instances.get_mut(&self.id) {
-                Some(instance) if instance.life != Life::Stopping => {
-                    instance.life = life;
-                    active
-                }
-                _ => false,
-            }
+            let active = state
+                .with_role(Role::Active)
+                .is_some_and(|slot| slot.has(&self.service, &self.id));
+            // Who is being stopped stays so.
+            state.turn(&self.id, life).is_ok() && active
         });
         if serves {
             self.agent.routes_changed();

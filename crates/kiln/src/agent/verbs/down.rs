@@ -1,6 +1,5 @@
 //! `down` and `shutdown`.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use serde_json::json;
 
 use super::{Answer, with_turn};
 use crate::agent::session::Session;
-use crate::agent::stage::{Role, Stage};
+use crate::agent::stage::{Illegal, Seen, Stage, StageState};
 use crate::agent::{Agent, instances, record, who};
 use crate::report::{Because, Report};
 
@@ -66,14 +65,12 @@ fn stop_stage(
     stage: &Arc<Stage>,
     held: bool,
 ) -> Result<Vec<String>, Report> {
-    let (roles, ids, upstreams) = stage.update(|state| {
-        let roles: BTreeMap<_, _> =
-            state.slots.iter().map(|slot| (slot.release, slot.role)).collect();
-        state.slots.iter_mut().for_each(|slot| slot.role = Role::Names);
-        let ids: Vec<String> = state.instances.keys().cloned().collect();
+    let _delivery = stage.deliver()?;
+    let (ids, upstreams) = stage.update(|state| {
+        let ids = state.down()?;
         let upstreams = state.upstreams(&ids);
-        (roles, ids, upstreams)
-    });
+        Ok::<_, Illegal>((ids, upstreams))
+    })?;
     let was_active = stage.state().pointer.active.is_some();
     if ids.is_empty() && !was_active {
         session.kept("stop", &stage.id.to_string(), "nothing runs");
@@ -81,12 +78,10 @@ fn stop_stage(
     }
     let node = session.begin("stop", &stage.id.to_string(), &format!("{} instances", ids.len()));
     let left = leave_service(agent, session, stage, &ids, &upstreams);
-    if let (Err(report), false) = (left, held) {
-        stage.update(|state| {
-            for slot in &mut state.slots {
-                slot.role = roles.get(&slot.release).copied().unwrap_or(slot.role);
-            }
-        });
+    if left.is_err() && held {
+        stage.update(StageState::stay_down)?;
+    } else if let Err(report) = left {
+        stage.update(StageState::stay)?;
         agent.routes_changed();
         let result = Err(report.hint("nothing was stopped; mend that and run the same again"));
         node.end(&result, "");
@@ -94,7 +89,7 @@ fn stop_stage(
     }
     let ids: Vec<String> = stage.state().instances.keys().cloned().collect();
     let ended = instances::stop(agent, stage, &ids);
-    let freed = stage.update(super::super::stage::StageState::forget_slots);
+    let freed = stage.update(StageState::forget_slots);
     let translated = agent.translate(stage);
     agent.unmap(stage, &freed);
     agent.save(stage);

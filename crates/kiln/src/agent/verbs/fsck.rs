@@ -64,7 +64,7 @@ fn read_pointers(agent: &Agent) -> Result<(), Report> {
     for stage in agent.stages() {
         let key = (stage.id.project.clone(), stage.id.stage.clone());
         if let Some(pointer) = pointers.remove(&key) {
-            stage.update(|state| state.pointer = pointer);
+            stage.update(|state| state.mended(pointer));
         }
     }
     Ok(())

@@ -41,9 +41,10 @@ fn describe(state: &StageState, instance: &Instance) -> Value {
     let slots: Vec<Value> = state
         .slots
         .iter()
-        .filter(|slot| slot.members.get(&instance.service) == Some(&instance.id))
-        .filter(|slot| slot.role != Role::Names)
-        .map(|slot| json!({ "role": slot.role, "release": slot.release }))
+        .filter(|slot| slot.has(&instance.service, &instance.id))
+        .map(|slot| (state.role(&slot.release), slot.release))
+        .filter(|(role, _)| *role != Role::Names)
+        .map(|(role, release)| json!({ "role": role, "release": release }))
         .collect();
     json!({
         "id": instance.id,
@@ -97,7 +98,7 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
         "active": active,
         "standby": state.pointer.standby,
         "source": release.as_ref().ok().map(|release| &release.source),
-        "paused": state.paused,
+        "paused": state.is_held(),
         "trouble": agent.troubles.of(&stage.id),
         "services": services,
         "ports": release.map(|release| ports(&release, &stage.id.stage)).unwrap_or_default(),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Answer, load_and_tell, nothing_serves, with_turn};
 use crate::agent::provision::Patience;
 use crate::agent::session::Session;
-use crate::agent::stage::{Stage, StageId};
+use crate::agent::stage::{Seen, Stage, StageId};
 use crate::agent::{Agent, released, volumes};
 use crate::deliver::{Converged, Published, Reason, assemble, converge, publish};
 use crate::protocol::ProjectArgs;
@@ -129,6 +129,7 @@ pub(super) fn plan(
         "release": target.digest,
         "pause": plan.needs_pause(),
         "plan": plan,
+        "steps": plan.steps(target.digest),
     })
     .into())
 }
