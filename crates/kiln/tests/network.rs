@@ -71,7 +71,8 @@ fn a_port_moves_between_all_addresses_and_one() {
     world.kiln_in(&project, ["up"]).expect_done();
     assert!(at(1) && at(2));
     // Another stage is told by name, whichever addresses it asks for.
-    let other = format!("services:\n  web:\n    build: ./web\n    ports: ['127.0.0.1:{port}:8080']\n");
+    let other =
+        format!("services:\n  web:\n    build: ./web\n    ports: ['127.0.0.1:{port}:8080']\n");
     let other = common::project(&world, "other", &other);
     page(&other, "web", "there");
     let refused = world.kiln_in(&other, ["up"]).expect_code(1);

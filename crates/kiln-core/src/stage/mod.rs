@@ -330,7 +330,10 @@ impl<M: Member> Stage<M> {
         let rules = [
             (self.traffic_adds_up(), "traffic does not add up"),
             (self.held <= self.delivery.is_some(), "requests wait for nothing"),
-            (self.delivery.is_some() || self.doubted || self.agrees(), "pointer and traffic differ"),
+            (
+                self.delivery.is_some() || self.doubted || self.agrees(),
+                "pointer and traffic differ",
+            ),
             (self.slots.iter().all(|slot| self.is_whole(slot)), "a slot names what is not there"),
             (self.has_distinct_slots(), "two slots have a release or address in common"),
             (self.pointer.is_sound(), "the pointer contradicts itself"),

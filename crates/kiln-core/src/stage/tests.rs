@@ -337,11 +337,18 @@ fn only_what_fits_joins() {
         change(&mut thing);
         world.stage.join(thing)
     };
-    assert_eq!(world.stage.join(there.clone()).unwrap_err().to_string(), format!("{} cannot join: it is there already", there.id));
+    assert_eq!(
+        world.stage.join(there.clone()).unwrap_err().to_string(),
+        format!("{} cannot join: it is there already", there.id)
+    );
     assert!(matches!(join(&mut world, |t| t.service = "z".into()), Err(Illegal::Join { .. })));
     assert!(matches!(join(&mut world, |t| t.born = Digest::of("x")), Err(Illegal::NoSlot(_))));
     join(&mut world, |_| {}).unwrap();
-    assert_eq!(world.stage.slot(&digest(2)).unwrap().of("a").len(), 2, "a service may have several");
+    assert_eq!(
+        world.stage.slot(&digest(2)).unwrap().of("a").len(),
+        2,
+        "a service may have several"
+    );
     assert!(world.stage.turn("nobody", Life::Ready).is_ok());
     world.stage.stopping(std::slice::from_ref(&there.id));
     assert!(world.stage.turn(&there.id, Life::Ready).is_err());
@@ -402,9 +409,10 @@ fn no_play_of_moves_leads_astray() {
                 14 => world.stage.down().map(drop),
                 15 => {
                     let fresh = world.thing(version, service);
-                    let same = world.stage.instances.get(&id).is_some_and(|old| {
-                        old.service == fresh.service && old.born == fresh.born
-                    });
+                    let same =
+                        world.stage.instances.get(&id).is_some_and(|old| {
+                            old.service == fresh.service && old.born == fresh.born
+                        });
                     if same {
                         world.stage.inherit(&id, fresh);
                         world.stage.forget(&id);
@@ -428,9 +436,16 @@ fn no_play_of_moves_leads_astray() {
             });
             let (phase, shares) = (world.stage.phase(), world.stage.traffic.len());
             reached.insert((phase, shares, world.stage.is_held()));
-            assert!(world.stage.slots.iter().filter(|slot| {
-                world.stage.role(&slot.release) == Role::Active
-            }).count() <= 2, "no more than a delivery has releases");
+            assert!(
+                world
+                    .stage
+                    .slots
+                    .iter()
+                    .filter(|slot| { world.stage.role(&slot.release) == Role::Active })
+                    .count()
+                    <= 2,
+                "no more than a delivery has releases"
+            );
         }
         // Home, from wherever it is.
         if world.stage.is_switched() {

@@ -403,7 +403,7 @@ fn kiln_section() {
         x-kiln:\n  bases:\n    python: {debian: bookworm, packages: [python3-minimal]}\n    \
         redis: {debian: bookworm, packages: [redis-server, redis-server], minimal: true}\n  \
         stages:\n    ci: {after: dev, test: {service: smoke, command: [/smoke]}}\n    \
-        prod: {after: ci, keep: 3, rebuild: \"17:00\", strategy: {canary: [1, 25, 100], \
+        prod: {after: ci, keep: 3, drain: 1m30s, rebuild: \"17:00\", strategy: {canary: [1, 25, 100], \
         hold: 10s}, ports: {web: \"80:8080\"}}\n";
     let project = World::new(text).load().unwrap();
     let kiln = &project.kiln;
@@ -414,6 +414,7 @@ fn kiln_section() {
     assert_eq!(kiln.stages.keys().collect::<Vec<_>>(), ["ci", "dev", "prod"]);
     assert_eq!(kiln.stages["prod"].after.as_deref(), Some("ci"));
     assert_eq!(kiln.stages["prod"].keep, Some(3));
+    assert_eq!(kiln.stages["prod"].drain, Some(90_000_000_000));
     assert_eq!(kiln.stages["prod"].ports["web"], [port(None, 80, 8080)]);
     let note = "accepted, without effect for now";
     assert_eq!(

@@ -123,9 +123,8 @@ impl<'a> Candidate<'a> {
         // Taken beforehand: the root may have to grow for it, and no lock is held across that.
         let addresses = agent.addresses.take_virtuals(&agent.host, services.len())?;
         let named: BTreeMap<_, _> = services.zip(addresses.iter().copied()).collect();
-        let opened = stage.update(|state| {
-            state.open(target.digest, &target.release, named, &plan.share)
-        });
+        let opened =
+            stage.update(|state| state.open(target.digest, &target.release, named, &plan.share));
         let unused: Vec<Ipv4Addr> = match &opened {
             Ok(unused) => unused.values().copied().collect(),
             Err(_) => addresses,

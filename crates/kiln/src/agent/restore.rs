@@ -70,7 +70,8 @@ pub(crate) fn addresses(root: &Path) -> BTreeSet<Ipv4Addr> {
     for (_, file) in run_files(root) {
         let file = file.unwrap_or_default();
         taken.extend(file.instances.iter().map(|instance| instance.address));
-        taken.extend(file.slots.iter().flat_map(|written| written.slot.addresses.values().copied()));
+        taken
+            .extend(file.slots.iter().flat_map(|written| written.slot.addresses.values().copied()));
     }
     for folder in std::fs::read_dir(root.join("instances")).into_iter().flatten().flatten() {
         if let Ok(Some(card)) = Card::read(&folder.path()) {

@@ -210,9 +210,8 @@ fn table(stage: &Stage) -> Vec<Route> {
 fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Port) -> Route {
     let active = state.with_role(Role::Active);
     // One route leads to one instance: the newest.
-    let instance = active
-        .and_then(|slot| slot.of(service).last())
-        .and_then(|id| state.instances.get(id));
+    let instance =
+        active.and_then(|slot| slot.of(service).last()).and_then(|id| state.instances.get(id));
     // Nobody waits for what will not come by itself.
     let given_up =
         instance.is_some_and(|found| matches!(found.life, Life::Completed | Life::Failed { .. }));

@@ -12,11 +12,11 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use kiln_core::Digest;
 use kiln_core::data::Data;
 use kiln_core::exit::Exit;
 use kiln_core::plan::Observed;
 use kiln_core::release::KEY_FORMAT;
-use kiln_core::Digest;
 pub(crate) use kiln_core::stage::{Illegal, Life, Member, Role, Slot};
 use kiln_store::ledger::Pointer;
 use serde::{Deserialize, Serialize};
@@ -265,10 +265,8 @@ impl Seen for StageState {
             });
         }
         // Of several with one key the one that serves is shared.
-        let active: BTreeSet<&String> = self
-            .with_role(Role::Active)
-            .map(|slot| slot.all().collect())
-            .unwrap_or_default();
+        let active: BTreeSet<&String> =
+            self.with_role(Role::Active).map(|slot| slot.all().collect()).unwrap_or_default();
         all.sort_by_key(|observed| !active.contains(&observed.id));
         all
     }
@@ -298,10 +296,7 @@ impl Seen for StageState {
     }
 
     /// Where the front may have sent requests for these instances.
-    fn upstreams<'a>(
-        &self,
-        ids: impl IntoIterator<Item = &'a String>,
-    ) -> Vec<SocketAddr> {
+    fn upstreams<'a>(&self, ids: impl IntoIterator<Item = &'a String>) -> Vec<SocketAddr> {
         let mut all = Vec::new();
         for instance in ids.into_iter().filter_map(|id| self.instances.get(id)) {
             let released = self
@@ -393,8 +388,7 @@ mod tests {
         });
         let file: RunFile = serde_json::from_value(old).unwrap();
         assert!(file.slots[0].slot.has("web", "web-1"));
-        let again: RunFile =
-            serde_json::from_slice(&serde_json::to_vec(&file).unwrap()).unwrap();
+        let again: RunFile = serde_json::from_slice(&serde_json::to_vec(&file).unwrap()).unwrap();
         assert_eq!(again.slots[0].slot, file.slots[0].slot);
     }
 }

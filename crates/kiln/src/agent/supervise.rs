@@ -279,9 +279,8 @@ impl Supervisor {
     /// Changes how the instance stands, unless it is being stopped. Routes follow.
     fn set(&self, life: Life) {
         let serves = self.stage.update(|state| {
-            let active = state
-                .with_role(Role::Active)
-                .is_some_and(|slot| slot.has(&self.service, &self.id));
+            let active =
+                state.with_role(Role::Active).is_some_and(|slot| slot.has(&self.service, &self.id));
             // Who is being stopped stays so.
             state.turn(&self.id, life).is_ok() && active
         });
