@@ -277,9 +277,16 @@ impl<M: Member> Stage<M> {
 
     /// Instances that no slot with a role of its own names.
     pub fn unneeded(&self) -> Vec<String> {
-        let slots = self.slots.iter().filter(|slot| self.role(&slot.release) != Role::Names);
+        let slots = self.slots.iter().filter(|slot| self.is_wanted(&slot.release));
         let needed: BTreeSet<&String> = slots.flat_map(Slot::all).collect();
         self.instances.keys().filter(|id| !needed.contains(id)).cloned().collect()
+    }
+
+    /// Whether a slot is more than its names: it has a role, or may have it again.
+    fn is_wanted(&self, release: &Digest) -> bool {
+        let left = self.delivery.as_ref().and_then(|delivery| delivery.left.as_ref());
+        let left = left.into_iter().flatten().any(|share| share.release == *release);
+        left || self.role(release) != Role::Names
     }
 
     /// Drops slots that neither serve nor lend their names to a living instance; gives back their
@@ -290,7 +297,7 @@ impl<M: Member> Stage<M> {
             .slots
             .iter()
             .map(|slot| slot.release)
-            .filter(|release| self.role(release) == Role::Names && !born.contains(release))
+            .filter(|release| !self.is_wanted(release) && !born.contains(release))
             .collect();
         let mut freed = Vec::new();
         self.slots.0.retain(|slot| {

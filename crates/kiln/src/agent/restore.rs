@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_core::Digest;
 use kiln_run::Known;
 use kiln_run::known::boot_id;
 use kiln_run::net::Host;
@@ -336,6 +335,7 @@ pub(crate) fn collect_remains(root: &Path) -> Result<bool, Report> {
 mod tests {
     use super::*;
     use crate::agent::stage::Slot;
+    use kiln_core::Digest;
 
     #[test]
     fn run_files_of_another_boot_are_not_believed() {
