@@ -23,6 +23,7 @@ const DELSETELEM: u16 = 14;
 /// Address families of tables.
 pub(super) const INET: u8 = 1;
 pub(super) const IPV4: u8 = 2;
+pub(super) const IPV6: u8 = 10;
 
 /// Bytes that an interface's name fills as a key, as `IFNAMSIZ`.
 const INTERFACE_NAME: usize = 16;
@@ -50,7 +51,11 @@ pub(super) const fn body(family: u8) -> [u8; 4] {
 
 /// One transaction: all of it or nothing, seen by packets in one step.
 #[derive(Debug)]
-pub(super) struct Transaction(Batch);
+pub(super) struct Transaction {
+    batch: Batch,
+    /// Of the tables that what follows is about.
+    family: u8,
+}
 
 /// What a set holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,35 +81,45 @@ pub(super) struct Hook {
 
 impl Transaction {
     pub(super) fn new() -> Self {
+        Self::of(IPV4)
+    }
+
+    /// On tables of another family than IPv4.
+    pub(super) fn of(family: u8) -> Self {
         let mut batch = Batch::new();
         batch.message("begin an nftables transaction", BATCH_BEGIN, 0, &[0, 0, 0, SUBSYSTEM as u8]);
-        Self(batch)
+        Self { batch, family }
     }
 
     pub(super) fn commit(mut self, socket: &mut Socket) -> Result<(), Refused> {
         // The last message of the subsystem is acknowledged, the end marker never is.
-        self.0.finish();
-        self.0.message("end an nftables transaction", BATCH_END, 0, &[0, 0, 0, SUBSYSTEM as u8]);
-        socket.run(self.0)
+        self.batch.finish();
+        self.batch.message(
+            "end an nftables transaction",
+            BATCH_END,
+            0,
+            &[0, 0, 0, SUBSYSTEM as u8],
+        );
+        socket.run(self.batch)
     }
 
     fn add(&mut self, action: &'static str, message: u16, flags: u16, family: u8) -> &mut Batch {
-        self.0.message(action, kind(message), flags, &body(family));
-        &mut self.0
+        self.batch.message(action, kind(message), flags, &body(family));
+        &mut self.batch
     }
 
     pub(super) fn table(&mut self, name: &str, comment: &str) {
-        let batch = self.add("create the nftables table", NEWTABLE, CREATE, IPV4);
+        let batch = self.add("create the nftables table", NEWTABLE, CREATE, self.family);
         batch.put_str(1, name);
         batch.put(6, &user_data(comment));
     }
 
     pub(super) fn delete_table(&mut self, name: &str) {
-        self.add("delete the nftables table", DELTABLE, 0, IPV4).put_str(1, name);
+        self.add("delete the nftables table", DELTABLE, 0, self.family).put_str(1, name);
     }
 
     pub(super) fn chain(&mut self, table: &str, name: &str, hook: Hook) {
-        let batch = self.add("create the nftables chain", NEWCHAIN, CREATE, IPV4);
+        let batch = self.add("create the nftables chain", NEWCHAIN, CREATE, self.family);
         batch.put_str(1, table);
         batch.put_str(3, name);
         let nest = batch.nest(4);
@@ -116,7 +131,7 @@ impl Transaction {
     }
 
     pub(super) fn set(&mut self, table: &str, name: &str, of: SetKind, id: u32) {
-        let batch = self.add("create the nftables set", NEWSET, CREATE, IPV4);
+        let batch = self.add("create the nftables set", NEWSET, CREATE, self.family);
         batch.put_str(1, table);
         batch.put_str(2, name);
         // Types of a concatenation are six bits each.
@@ -139,7 +154,7 @@ impl Transaction {
 
     /// Adds a rule to the end of the chain.
     pub(super) fn rule(&mut self, table: &str, chain: &str, terms: &[Term<'_>]) {
-        let batch = self.add("add the nftables rule", NEWRULE, CREATE | APPEND, IPV4);
+        let batch = self.add("add the nftables rule", NEWRULE, CREATE | APPEND, self.family);
         put_rule(batch, table, chain, None, terms);
     }
 
@@ -159,7 +174,7 @@ impl Transaction {
 
     /// Empties the set.
     pub(super) fn flush(&mut self, table: &str, set: &str) {
-        let batch = self.add("empty the nftables set", DELSETELEM, 0, IPV4);
+        let batch = self.add("empty the nftables set", DELSETELEM, 0, self.family);
         batch.put_str(1, table);
         batch.put_str(2, set);
     }
@@ -185,7 +200,7 @@ impl Transaction {
     ) {
         // A nested attribute is at most 64 KiB long; an element takes at most 36 bytes.
         for part in elements.chunks(1024) {
-            let batch = self.add(action, message, flags, IPV4);
+            let batch = self.add(action, message, flags, self.family);
             batch.put_str(1, table);
             batch.put_str(2, set);
             let list = batch.nest(3);

@@ -5,10 +5,10 @@
 //! Claims stand in `<run>/ranges`, one JSON object a line, under the lock `<run>/ranges.lock`. The
 //! folder is on a tmpfs (`/run/kiln`), so a reboot forgets them together with what they stand for.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use kiln_core::Digest;
@@ -286,7 +286,11 @@ impl Claims {
     }
 
     fn lock(&self) -> Result<File, NetError> {
-        fs::create_dir_all(&self.dir).map_err(|e| NetError::file(&self.dir, e))?;
+        // Who may write here names the files that root writes; under another umask that was all.
+        let closed = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
+        closed
+            .and_then(|()| fs::set_permissions(&self.dir, Permissions::from_mode(0o700)))
+            .map_err(|e| NetError::file(&self.dir, e))?;
         let path = self.dir.join("ranges.lock");
         let file = OpenOptions::new()
             .create(true)

@@ -27,6 +27,10 @@
 //!     ip saddr . ip daddr @hairpin snat to 169.254.1.1
 //!     ip saddr BLOCK oifname != "kl1a2b3c*" masquerade }  (this one for each block)
 //! }
+//! table ip6 kiln-1a2b3c4d {
+//!   chain nothing     { type filter hook prerouting priority -300;
+//!     iifname "kl1a2b3c*" drop }
+//! }
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,13 +41,16 @@ use rustix::io::Errno;
 use super::attach::GATEWAY;
 use super::expression::Term;
 use super::netlink::{Refused, Socket};
-use super::nft::{Element, FORWARD, Hook, IPV4, POSTROUTING, PREROUTING, SetKind, Transaction};
+use super::nft::{
+    Element, FORWARD, Hook, IPV4, IPV6, POSTROUTING, PREROUTING, SetKind, Transaction,
+};
 use super::places::{self, MEMBERS, Place, Places, SOURCES};
 use super::range::{PREFIX, Range};
 use super::ruleset::ChainName;
 
 const MAP: &str = "virtual";
 const HAIRPIN: &str = "hairpin";
+const NO_IPV6: &str = "nothing";
 /// Raise it with every change of the table: an older agent's table is then replaced.
 const FORMAT: u32 = 2;
 const TCP: u8 = 6;
@@ -109,6 +116,11 @@ impl Table {
                 return Ok(false);
             }
         }
+        let (family, chain) = (IPV6, NO_IPV6.to_owned());
+        let ipv6 = ChainName { family, table: self.name.clone(), chain };
+        if host_has_ipv6() && socket.rules(&ipv6)?.len() != 1 {
+            return Ok(false);
+        }
         let kernel: Map = socket.map_elements(&self.name, MAP)?.into_iter().collect();
         Ok(kernel == self.map && places::are_there(socket, &self.range, &self.places)?)
     }
@@ -136,6 +148,25 @@ impl Table {
         self.rules(&mut change);
         self.add_all(&mut change, &self.map);
         places::add(&mut change, &self.range, self.places.iter());
+        change.commit(socket)?;
+        self.without_ipv6(socket)
+    }
+
+    /// Instances have no IPv6, but a program with CAP_NET_RAW can send such packets all the same:
+    /// an advertisement of itself as the host's router (CVE-2020-13401), or a datagram to a server
+    /// that listens on all addresses of the host.
+    fn without_ipv6(&self, socket: &mut Socket) -> Result<(), Refused> {
+        if !host_has_ipv6() {
+            return Ok(());
+        }
+        let (table, hook) =
+            (self.name.as_str(), Hook { number: PREROUTING, priority: -300, kind: "filter" });
+        let mut change = Transaction::of(IPV6);
+        change.table(table, &self.comment());
+        change.delete_table(table);
+        change.table(table, &self.comment());
+        change.chain(table, NO_IPV6, hook);
+        change.rule(table, NO_IPV6, &[Term::In(&self.interfaces), Term::Drop]);
         change.commit(socket)
     }
 
@@ -305,8 +336,20 @@ impl Table {
     }
 }
 
-/// Deletes the table of that name, if it is there.
+/// Whether this kernel speaks IPv6, in the network namespace of the calling thread.
+fn host_has_ipv6() -> bool {
+    std::path::Path::new("/proc/thread-self/net/if_inet6").exists()
+}
+
+/// Deletes the tables of that name, if they are there.
 pub(super) fn delete_table(socket: &mut Socket, name: &str) -> Result<(), Refused> {
+    if host_has_ipv6() {
+        let mut change = Transaction::of(IPV6);
+        // Deleting what may not be there: create it first.
+        change.table(name, "");
+        change.delete_table(name);
+        change.commit(socket)?;
+    }
     if socket.table_comment(name)?.is_none() {
         return Ok(());
     }

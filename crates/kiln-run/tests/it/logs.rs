@@ -5,7 +5,7 @@ use std::time::Duration;
 use kiln_run::LogLimits;
 use kiln_run::logs::{Follow, LogQuery, LogStream, Watch, read};
 
-use crate::kit::Kit;
+use crate::kit::{Kit, until};
 
 #[test]
 fn streams_are_told_apart_and_rotated() {
@@ -49,6 +49,33 @@ fn a_log_is_followed() {
     }
     assert_eq!(heard.unwrap().message, "heard");
     running.kill();
+}
+
+/// Fields of `/proc/PID/stat`, from the third on.
+fn stat(pid: i32) -> Vec<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after = text.rsplit_once(") ").unwrap().1;
+    after.split(' ').map(str::to_owned).collect()
+}
+
+#[test]
+fn a_flood_is_copied_within_a_share() {
+    let kit = Kit::new();
+    let mut spec = kit.spec("echo ready; exec yes");
+    spec.log = LogLimits { size: 1 << 20, count: 2 };
+    let running = kit.start_ready(&spec);
+    let shim: i32 = stat(running.pid())[1].parse().unwrap();
+    // Hundredths of a second, in the kernel and outside of it.
+    let used = || stat(shim)[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>();
+    // The burst that it may have first.
+    until("the flood has begun", || used() > 25);
+    let (begun, before) = (std::time::Instant::now(), used());
+    until("two seconds have passed", || begun.elapsed() > Duration::from_secs(2));
+    let share = (used() - before) as f64 / 100.0 / begun.elapsed().as_secs_f64();
+    assert!(share < 0.4, "{share} of a processor");
+    running.kill();
+    let entries = read(&spec.dir, LogQuery { tail: Some(3), since: None }).unwrap();
+    assert!(entries.iter().all(|entry| entry.message == "y"), "{entries:?}");
 }
 
 #[test]

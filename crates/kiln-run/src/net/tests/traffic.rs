@@ -266,6 +266,36 @@ fn a_thousand_instances_cost_a_thousand_times_one() {
 }
 
 #[test]
+fn no_ipv6_comes_from_an_instance() {
+    if !super::world::have("ip") {
+        return;
+    }
+    on_a_host(|| {
+        let world = World::new();
+        let web = world.instance(1);
+        super::world::sh("ip -6 address add fd00:1::1/128 dev lo nodad");
+        let receiver = UdpSocket::bind(("::", 53)).unwrap();
+        receiver.set_read_timeout(Some(PATIENCE / 5)).unwrap();
+        // What takes CAP_NET_ADMIN here, CAP_NET_RAW can do by writing whole packets.
+        web.namespace.run(|| {
+            super::world::sh(
+                "ip -6 address add fd00:2::2/64 dev eth0 nodad
+                 ip -6 neighbour add fd00:2::1 lladdr ee:ee:ee:ee:ee:ee dev eth0
+                 ip -6 route add fd00:1::1 via fd00:2::1 dev eth0",
+            );
+            let socket = UdpSocket::bind(("::", 0)).unwrap();
+            socket.send_to(b"!", ("fd00:1::1", 53)).unwrap();
+        });
+        let heard = receiver.recv_from(&mut [0; 9]);
+        assert!(heard.is_err(), "{heard:?}");
+        let own = UdpSocket::bind(("::", 0)).unwrap();
+        own.send_to(b"!", ("fd00:1::1", 53)).unwrap();
+        assert!(receiver.recv_from(&mut [0; 9]).is_ok(), "the host's own does");
+        world.host.teardown().unwrap();
+    });
+}
+
+#[test]
 fn nobody_sends_in_anothers_name() {
     on_a_host(|| {
         // Loose: what a host with several uplinks has.
