@@ -91,9 +91,6 @@ impl Shim {
             // Output first, so that what it says at its end is not missed.
             let mut at = 3;
             let mut ended = Vec::new();
-            if ready[at..at + self.streams.len()].contains(&true) {
-                self.pace.worked();
-            }
             for (number, stream) in self.streams.iter_mut().enumerate() {
                 if ready[at] && !stream.read(&mut buffer, &mut self.log) {
                     ended.push(number);
@@ -128,13 +125,13 @@ impl Shim {
     }
 
     /// Which of program, listener, SIGTERM, streams, clients has something for us.
-    fn wait(&self) -> Vec<bool> {
+    fn wait(&mut self) -> Vec<bool> {
+        let rest = self.pace.rest();
         let mut fds = vec![
             PollFd::new(&self.pidfd, PollFlags::IN),
             PollFd::new(&self.listener, PollFlags::IN),
             PollFd::new(&self.terminate, PollFlags::IN),
         ];
-        let rest = self.pace.rest();
         let output = if rest.is_none() { PollFlags::IN } else { PollFlags::empty() };
         fds.extend(self.streams.iter().map(|stream| PollFd::new(&stream.fd, output)));
         fds.extend(self.clients.iter().map(|client| PollFd::new(&client.socket, PollFlags::IN)));

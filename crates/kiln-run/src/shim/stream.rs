@@ -25,7 +25,6 @@ pub(super) struct Pace {
     credit: f64,
     /// When that was counted, by the clock and by the processor time used until then.
     counted: (Instant, Duration),
-    until: Option<Instant>,
 }
 
 impl Pace {
@@ -33,29 +32,21 @@ impl Pace {
     pub(super) fn new(processors: Option<f64>) -> Self {
         let share = SHARE * processors.map_or(1.0, |limit| limit.clamp(0.01, 1.0));
         let counted = (Instant::now(), used());
-        Self { share, credit: BURST.as_secs_f64(), counted, until: None }
+        Self { share, credit: BURST.as_secs_f64(), counted }
     }
 
-    /// To be called when something was copied.
-    pub(super) fn worked(&mut self) {
-        self.count(Instant::now(), used());
+    /// How long nothing is to be copied, if so.
+    pub(super) fn rest(&mut self) -> Option<Duration> {
+        self.count(Instant::now(), used())
     }
 
-    fn count(&mut self, now: Instant, used: Duration) {
+    fn count(&mut self, now: Instant, used: Duration) -> Option<Duration> {
         let gained = now.duration_since(self.counted.0).as_secs_f64() * self.share;
         let spent = used.saturating_sub(self.counted.1).as_secs_f64();
         self.counted = (now, used);
         self.credit = (self.credit + gained - spent).min(BURST.as_secs_f64());
-        self.until = (self.credit < 0.0).then(|| {
-            let rest = Duration::from_secs_f64(-self.credit / self.share);
-            now + rest.min(LONGEST_REST)
-        });
-    }
-
-    /// How long nothing is to be copied, if so.
-    pub(super) fn rest(&self) -> Option<Duration> {
-        let rest = self.until?.saturating_duration_since(Instant::now());
-        (!rest.is_zero()).then_some(rest)
+        let rest = || Duration::from_secs_f64(-self.credit / self.share).min(LONGEST_REST);
+        (self.credit < 0.0).then(rest)
     }
 }
 
@@ -165,15 +156,13 @@ mod tests {
         let at = |ms: u64| begun + Duration::from_millis(ms);
         let of = Duration::from_millis;
         pace.counted = (begun, Duration::ZERO);
-        pace.count(at(100), of(100));
-        assert!(pace.until.is_none(), "a burst is nothing");
-        // All of a processor, for a while: it has to stop for three times as long.
+        assert_eq!(pace.count(at(100), of(100)), None, "a burst is nothing");
+        // As much as it is let, in pieces of any size: it has to stop for three times as long.
         let (mut wall, mut work) = (100, 100);
-        for _ in 0..1000 {
-            (wall, work) = (wall + 10, work + 10);
-            pace.count(at(wall), of(work));
-            if let Some(until) = pace.until {
-                wall += u64::try_from((until - at(wall)).as_millis()).unwrap();
+        for round in 0..1000 {
+            match pace.count(at(wall), of(work)) {
+                Some(rest) => wall += u64::try_from(rest.as_millis()).unwrap().max(1),
+                None => (wall, work) = (wall + round % 60, work + round % 60),
             }
         }
         let share =

@@ -61,7 +61,7 @@ fn stat(pid: i32) -> Vec<String> {
 #[test]
 fn a_flood_is_copied_within_a_share() {
     let kit = Kit::new();
-    let mut spec = kit.spec("echo ready; exec yes");
+    let mut spec = kit.spec("echo ready; sleep 0.5; exec yes");
     spec.log = LogLimits { size: 1 << 20, count: 2 };
     let running = kit.start_ready(&spec);
     let shim: i32 = stat(running.pid())[1].parse().unwrap();
