@@ -42,6 +42,9 @@ const PULSE: Duration = Duration::from_secs(10);
 const ASK_FIRST: Duration = Duration::from_millis(20);
 const ASK_LAST: Duration = Duration::from_secs(5);
 
+/// Pause before a stop is tried again of which it is not known whether it worked.
+const STOP_AGAIN: Duration = Duration::from_secs(1);
+
 /// What a supervisor is told.
 #[derive(Debug)]
 pub(crate) enum Word {
@@ -100,7 +103,7 @@ pub(crate) fn begin(agent: &Arc<Agent>, stage: &Arc<Stage>, id: &str) {
             inbox,
             began: Instant::now(),
             probing: None,
-            unconfirmed: false,
+            unconfirmed: None,
         })
     });
     let Some(supervisor) = found else { return };
@@ -194,7 +197,15 @@ struct Supervisor {
     /// The prober goes on as long as this is there.
     probing: Option<Sender<()>>,
     /// It was to be stopped, and whether it has ended is not known.
-    unconfirmed: bool,
+    unconfirmed: Option<Unconfirmed>,
+}
+
+/// A stop that is tried again.
+struct Unconfirmed {
+    signal: i32,
+    grace: Duration,
+    /// How long until the next try.
+    pause: Duration,
 }
 
 impl Supervisor {
@@ -207,13 +218,7 @@ impl Supervisor {
         }
         let (agent, stage) = (Arc::clone(&self.agent), Arc::clone(&self.stage));
         let id = self.id.clone();
-        let heeding = std::panic::AssertUnwindSafe(move || {
-            while let Ok(word) = self.inbox.recv() {
-                if self.heed(word) == Next::Done {
-                    return;
-                }
-            }
-        });
+        let heeding = std::panic::AssertUnwindSafe(move || while self.listen() == Next::Listen {});
         // A bug must not leave an instance that looks as if somebody cared.
         if std::panic::catch_unwind(heeding).is_err() {
             unsupervised(
@@ -247,6 +252,35 @@ impl Supervisor {
         thread("prober").spawn(move || prober.run(&stood))?;
         self.probing = Some(probing);
         Ok(())
+    }
+
+    /// Takes the next word; a stop that is not certain is tried again meanwhile.
+    fn listen(&mut self) -> Next {
+        let Some(Unconfirmed { signal, grace, pause }) = self.unconfirmed else {
+            return self.inbox.recv().map_or(Next::Done, |word| self.heed(word));
+        };
+        match self.inbox.recv_timeout(pause) {
+            Ok(word) => self.heed(word),
+            Err(RecvTimeoutError::Disconnected) => Next::Done,
+            Err(RecvTimeoutError::Timeout) => {
+                if let Known::Ended(_) = self.running.stop(signal, grace) {
+                    return self.gone();
+                }
+                let pause = (pause * 2).min(BACK_OFF_LAST);
+                self.unconfirmed = Some(Unconfirmed { signal, grace, pause });
+                Next::Listen
+            }
+        }
+    }
+
+    /// Whoever stopped it has been told that this is not certain; now it is.
+    fn gone(&self) -> Next {
+        instances::forget(&self.agent, &self.stage, &self.id);
+        if let Err(report) = self.agent.translate(&self.stage) {
+            self.agent.log(&format!("{}: {report}", self.stage.id));
+        }
+        self.agent.save(&self.stage);
+        Next::Done
     }
 
     fn heed(&mut self, word: Word) -> Next {
@@ -318,7 +352,8 @@ impl Supervisor {
         let known = self.running.stop(order.signal, order.grace);
         let next = match &known {
             Known::Unknown(why) => {
-                self.unconfirmed = true;
+                let (signal, grace, pause) = (order.signal, order.grace, STOP_AGAIN);
+                self.unconfirmed = Some(Unconfirmed { signal, grace, pause });
                 self.unknown(Some(why.clone()));
                 Next::Listen
             }
@@ -338,11 +373,7 @@ impl Supervisor {
         });
         let restarts = match found {
             None => return Next::Done,
-            Some(None) if self.unconfirmed => {
-                instances::forget(&self.agent, &self.stage, &self.id);
-                self.agent.save(&self.stage);
-                return Next::Done;
-            }
+            Some(None) if self.unconfirmed.is_some() => return self.gone(),
             // Whoever is about to stop it takes it out of the state.
             Some(None) => return Next::Listen,
             Some(Some(restarts)) => restarts,
