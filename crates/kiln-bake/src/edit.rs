@@ -82,8 +82,10 @@ pub struct Source {
 /// Where the contents of a [`Source`] are.
 #[derive(Debug, Clone)]
 pub enum Origin {
-    /// In the store already.
+    /// In the store already, from elsewhere.
     Store,
+    /// In the store already: what this tree has at this path.
+    Tree(Digest, Path),
     /// Below this directory of the host, at this path.
     Host(PathBuf, Path),
     /// Here.
@@ -299,7 +301,9 @@ impl Source {
                 let open = std::fs::File::open(&file);
                 open.map_err(|error| BakeError::io("cannot read", file, error))
             }
-            Origin::Store => store.open_object(&digest).map_err(BakeError::store),
+            Origin::Store | Origin::Tree(..) => {
+                store.open_object(&digest).map_err(BakeError::store)
+            }
             Origin::Inline(_) => Err(BakeError::Failed(format!("`{name}` is no archive"))),
         };
         Ok(archive::Checked::new(file.map_err(EditError::Failed)?, digest))
@@ -308,7 +312,7 @@ impl Source {
     /// Puts the contents into the store.
     pub(crate) fn put(&self, store: &Store) -> Result<(), EditError> {
         match &self.origin {
-            Origin::Store => Ok(()),
+            Origin::Store | Origin::Tree(..) => Ok(()),
             Origin::Inline(bytes) => {
                 store.put(bytes).map_err(|e| EditError::Failed(BakeError::store(e)))?;
                 Ok(())

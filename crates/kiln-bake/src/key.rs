@@ -7,7 +7,7 @@ use kiln_core::tree::{Kind, Node, Path};
 
 /// Version of everything that decides what a step makes of its inputs. Raise it when the result of
 /// a step for the same inputs changes.
-const FORMAT: &[u8] = b"kiln bake step 3";
+const FORMAT: &[u8] = b"kiln bake step 4";
 
 /// A key under construction.
 pub(crate) struct Key(Hasher);

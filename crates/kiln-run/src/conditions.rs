@@ -23,6 +23,9 @@ pub struct Conditions {
     /// Seconds that the step's clocks since boot are ahead of the machine's.
     #[serde(default)]
     pub uptime: u64,
+    /// `/proc` tells of another machine than of the one that all steps see.
+    #[serde(default)]
+    pub other_machine: bool,
 }
 
 impl Conditions {

@@ -56,7 +56,8 @@ pub use known::{Alive, End, ExitInfo, Known};
 pub use running::{Running, Watch};
 pub use runtime::Runtime;
 pub use spec::{
-    BindMount, FileMount, ImageMount, InstanceSpec, LogLimits, Network, Sandbox, SecretFile,
+    BindMount, FileMount, ImageMount, InstanceSpec, LogLimits, Machine, Network, Sandbox,
+    SecretFile,
 };
 pub use step::{Around, StepExit, StepSpec, Stopped};
 

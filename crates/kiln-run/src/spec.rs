@@ -83,6 +83,28 @@ pub struct Sandbox {
     pub resolv_conf: String,
     /// Its network.
     pub network: Network,
+    /// The machine that it sees.
+    #[serde(default, skip_serializing_if = "Machine::is_real")]
+    pub machine: Machine,
+}
+
+/// The machine that `/proc` tells of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Machine {
+    /// The real one.
+    #[default]
+    Real,
+    /// One that is the same everywhere: for steps.
+    Usual,
+    /// Another one, to compare with.
+    Other,
+}
+
+impl Machine {
+    fn is_real(&self) -> bool {
+        *self == Self::Real
+    }
 }
 
 /// What network a sandbox sees.
@@ -204,6 +226,7 @@ impl Sandbox {
             hosts: "127.0.0.1\tlocalhost\n::1\tlocalhost\n".to_owned(),
             resolv_conf: String::new(),
             network: Network::None,
+            machine: Machine::Real,
         }
     }
 }

@@ -21,7 +21,9 @@ use crate::error::{Context as _, RunError};
 use crate::net::NetSpec;
 use crate::runtime::STEP_PREFIX;
 use crate::session::{Bounds, Request, Session, StepEnd, What};
-use crate::spec::{BindMount, DEFAULT_CAPABILITIES, ImageMount, Network, Sandbox, SecretFile};
+use crate::spec::{
+    BindMount, DEFAULT_CAPABILITIES, ImageMount, Machine, Network, Sandbox, SecretFile,
+};
 use crate::{ROLE_STEP, Runtime};
 
 /// What maintainer scripts may do beyond Docker's default set.
@@ -185,7 +187,8 @@ impl Runtime {
         let stdin = input(&spec.stdin).doing(doing)?;
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).doing(doing)?;
         let stdio = [stdin, write.try_clone().doing(doing)?, write];
-        let sandbox = Box::new(sandbox(spec)?);
+        let machine = if conditions.other_machine { Machine::Other } else { Machine::Usual };
+        let sandbox = Box::new(Sandbox { machine, ..sandbox(spec)? });
         let around = &spec.around;
         let bounds = Bounds { tasks: around.tasks, disk, reserve: around.reserve };
         let what = What::Step {

@@ -90,7 +90,14 @@ pub(crate) enum Verb {
     /// `kiln import --remove`.
     Forget { name: String },
     /// `kiln verify`. What is compared `against` follows as a file descriptor; the path is for messages.
-    Verify { project: ProjectArgs, services: Vec<String>, deep: bool, against: Option<PathBuf> },
+    Verify {
+        project: ProjectArgs,
+        services: Vec<String>,
+        deep: bool,
+        against: Option<PathBuf>,
+        #[serde(default)]
+        strict: bool,
+    },
     /// `kiln release`.
     Release { project: ProjectArgs, commit: Option<String>, env: Vec<String> },
     /// `kiln diff`. What is folded is the client's business.

@@ -34,7 +34,7 @@ const fn recipe(
 /// One of 40 names each, so that two orders are hardly ever equal.
 const FILES: usize = 40;
 
-const RECIPES: [Recipe; 22] = [
+const RECIPES: [Recipe; 31] = [
     recipe("date", "ENV A=b\nRUN date > /built", 3, "/built", "time"),
     recipe("epoch", "RUN date +%s > /stamp", 2, "/stamp", "time"),
     recipe("iso", "RUN date +%Y-%m-%dT%H:%M:%S > /stamp", 2, "/stamp", "time"),
@@ -120,6 +120,28 @@ const RECIPES: [Recipe; 22] = [
         "address",
     ),
     recipe("file-system", "COPY src /src\nRUN stat -c %s /src > /size", 3, "/size", "file-system"),
+    // Guesses from the bytes alone would be wrong here: a digest looks like a random value.
+    recipe("pid-digest", "RUN sh -c 'echo $$' | sha256sum > /pid", 2, "/pid", "pid"),
+    recipe("cores-digest", "RUN nproc | sha256sum > /jobs", 2, "/jobs", "cores"),
+    recipe(
+        "inode-digest",
+        "COPY src /src\nRUN stat -c %i /src/* | sha256sum > /i",
+        3,
+        "/i",
+        "file-system",
+    ),
+    recipe("room", "RUN stat -f -c '%T %b' / > /room", 2, "/room", "file-system"),
+    recipe("boot", "RUN cat /proc/sys/kernel/random/boot_id > /boot", 2, "/boot", "machine"),
+    recipe("memory", "RUN grep MemTotal /proc/meminfo > /memory", 2, "/memory", "machine"),
+    recipe(
+        "model",
+        "RUN grep -m1 'model name' /proc/cpuinfo | sha1sum > /model",
+        2,
+        "/model",
+        "machine",
+    ),
+    recipe("kernel", "RUN cat /proc/version > /kernel", 2, "/kernel", "machine"),
+    recipe("command-line", "RUN cat /proc/cmdline > /line", 2, "/line", "machine"),
 ];
 
 /// What an honest recipe does.
@@ -234,6 +256,59 @@ fn what_is_reproducible_is_found_the_same_again_and_again() {
     }
     let data = verify(&world, &project, &["--deep"]).expect_code(0).json();
     assert_eq!(data["images"]["first"], data["images"]["second"]);
+}
+
+/// What no run can vary is said, and what a file tells of it.
+#[test]
+fn what_cannot_be_varied_is_named() {
+    let world = world();
+    let project = project(&world, "telling", &compose(["telling"].into_iter()));
+    write(
+        &project,
+        "telling",
+        "RUN uname -r > /kernel\nRUN date +'(c) %Y somebody' > /year\nRUN date +%B > /month\n\
+         RUN echo nothing > /nothing",
+    );
+    let data = verify(&world, &project, &[]).expect_code(0).json();
+    let missing = data["conditions"]["not_varied"].to_string();
+    for what in ["uname(2)", "sysinfo(2)", "CPUID", "calendar"] {
+        assert!(missing.contains(what), "{what} in {missing}");
+    }
+    for (number, path, what) in
+        [(2, "/kernel", "uname(2)"), (3, "/year", "year"), (4, "/month", "month")]
+    {
+        let step = step(&data, "telling", number);
+        let notes = step["notes"].to_string();
+        assert!(notes.contains(path) && notes.contains(what), "{what}: {step:#}");
+    }
+    assert!(step(&data, "telling", 5)["notes"].is_null(), "{data:#}");
+}
+
+#[test]
+fn what_stays_behind_in_a_stage_is_told_and_no_fault() {
+    let world = world();
+    let names = ["behind", "copied", "own"];
+    let project = project(&world, "stages", &compose(names.into_iter()));
+    let build = "RUN mkdir /out && echo program > /out/program && date +%s%N > /out.log";
+    let image = |what: &str| format!("{build}\nFROM scratch\nCOPY --from=0 {what} /\n");
+    write(&project, "behind", &image("/out"));
+    write(&project, "copied", &image("/out.log"));
+    write(&project, "own", build);
+    for (name, code) in [("behind", 0), ("copied", 3), ("own", 3)] {
+        let data = verify(&world, &project, &[name]).expect_code(code).json();
+        let verdict = if code == 0 { "left-behind" } else { "diverged" };
+        assert_eq!(data["verdict"], verdict, "{name}: {data:#}");
+        let step = step(&data, name, 2);
+        assert_eq!(step["difference"]["first"]["path"], "/out.log", "{step:#}");
+        assert_eq!(step["difference"]["left_behind"], u64::from(code == 0), "{step:#}");
+    }
+    let strict = verify(&world, &project, &["behind", "--strict"]).expect_code(3).json();
+    assert_eq!(strict["verdict"], "left-behind");
+    verify(&world, &project, &["behind", "--deep"]).expect_code(0);
+    let told = world.call(["verify", "behind"]).dir(project.dir()).run().unwrap().expect_done();
+    for part in ["left behind", "no later COPY takes", "the same bits"] {
+        assert!(told.stdout.contains(part), "{part} in {told}");
+    }
 }
 
 #[test]

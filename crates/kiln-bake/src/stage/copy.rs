@@ -108,11 +108,11 @@ impl Build<'_> {
             Some(Source::Base(name)) => Some(self.base(name)?.tree),
             _ => None,
         };
-        let tree = match tree {
-            Some(tree) => self.store.get_tree(&tree).map_err(BakeError::store)?,
-            None => Arc::new(Tree::new()),
+        let (digest, tree) = match tree {
+            Some(tree) => (tree, self.store.get_tree(&tree).map_err(BakeError::store)?),
+            None => (Tree::new().digest(), Arc::new(Tree::new())),
         };
-        which.of(&tree, source, &|_| Origin::Store).map_err(|what| {
+        which.of(&tree, source, &|path| Origin::Tree(digest, path)).map_err(|what| {
             self.wrong(line, what, "`--from` looks it up in that image, from its root")
         })
     }

@@ -109,8 +109,9 @@ impl Build<'_> {
         if whole {
             return Ok(Content::Tree(tree));
         }
-        let tree = self.store.get_tree(&tree).map_err(BakeError::store)?;
-        select(&tree, path, &|_| Origin::Store).map_err(|what| {
+        let digest = tree;
+        let tree = self.store.get_tree(&digest).map_err(BakeError::store)?;
+        select(&tree, path, &|path| Origin::Tree(digest, path)).map_err(|what| {
             self.wrong(line, what, "`from` looks it up in that image, from its root")
         })
     }

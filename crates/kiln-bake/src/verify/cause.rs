@@ -18,8 +18,10 @@ pub enum Cause {
     Cache,
     /// The order in which a directory lists its names.
     DirectoryOrder,
-    /// A number that the file system gives: an inode, the size of a folder.
+    /// What the file system gives: an inode, the size of a folder, room that is free.
     FileSystem,
+    /// What the machine is: its memory, its processors, its kernel, its boot.
+    Machine,
     /// The order of a hash table with a random seed, or of work that is done in parallel.
     Order,
     /// A process id.
@@ -52,7 +54,8 @@ impl Cause {
             Self::Log => "log",
             Self::Cache => "cache",
             Self::DirectoryOrder => "directory order",
-            Self::FileSystem => "number that the file system gives",
+            Self::FileSystem => "what the file system gives",
+            Self::Machine => "what the machine is",
             Self::Order => "order of a hash table or of parallel work",
             Self::Pid => "process id",
             Self::Cores => "number of cores",
@@ -72,7 +75,8 @@ impl Cause {
             Self::Time => {
                 "have it take the time from SOURCE_DATE_EPOCH, which every step sees, or leave it \
                  out: `date -d @$SOURCE_DATE_EPOCH`, `gzip -n`, `ar D`, `zip -X` after `touch -d \
-                 @$SOURCE_DATE_EPOCH`, `tar --mtime=@$SOURCE_DATE_EPOCH`, no __DATE__ and __TIME__"
+                 @$SOURCE_DATE_EPOCH`, `tar --mtime=@$SOURCE_DATE_EPOCH`, GIT_AUTHOR_DATE and \
+                 GIT_COMMITTER_DATE for a commit, no __DATE__ and __TIME__"
             }
             Self::Random => {
                 "derive it from what is built (a digest, a fixed seed), or make it when an \
@@ -92,8 +96,12 @@ impl Cause {
                  `sorted(os.listdir())`; a shell's `*` is sorted already"
             }
             Self::FileSystem => {
-                "do not write down inode numbers or the sizes of folders: no `ls -li` and no `du` \
-                 into a file"
+                "do not write down inode numbers, the sizes of folders or the room that is left: \
+                 no `ls -l` of a folder, `stat`, `du` or `df` into a file; sort what lists a folder"
+            }
+            Self::Machine => {
+                "do not write down what /proc tells of the machine, or what follows from it: give \
+                 the number instead"
             }
             Self::Order => {
                 "fix the seed (PYTHONHASHSEED=0, PERL_HASH_SEED=0), sort what is written, or do \

@@ -42,10 +42,9 @@ pub(crate) fn compare(sides: [Side<'_>; 2]) -> Result<Option<Difference>, BakeEr
     let work = Comparison { sides, names: OnceCell::new() };
     let found: Vec<_> = tree_diff::diff(sides[0].tree, sides[1].tree).collect();
     let added = renamed(&found);
-    let mut causes = BTreeMap::new();
     let mut kinds = BTreeMap::new();
     let mut first: Option<PathDifference> = None;
-    let mut listed = Vec::new();
+    let (mut listed, mut findings) = (Vec::new(), Vec::new());
     for (at, one) in found.iter().enumerate() {
         let kind = kind_of(&one.change);
         *kinds.entry(kind).or_insert(0) += 1;
@@ -57,13 +56,26 @@ pub(crate) fn compare(sides: [Side<'_>; 2]) -> Result<Option<Difference>, BakeEr
         }
         let partner = added.get(one.path).copied();
         let path = work.path(one.path, &one.change, kind, partner)?;
-        *causes.entry(path.cause().words().to_owned()).or_insert(0) += 1;
+        findings.push(path.finding.clone());
         first.get_or_insert(path);
     }
+    recognise::commits(&mut findings, found.iter().map(|one| one.path));
     let between = [sides[0].name.to_owned(), sides[1].name.to_owned()];
     Ok(first.map(|first| {
-        let count = found.len();
-        Difference { between, count, kinds, causes, first, condition: None, paths: listed }
+        let mut difference = Difference {
+            between,
+            count: found.len(),
+            kinds,
+            causes: BTreeMap::new(),
+            first,
+            condition: None,
+            left_behind: 0,
+            paths: listed,
+            all: found.iter().map(|one| one.path.to_vec()).collect(),
+            findings,
+        };
+        difference.settle();
+        difference
     }))
 }
 

@@ -39,6 +39,8 @@ pub struct Conditions {
     pub upper_in_memory: bool,
     /// A neighbour keeps the processor busy now and then.
     pub load: bool,
+    /// `/proc` tells of another machine: boot id, kernel, command line, memory, processors.
+    pub other_machine: bool,
 }
 
 /// One condition that can be varied.
@@ -59,7 +61,17 @@ pub enum Condition {
     Uptime,
     /// Load.
     Load,
+    /// The machine that `/proc` tells of.
+    Machine,
 }
+
+/// What no run can vary, in words: it is the same for both, and another one on another machine.
+pub const NOT_VARIED: [&str; 4] = [
+    "the kernel's release and version are not varied: uname(2) tells them",
+    "the size of memory is not varied: sysinfo(2) tells it",
+    "the processor's model is not varied: its own instructions (CPUID) tell it",
+    "the calendar is not varied: both runs have the same day, month and year",
+];
 
 impl Conditions {
     /// Those of the first run: all processors, nothing varied.
@@ -77,6 +89,7 @@ impl Conditions {
             other_lower: true,
             upper_in_memory: true,
             load: true,
+            other_machine: true,
         }
     }
 
@@ -91,6 +104,7 @@ impl Conditions {
             Condition::Pids => one.first_pid = self.first_pid,
             Condition::Uptime => one.uptime = self.uptime,
             Condition::Load => one.load = self.load,
+            Condition::Machine => one.other_machine = self.other_machine,
         }
         one
     }
@@ -98,8 +112,15 @@ impl Conditions {
 
 impl Condition {
     /// All that can be varied, the likely ones first.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Lower, Self::Upper, Self::Cores, Self::Pids, Self::Uptime, Self::Load];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Lower,
+        Self::Upper,
+        Self::Cores,
+        Self::Pids,
+        Self::Uptime,
+        Self::Machine,
+        Self::Load,
+    ];
 }
 
 /// One run of a step: under what, and when.

@@ -13,7 +13,7 @@ use super::attempt::{Ended, Outcome};
 use super::cause::{Cause, Finding};
 use super::compare::{self, Side};
 use super::report::{Difference, Failure, StepReport, Verdict};
-use super::{Subject, Verifier, experiment, today};
+use super::{Subject, Verifier, experiment, telling};
 use crate::bake::{Act, RecordedStep};
 use crate::edit::{Edit, EditError, Editor, Op, Origin};
 use crate::error::BakeError;
@@ -63,7 +63,7 @@ fn of_runs(
     report.difference = difference(verifier, trees, runs)?;
     if report.difference.is_none() {
         if let (Subject::Step(step), Outcome::Tree(tree)) = (subject, &runs.0.outcome) {
-            report.notes = today::notes(verifier.store, &step.input, tree, &runs.0.run)?;
+            report.notes = telling::notes(verifier.store, &step.input, tree, &runs.0.run)?;
             if has_cache(subject) {
                 report.notes.push("it was run with empty caches".to_owned());
             }
@@ -191,7 +191,8 @@ fn of_edits(
         report.verdict = Verdict::Diverged;
         report.difference = found.map(|mut found| {
             let evidence = "an edit of a tree depends on nothing but its sources";
-            found.first.set(Finding::new(Cause::Kiln, evidence));
+            found.findings.fill(Finding::new(Cause::Kiln, evidence));
+            found.settle();
             found
         });
     }

@@ -14,7 +14,8 @@
 //! | [`compare`] | two trees → what differs |
 //! | [`recognise`] | two values → the probable cause |
 //! | [`cause`] | the causes in words, with their cures |
-//! | [`today`] | dates of today in what is the same |
+//! | [`reach`] | what of it gets into an image |
+//! | [`telling`] | dates and machines in what is the same |
 //! | [`report`] | what was found, as values |
 
 mod attempt;
@@ -23,9 +24,10 @@ mod compare;
 pub mod conditions;
 mod experiment;
 mod judge;
+mod reach;
 mod recognise;
 pub mod report;
-mod today;
+mod telling;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -36,7 +38,8 @@ use kiln_core::{Digest, ImageId, Tree};
 use kiln_store::Store;
 
 pub use self::cause::{Cause, Finding};
-pub use self::conditions::{Condition, Conditions, Run, Sandboxes};
+pub use self::conditions::{Condition, Conditions, NOT_VARIED, Run, Sandboxes};
+pub use self::reach::mark_left_behind;
 pub use self::recognise::now;
 pub use self::report::{Difference, Failure, PathDifference, StepReport, Value, Verdict};
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use kiln_core::tree::Path;
 use serde::Serialize;
 
 use super::cause::{Cause, Finding};
@@ -16,6 +17,8 @@ pub enum Verdict {
     Same,
     /// It was not run; why is said.
     NotRun,
+    /// What differs stays behind in a stage: it is not in the image, and no later COPY takes it.
+    LeftBehind,
     /// An input differs, so the results may: what a step fetched, a cache, the context.
     Inputs,
     /// The same inputs gave different bits.
@@ -86,13 +89,32 @@ pub struct Difference {
     /// The condition that makes the difference, if a further run under it alone showed so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub condition: Option<Condition>,
+    /// How many of the paths are not in the image and taken by no later COPY.
+    pub left_behind: usize,
     /// All differing paths with their kinds, at most [`Difference::LISTED`].
     pub paths: Vec<(String, &'static str)>,
+    /// All differing paths, as they are.
+    #[serde(skip)]
+    pub(crate) all: Vec<Path>,
+    /// Causes of those that were looked into, in order.
+    #[serde(skip)]
+    pub(crate) findings: Vec<Finding>,
 }
 
 impl Difference {
     /// How many paths are listed.
     pub const LISTED: usize = 1_000;
+
+    /// Takes over what became of the findings: the first path's, and how many there are of each.
+    pub(crate) fn settle(&mut self) {
+        if let Some(first) = self.findings.first() {
+            self.first.set(first.clone());
+        }
+        self.causes = BTreeMap::new();
+        for finding in &self.findings {
+            *self.causes.entry(finding.cause.words().to_owned()).or_insert(0) += 1;
+        }
+    }
 }
 
 /// One path at which two results differ.

@@ -7,6 +7,7 @@
 //! | [`resolve`] | paths inside an image |
 //! | [`layer`] | the stub layer |
 //! | [`mounts`] | proc, sys, dev, tmpfs, binds, and what of them is hidden |
+//! | [`machine`] | the machine that a step sees in `/proc` |
 //! | [`user`] | who it runs as |
 //! | [`privileges`] | capabilities, limits of processes |
 //! | [`seccomp`], [`syscalls`] | the system call filter |
@@ -16,6 +17,7 @@
 mod init;
 mod layer;
 mod layout;
+mod machine;
 mod mounts;
 mod privileges;
 mod program;

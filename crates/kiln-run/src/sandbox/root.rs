@@ -15,9 +15,9 @@ use rustix::mount::{
 
 use super::layer::{Layer, write_content};
 use super::layout::{Entry, What, layout};
-use super::mounts;
+use super::{machine, mounts};
 use crate::error::{Context as _, Fault};
-use crate::spec::{Network, Sandbox};
+use crate::spec::{Machine, Network, Sandbox};
 use crate::sys;
 
 /// Makes the root of `sandbox` and pivots into it. The calling process has a mount namespace of
@@ -44,6 +44,9 @@ pub(super) fn assemble(sandbox: &Sandbox, scratch: &Path) -> Result<(), Fault> {
         place(sandbox, entry, number, scratch, root.as_fd())?;
     }
     mounts::hide(root.as_fd())?;
+    if sandbox.machine != Machine::Real {
+        machine::cover(root.as_fd(), &scratch.join("files"), sandbox.machine)?;
+    }
     pivot(root)
 }
 

@@ -70,6 +70,47 @@ fn only_what_the_step_did_is_in_the_upper_layer() {
     kit.assert_clean();
 }
 
+/// What `/proc` tells of the machine is the same for every step, on every machine; the number of
+/// processors is that of those that it may use.
+#[test]
+fn a_step_sees_no_machine_of_its_own() {
+    let kit = Kit::new();
+    let tell = "cat /proc/version /proc/cmdline /proc/loadavg /proc/sys/kernel/random/boot_id; \
+        grep MemTotal /proc/meminfo; grep -c ^processor /proc/cpuinfo; nproc; \
+        grep -m1 '^model name' /proc/cpuinfo; echo x > /proc/version; echo $?";
+    let (exit, text) = run(&kit, &step(&kit, tell));
+    assert_eq!(exit.code, 0, "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    let fixed = [
+        "Linux version 6.1.0 (kiln@kiln) #1 SMP PREEMPT_DYNAMIC",
+        "root=/dev/vda1 ro",
+        "0.00 0.00 0.00 1/1 1",
+        "4b696c6e-0000-4000-8000-000000000001",
+        "MemTotal:        8388608 kB",
+    ];
+    assert_eq!(lines[..5], fixed, "{text}");
+    assert_eq!(lines[5], lines[6], "an entry for each processor: {text}");
+    assert!(lines.last() != Some(&"0"), "it cannot be written to: {text}");
+    let mut one = kiln_run::Conditions { cores: vec![0], ..Default::default() };
+    let under = |conditions: &kiln_run::Conditions| {
+        let mut text = Vec::new();
+        let spec = step(&kit, tell);
+        let exit = kit.runtime.run_step_under(&spec, conditions, &|| false, &mut |bytes| {
+            text.extend_from_slice(bytes);
+        });
+        assert_eq!(exit.unwrap().code, 0);
+        String::from_utf8(text).unwrap()
+    };
+    let text = under(&one);
+    assert_eq!(text.lines().nth(5), Some("1"), "{text}");
+    one.other_machine = true;
+    let other = under(&one);
+    for (number, line) in fixed.iter().enumerate() {
+        assert_ne!(other.lines().nth(number), Some(*line), "{other}");
+    }
+    kit.assert_clean();
+}
+
 #[test]
 fn nothing_outlives_a_step() {
     let kit = Kit::new();

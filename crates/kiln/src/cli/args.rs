@@ -93,6 +93,9 @@ pub(crate) enum Command {
         /// Compare with an exported image (OCI layout folder or archive) baked elsewhere
         #[arg(long, value_name = "PATH", conflicts_with = "deep")]
         against: Option<PathBuf>,
+        /// What differs and stays behind in a stage ends with 3 as well
+        #[arg(long)]
+        strict: bool,
     },
     /// Cut a release from a clean Git commit; prints its digest
     Release {
@@ -304,8 +307,8 @@ impl Command {
             Self::Init | Self::Serve | Self::Agent => Verb::Ping,
             Self::Lock { project: p, update } => Verb::Lock { project: project.and(p), update },
             Self::Bake { project: p, services } => Verb::Bake { project: project.and(p), services },
-            Self::Verify { project: p, services, deep, against } => {
-                Verb::Verify { project: project.and(p), services, deep, against }
+            Self::Verify { project: p, services, deep, against, strict } => {
+                Verb::Verify { project: project.and(p), services, deep, against, strict }
             }
             Self::Diff { project: p, old, new, text, files, all } => {
                 let names = old.into_iter().chain(new).collect();

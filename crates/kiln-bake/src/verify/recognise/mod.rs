@@ -76,6 +76,20 @@ pub(crate) fn alone(path: &[u8]) -> Finding {
         .unwrap_or_else(|| Finding::new(Cause::Unknown, "one run made it, the other did not"))
 }
 
+/// The name of a commit looks as if it had been drawn by lot, and follows from its time. Where a
+/// repository differs too, that is what it is.
+pub(crate) fn commits<'a>(findings: &mut [Finding], mut paths: impl Iterator<Item = &'a [u8]>) {
+    if !paths.any(places::is_of_commit) {
+        return;
+    }
+    let names = findings.iter_mut().filter(|finding| {
+        finding.cause == Cause::Random && finding.evidence.contains(numbers::HEX_DIGITS)
+    });
+    for finding in names {
+        *finding = Finding::new(Cause::Time, places::COMMIT);
+    }
+}
+
 /// How deep archives in archives are opened.
 const DEEPEST: usize = 3;
 

@@ -5,6 +5,12 @@ use super::Known;
 use super::text::Place;
 use crate::verify::cause::{Cause, Finding};
 
+/// How digits of 16 are called.
+pub(super) const HEX_DIGITS: &str = "hexadecimal digits";
+
+/// How the boot ids begin that steps see.
+const BOOT_ID: &str = "4b696c6e-0000-4000-8000-";
+
 /// How many processes a step may start and its process ids still be known as such.
 const PROCESSES: u64 = 100_000;
 
@@ -26,10 +32,11 @@ fn uuid(places: &[Place<'_>; 2]) -> Option<Finding> {
         lengths == [8, 4, 4, 4, 12]
             && parts.iter().all(|part| part.bytes().all(|byte| byte.is_ascii_hexdigit()))
     };
-    both(places, "-")
-        .iter()
-        .all(|word| is_uuid(word))
-        .then(|| Finding::new(Cause::Random, "both are UUIDs"))
+    let words = both(places, "-");
+    if words.iter().all(|word| word.trim_matches('-').starts_with(BOOT_ID)) {
+        return Some(Finding::new(Cause::Machine, "both are the boot ids that the runs saw"));
+    }
+    words.iter().all(|word| is_uuid(word)).then(|| Finding::new(Cause::Random, "both are UUIDs"))
 }
 
 fn address(places: &[Place<'_>; 2]) -> Option<Finding> {
@@ -106,7 +113,7 @@ fn random(places: &[Place<'_>; 2]) -> Option<Finding> {
     if apart < 4 || apart * 2 < a.len() || !(mixed(a) || mixed(b) || hex(a) && hex(b)) {
         return None;
     }
-    let form = if hex(a) && hex(b) { "hexadecimal digits" } else { "letters and digits" };
+    let form = if hex(a) && hex(b) { HEX_DIGITS } else { "letters and digits" };
     let whose = if temporary { "in the name of a temporary file, " } else { "" };
     let evidence = format!("{whose}{} {form} that have nothing in common", a.len());
     Some(Finding::new(Cause::Random, evidence))

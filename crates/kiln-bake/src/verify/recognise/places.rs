@@ -49,6 +49,23 @@ const KEYS: [&str; 10] = [
     ".der",
 ];
 
+/// What in a repository has names or contents that follow from a commit's time.
+const COMMITTED: [&str; 6] =
+    ["objects/", "refs/", "logs/", "packed-refs", "ORIG_HEAD", "COMMIT_EDITMSG"];
+
+/// Why that differs.
+pub(super) const COMMIT: &str = "a commit's name follows from its time";
+
+/// Whether the path is that of a commit, or of what names one.
+pub(super) fn is_of_commit(path: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(path);
+    let inside = match text.strip_prefix(".git/") {
+        Some(inside) => Some(inside),
+        None => text.split_once("/.git/").map(|(_, inside)| inside),
+    };
+    inside.is_some_and(|inside| COMMITTED.iter().any(|part| inside.starts_with(part)))
+}
+
 /// What the path, or the head of both contents, says.
 pub(super) fn place(path: &[u8], a: &[u8], b: &[u8]) -> Option<Finding> {
     let text = String::from_utf8_lossy(path);
@@ -64,6 +81,9 @@ pub(super) fn place(path: &[u8], a: &[u8], b: &[u8]) -> Option<Finding> {
     }
     if both(b"ssh-rsa ") || both(b"ssh-ed25519 ") || both(b"ecdsa-sha2-") {
         return Some(Finding::new(Cause::Key, "it is a public key of ssh"));
+    }
+    if is_of_commit(path) {
+        return Some(Finding::new(Cause::Time, COMMIT));
     }
     if both(b"v1 ") && is_of_go(name) {
         let evidence = "it is an entry of Go's build cache";

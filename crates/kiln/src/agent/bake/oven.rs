@@ -74,6 +74,7 @@ fn sandbox(conditions: &Conditions) -> (kiln_run::Conditions, Vec<String>) {
         cores: conditions.cores.clone(),
         first_pid: conditions.first_pid,
         uptime: conditions.uptime,
+        other_machine: conditions.other_machine,
     }
     .possible()
 }

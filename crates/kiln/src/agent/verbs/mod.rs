@@ -85,8 +85,8 @@ pub(crate) fn run(
             carrier::import(agent, session, &path, select.as_deref(), name.as_deref(), fds)
         }
         Verb::Forget { name } => carrier::forget(agent, &name),
-        Verb::Verify { project, services, deep, against } => {
-            let asked = verify::Asked { services, deep, against };
+        Verb::Verify { project, services, deep, against, strict } => {
+            let asked = verify::Asked { services, deep, strict, against };
             verify::verify(agent, session, &project, &asked, fds)
         }
         Verb::Diff { project, names, text, .. } => {

@@ -47,7 +47,8 @@ pub(super) fn verify(data: &Value) -> String {
                 let _ = writeln!(out, "  step {}: {}", number(&step["number"]), text(note));
             }
         }
-        if let Some(first) = steps.iter().find(|step| differs(step)) {
+        let worse = |step: &&&Value| differs(step) && text(&step["verdict"]) != "left-behind";
+        if let Some(first) = steps.iter().find(worse).or(steps.iter().find(|step| differs(step))) {
             worst.push((name.clone(), first));
         }
     }
@@ -61,7 +62,7 @@ pub(super) fn verify(data: &Value) -> String {
 }
 
 fn differs(step: &Value) -> bool {
-    matches!(text(&step["verdict"]), "diverged" | "inputs")
+    matches!(text(&step["verdict"]), "diverged" | "inputs" | "left-behind")
 }
 
 fn verdict(step: &Value) -> String {
@@ -70,6 +71,7 @@ fn verdict(step: &Value) -> String {
         "diverged" => "DIVERGED".to_owned(),
         "inputs" => "OTHER INPUTS".to_owned(),
         "not-run" => "not run".to_owned(),
+        "left-behind" => "left behind".to_owned(),
         other => other.to_owned(),
     }
 }
@@ -213,6 +215,7 @@ fn sum(data: &Value) -> String {
         "same" => "the same bits",
         "diverged" => "not the same bits",
         "inputs" => "inputs differ that nothing pins",
+        "left-behind" => "the same bits; what differs stays behind in a stage",
         _ => "not all was run",
     };
     let mut out = format!("{}: {verdict}; {how}, {time}\n", text(&data["project"]));

@@ -8,7 +8,8 @@ use std::time::Instant;
 use kiln_bake::RecordedStep;
 use kiln_bake::base::Lock;
 use kiln_bake::verify::{
-    APART, Conditions, Run, StepReport, Subject, Verdict, available_cores, compare_trees, now,
+    APART, Conditions, Run, StepReport, Subject, Verdict, available_cores, compare_trees,
+    mark_left_behind, now,
 };
 use kiln_core::Digest;
 use kiln_core::compose::Project;
@@ -16,7 +17,7 @@ use kiln_store::{Backing, Store};
 use serde_json::json;
 
 use super::recorded::Recorded;
-use super::{Answer, exit, failed};
+use super::{Answer, Asked, exit, failed, not_varied};
 use crate::agent::Agent;
 use crate::agent::bake::{Oven, VariedSteps};
 use crate::agent::session::Session;
@@ -34,7 +35,7 @@ pub(super) fn deep(
     session: &Session,
     project: &Project,
     lock: &Lock,
-    only: &[String],
+    asked: &Asked,
 ) -> Result<Answer, Report> {
     let began = Instant::now();
     let scratch = agent.store.scratch_dir().because(|| "making room for two stores".into())?;
@@ -64,7 +65,7 @@ pub(super) fn deep(
         let runner = VariedSteps::new(agent, session.cancelled(), &conditions);
         let started = now();
         let oven = Oven { keeps: false, ..Oven::new(&store, &runner) };
-        let recorded = Recorded::bake_in(oven, agent, session, project, lock, only)?;
+        let recorded = Recorded::bake_in(oven, agent, session, project, lock, &asked.services)?;
         let run = Run { conditions, began: started, ended: now() };
         bakes.push(Bake { store, run, recorded });
     }
@@ -72,10 +73,13 @@ pub(super) fn deep(
         return Err(Report::failed("two bakes were begun and not ended"));
     };
     let subjects = first.recorded.subjects(lock);
-    let reports = subjects
+    let mut reports = subjects
         .iter()
         .map(|subject| report(subject, [first, second]))
         .collect::<Result<Vec<_>, Report>>()?;
+    let images: Vec<Digest> = first.recorded.images.values().map(|image| image.tree).collect();
+    mark_left_behind(&first.store, &subjects, &images, &mut reports)
+        .map_err(|error| failed(&error))?;
     let found = first.recorded.assemble(&subjects, reports);
     let equal = first.recorded.images == second.recorded.images;
     let verdict = if equal { found.verdict() } else { Verdict::Diverged };
@@ -86,14 +90,14 @@ pub(super) fn deep(
         "conditions": {
             "first": first.run.conditions,
             "second": second.run.conditions,
-            "not_varied": VariedSteps::missing(&second.run.conditions),
+            "not_varied": not_varied(&second.run.conditions),
         },
         "images": { "first": first.recorded.images, "second": second.recorded.images },
         "bases": found.bases,
         "services": found.services,
         "ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
     });
-    Ok(Answer { exit: exit(verdict), data })
+    Ok(Answer { exit: exit(verdict, asked.strict), data })
 }
 
 /// Waits until a time stamp of the next bake cannot be one of the bake before.

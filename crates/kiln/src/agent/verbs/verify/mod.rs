@@ -16,11 +16,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kiln_bake::verify::{Conditions, StepReport, Subject, Verdict, Verifier, available_cores};
+use kiln_bake::verify::{
+    Conditions, NOT_VARIED, StepReport, Subject, Verdict, Verifier, available_cores,
+    mark_left_behind,
+};
 use kiln_bake::{BakeError, StepRunner};
-use kiln_core::ImageId;
 use kiln_core::compose::Project;
 use kiln_core::exit::Exit;
+use kiln_core::{Digest, ImageId};
 use serde::Serialize;
 use serde_json::json;
 
@@ -41,6 +44,8 @@ pub(super) struct Asked {
     pub deep: bool,
     /// Compare with the image that is open; the path is for messages.
     pub against: Option<PathBuf>,
+    /// What stays behind in a stage counts as well.
+    pub strict: bool,
 }
 
 /// A service, verified step by step.
@@ -67,7 +72,7 @@ pub(super) fn verify(
     let _lease = agent.lease()?;
     let lock = bake::lock(agent, session, &project)?;
     if asked.deep {
-        return deep::deep(agent, session, &project, &lock, &asked.services);
+        return deep::deep(agent, session, &project, &lock, asked);
     }
     let one = match &asked.against {
         None => None,
@@ -87,7 +92,7 @@ pub(super) fn verify(
         let data = json!({
             "project": project.name, "verdict": verdict, "path": path, "against": found,
         });
-        return Ok(Answer { exit: exit(verdict), data });
+        return Ok(Answer { exit: exit(verdict, asked.strict), data });
     }
     let cores = available_cores();
     let node = session.begin("verify", &project.name, "");
@@ -103,7 +108,12 @@ pub(super) fn verify(
         cores: cores.clone(),
     };
     let subjects = recorded.subjects(&lock);
-    let reports = verifier.verify(&subjects).map_err(|error| failed(&error));
+    let images: Vec<Digest> = recorded.images.values().map(|image| image.tree).collect();
+    let reports = verifier.verify(&subjects).and_then(|mut reports| {
+        mark_left_behind(&agent.store, &subjects, &images, &mut reports)?;
+        Ok(reports)
+    });
+    let reports = reports.map_err(|error| failed(&error));
     node.end(&reports, &reports.as_ref().map(|reports| words(reports)).unwrap_or_default());
     let found = recorded.assemble(&subjects, reports?);
     let verdict = found.verdict();
@@ -113,14 +123,20 @@ pub(super) fn verify(
         "verdict": verdict,
         "conditions": {
             "first": Conditions::plain(&cores),
-            "not_varied": VariedSteps::missing(&second),
+            "not_varied": not_varied(&second),
             "second": second,
         },
         "bases": found.bases,
         "services": found.services,
         "ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
     });
-    Ok(Answer { exit: exit(verdict), data })
+    Ok(Answer { exit: exit(verdict, asked.strict), data })
+}
+
+/// What of `conditions` this machine cannot vary, and what none can.
+fn not_varied(conditions: &Conditions) -> Vec<String> {
+    let always = NOT_VARIED.iter().map(|text| (*text).to_owned());
+    VariedSteps::missing(conditions).into_iter().chain(always).collect()
 }
 
 /// The one service that is to be compared with an image.
@@ -155,19 +171,23 @@ impl Found {
 }
 
 /// Where the same bits cannot be promised, that is said by the exit code: it diverged, or it took
-/// something from outside that differs.
-const fn exit(verdict: Verdict) -> Exit {
+/// something from outside that differs. What no image has is said only, unless one is `strict`.
+const fn exit(verdict: Verdict, strict: bool) -> Exit {
     match verdict {
         Verdict::Same | Verdict::NotRun => Exit::Done,
-        Verdict::Inputs | Verdict::Diverged => Exit::Difference,
+        Verdict::LeftBehind if !strict => Exit::Done,
+        Verdict::LeftBehind | Verdict::Inputs | Verdict::Diverged => Exit::Difference,
     }
 }
 
 fn words(reports: &[StepReport]) -> String {
     let count = |verdict| reports.iter().filter(|report| report.verdict == verdict).count();
     let mut words = format!("{} the same", count(Verdict::Same));
-    for (verdict, word) in [(Verdict::Diverged, "diverged"), (Verdict::Inputs, "with other inputs")]
-    {
+    for (verdict, word) in [
+        (Verdict::Diverged, "diverged"),
+        (Verdict::Inputs, "with other inputs"),
+        (Verdict::LeftBehind, "left something behind that differs"),
+    ] {
         if count(verdict) > 0 {
             words.push_str(&format!(", {} {word}", count(verdict)));
         }

@@ -117,7 +117,7 @@ impl Recorded {
                 .collect();
             let Some(image) = self.images.get(name) else { continue };
             let verdict = steps.iter().map(|step| step.verdict).max().unwrap_or(Verdict::Same);
-            let first = steps.iter().find(|step| step.verdict > Verdict::NotRun);
+            let first = steps.iter().find(|step| step.verdict > Verdict::LeftBehind);
             let first = first.map(|step| step.number);
             services.entry(name.clone()).or_insert(ServiceReport {
                 image: *image,
