@@ -113,7 +113,7 @@ fn correct(finding: &mut Finding, which: Condition) {
         Condition::Lower => (
             Cause::FileSystem,
             "it differs when only the way the tree is mounted does: the order of names in a \
-             folder, its size, or inode numbers",
+             folder, its size, inode numbers, or the time of a last change (ctime)",
         ),
         Condition::Upper if of_order => (
             Cause::DirectoryOrder,

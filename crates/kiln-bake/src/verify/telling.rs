@@ -43,6 +43,8 @@ struct Telling {
     forms: Vec<String>,
     /// Only as a word of its own in a short text.
     word: bool,
+    /// What is meant only where it is all that a file has.
+    alone: Option<String>,
 }
 
 /// Notes for what the files tell that the step changed: one for each thing, with the first file.
@@ -84,11 +86,14 @@ impl Telling {
         if self.word && bytes.len() > LONGEST {
             return None;
         }
-        let form = self.forms.iter().find(|form| match self.word {
-            false => contains(bytes, form.as_bytes()),
-            true => bytes
-                .split(|byte| !byte.is_ascii_alphanumeric())
-                .any(|word| word == form.as_bytes()),
+        let whole = self.alone.as_ref().filter(|form| bytes.trim_ascii() == form.as_bytes());
+        let form = whole.or_else(|| {
+            self.forms.iter().find(|form| match self.word {
+                false => contains(bytes, form.as_bytes()),
+                true => bytes
+                    .split(|byte| !byte.is_ascii_alphanumeric())
+                    .any(|word| word == form.as_bytes()),
+            })
         });
         form.map(String::as_str)
     }
@@ -108,7 +113,7 @@ impl Telling {
 
 /// What files may tell on the day of `seconds` since 1970, on this machine.
 fn tellings(seconds: u64) -> Vec<Telling> {
-    let telling = |what, then, forms| Telling { what, then, forms, word: false };
+    let telling = |what, then, forms| Telling { what, then, forms, word: false, alone: None };
     let machine = "another machine's result differs";
     let mut all = vec![telling(
         "the date of today",
@@ -151,6 +156,7 @@ fn tellings(seconds: u64) -> Vec<Telling> {
             format!("W{:02}", week(seconds)),
         ],
         word: true,
+        alone: Some(format!("{:02}", week(seconds))),
     });
     all
 }
@@ -253,6 +259,9 @@ mod tests {
         assert_eq!(calendar.form_in(b"(c) 2026 somebody"), Some("2026"));
         assert_eq!(calendar.form_in(b"built in November\n"), Some("November"));
         assert_eq!(calendar.form_in(b"120261 x2026"), None);
+        let week = calendar.alone.clone().unwrap();
+        assert_eq!(calendar.form_in(format!("{week}\n").as_bytes()), Some(week.as_str()));
+        assert_eq!(calendar.form_in(format!("{week} apples").as_bytes()), None);
         assert_eq!(calendar.form_in(&[b"2026 ".repeat(10_000)].concat()), None);
         let found = vec![("/a".to_owned(), "2026"); OF_CALENDAR + 1];
         assert!(calendar.note(&found).is_none() && calendar.note(&found[..2]).is_some());

@@ -26,6 +26,10 @@ const MORE_FLAGS: &str = " fma movbe aes xsave avx f16c rdrand abm bmi1 avx2 bmi
 /// What every 64-bit ARM has.
 const FEATURES: &str = "fp asimd evtstrm cpuid";
 
+/// What a container usually has to do with.
+const FILE_SYSTEMS: &str = "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tcgroup2\n\
+     nodev\tdevtmpfs\nnodev\tdevpts\nnodev\tmqueue\nnodev\toverlay\n\text4\n";
+
 /// Covers what `/proc` below `root` tells of the real machine. `files` takes the texts.
 pub(super) fn cover(root: BorrowedFd<'_>, files: &Path, machine: Machine) -> Result<(), Fault> {
     for (number, (name, text)) in texts(machine, processors()).into_iter().enumerate() {
@@ -55,13 +59,14 @@ fn processors() -> usize {
 }
 
 /// Names below `/proc`, and what stands there.
-fn texts(machine: Machine, processors: usize) -> [(&'static str, String); 6] {
+fn texts(machine: Machine, processors: usize) -> [(&'static str, String); 10] {
     let other = machine == Machine::Other;
     let release = if other { "6.12.0" } else { "6.1.0" };
     let version = format!("Linux version {release} (kiln@kiln) #1 SMP PREEMPT_DYNAMIC\n");
     let boot = if other { 2 } else { 1 };
     let gigabytes = if other { 16 } else { 8 };
     let command = if other { "root=/dev/sda1 ro quiet\n" } else { "root=/dev/vda1 ro\n" };
+    let swap = "/swap\tfile\t1048572\t0\t-2\n";
     let load = if other { "0.31 0.12 0.05 1/99 2\n" } else { "0.00 0.00 0.00 1/1 1\n" };
     [
         ("version", version),
@@ -69,8 +74,19 @@ fn texts(machine: Machine, processors: usize) -> [(&'static str, String); 6] {
         ("loadavg", load.to_owned()),
         ("meminfo", meminfo(gigabytes << 20)),
         ("cpuinfo", cpuinfo(std::env::consts::ARCH, other, processors)),
+        ("filesystems", format!("{FILE_SYSTEMS}{}", if other { "\txfs\n" } else { "" })),
+        ("modules", if other { "loop 40960 0 - Live 0x0000000000000000\n" } else { "\n" }.into()),
+        ("partitions", disk(if other { "sda" } else { "vda" })),
+        (
+            "swaps",
+            format!("Filename\tType\tSize\tUsed\tPriority\n{}", if other { swap } else { "" }),
+        ),
         ("sys/kernel/random/boot_id", format!("4b696c6e-0000-4000-8000-{boot:012}\n")),
     ]
+}
+
+fn disk(name: &str) -> String {
+    format!("major minor  #blocks  name\n\n 254        0   33554432 {name}\n")
 }
 
 /// `kilobytes` of memory, all of it free, and no swap.

@@ -5,6 +5,9 @@ use super::Known;
 use super::text::Place;
 use crate::verify::cause::{Cause, Finding};
 
+/// Two numbers that differ by less than this part of the larger are no random ones, most likely.
+const NEAR: u64 = 100;
+
 /// How digits of 16 are called.
 pub(super) const HEX_DIGITS: &str = "hexadecimal digits";
 
@@ -97,6 +100,13 @@ fn random(places: &[Place<'_>; 2]) -> Option<Finding> {
     };
     let digits = |word: &str| word.len() >= 3 && word.bytes().all(|byte| byte.is_ascii_digit());
     if digits(a) && digits(b) {
+        if let (Ok(a), Ok(b)) = (a.parse::<u64>(), b.parse::<u64>())
+            && a.abs_diff(b).saturating_mul(NEAR) < a.max(b)
+        {
+            let evidence = "two numbers close to one another: something that is counted, such as \
+                            the room that is left";
+            return Some(Finding::new(Cause::Unknown, evidence));
+        }
         return Some(Finding::new(
             Cause::Random,
             "two numbers that are neither times nor process ids",
@@ -115,7 +125,11 @@ fn random(places: &[Place<'_>; 2]) -> Option<Finding> {
     }
     let form = if hex(a) && hex(b) { HEX_DIGITS } else { "letters and digits" };
     let whose = if temporary { "in the name of a temporary file, " } else { "" };
-    let evidence = format!("{whose}{} {form} that have nothing in common", a.len());
+    let digest = match (hex(a) && hex(b), a.len()) {
+        (true, 32 | 40 | 64 | 96 | 128) => ", as of a digest: over a time, or another random value",
+        _ => "",
+    };
+    let evidence = format!("{whose}{} {form} that have nothing in common{digest}", a.len());
     Some(Finding::new(Cause::Random, evidence))
 }
 
