@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use crate::paths::{Paths, short};
 use crate::table::{Route, Table};
 use crate::wire::{
-    Applied, Bind, BindFailure, Bound, Change, Drain, DrainPolicy, Drained, Reply, Request, Stats,
+    Applied, Behind, Bind, BindFailure, Bound, Change, Drain, DrainPolicy, Drained, Reply, Request,
+    Stats,
 };
 
 /// How long an answer may take that has nothing to wait for.
@@ -235,6 +236,17 @@ impl FrontClient {
         }
     }
 
+    /// What is still under way where no new work goes, and the addresses that somebody else has.
+    ///
+    /// # Errors
+    /// When the front breaks off.
+    pub fn behind(&mut self) -> Result<(Vec<Behind>, Vec<BindFailure>), FrontError> {
+        match self.ask(&Request::Behind, ANSWER_LIMIT)? {
+            Reply::Behind { upstreams, waiting } => Ok((upstreams, waiting)),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
     /// Who answers.
     ///
     /// # Errors
@@ -248,23 +260,13 @@ impl FrontClient {
         }
     }
 
-    /// Has a fresh worker of the program `exe`, or of the one that now stands at the minder's
-    /// path, take over; the old one leaves after its last connection or `grace`. No listener is
-    /// closed.
+    /// Has a fresh worker of the minder's program take over; the old one leaves after its last
+    /// connection or `grace`. No listener is closed.
     ///
     /// # Errors
     /// [`FrontError::Refused`] without a minder.
-    pub fn upgrade(&mut self, grace: Duration, exe: Option<&Path>) -> Result<(), FrontError> {
-        let exe = exe.map(Path::to_owned);
-        self.ask_done(&Request::Upgrade { grace_ms: millis(grace), exe })
-    }
-
-    /// Has the minder leave; [`ensure_running`] starts one of its own program.
-    ///
-    /// # Errors
-    /// When the front breaks off.
-    pub fn replace_minder(&mut self) -> Result<(), FrontError> {
-        self.ask_done(&Request::ReplaceMinder)
+    pub fn upgrade(&mut self, grace: Duration) -> Result<(), FrontError> {
+        self.ask_done(&Request::Upgrade { grace_ms: millis(grace) })
     }
 
     /// Ends the front, minder and all, and returns when it no longer answers. What is under way
@@ -352,6 +354,38 @@ pub fn ensure_running(root: &Path, exe: &Path) -> Result<FrontClient, FrontError
     }
 }
 
+/// Replaces a front of another build by one of the program `exe`, minder and worker, without
+/// closing a port: the old worker goes on with what it has, for at most `grace`. Says whether
+/// there was anything to replace.
+///
+/// # Errors
+/// When there is no front, or the new one does not come up; the old one then serves on.
+pub fn renew(root: &Path, exe: &Path, grace: Duration) -> Result<bool, FrontError> {
+    let before = FrontClient::connect(root)?.ping()?;
+    if before.build == crate::build_id() {
+        return Ok(false);
+    }
+    // The new minder first: it finds the worker, gets its sockets, and starts what is newer.
+    let paths = Paths::new(root);
+    if let Some(minder) = paths.holder_of("minder.lock") {
+        paths.end(minder, "minder.lock");
+    }
+    let mut front = ensure_running(root, exe)?;
+    front.upgrade(grace)?;
+    let deadline = Instant::now() + START_LIMIT;
+    loop {
+        let pong = FrontClient::connect(root).and_then(|mut front| front.ping());
+        if pong.is_ok_and(|pong| pong.pid != before.pid) {
+            return Ok(true);
+        }
+        if Instant::now() > deadline {
+            let what = format!("process {} was not replaced", before.pid);
+            return Err(FrontError::Start { what, log: root.join("front/log") });
+        }
+        std::thread::sleep(START_PAUSE);
+    }
+}
+
 fn minded(root: &Path) -> Option<FrontClient> {
     let mut client = FrontClient::connect(root).ok()?;
     client.ping().ok()?.minder.then_some(client)
@@ -362,6 +396,12 @@ fn millis(duration: Duration) -> u64 {
 }
 
 impl Drain {
+    /// Everything may go on for as long as the routes said, counted from the switch.
+    pub fn as_routed(mut self) -> Self {
+        self.policy = DrainPolicy::AsRouted;
+        self
+    }
+
     /// What led to `upstreams`, cut at the deadline.
     pub fn of(upstreams: impl IntoIterator<Item = SocketAddr>, deadline: Duration) -> Self {
         Self {

@@ -2,7 +2,7 @@
 //! `front.sock` (its owner) may ask anything.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::link::Message;
 use crate::paths::short;
 use crate::state::State;
 use crate::wire::{Drain, DrainPolicy, Drained, LINE_LIMIT, Reply, Request};
@@ -20,7 +19,7 @@ use crate::wire::{Drain, DrainPolicy, Drained, LINE_LIMIT, Reply, Request};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Leave {
     Stop { grace: Duration },
-    Upgrade { grace: Duration, exe: Option<PathBuf> },
+    Upgrade { grace: Duration },
 }
 
 /// What the control connections share.
@@ -102,21 +101,21 @@ impl Control {
             Request::Hold { routes, hold, ms } => self.state().hold(&routes, hold, ms),
             Request::CheckBind { addrs } => Reply::Taken { taken: self.state().check_bind(&addrs) },
             Request::Stats => Reply::Stats(self.state().stats()),
+            Request::Behind => {
+                let state = self.state();
+                Reply::Behind { upstreams: state.behind(), waiting: state.waiting() }
+            }
             Request::Ping => {
                 let state = self.state();
                 let generation = state.table().generation;
                 let build = crate::build_id();
                 Reply::Pong { pid: std::process::id(), minder: state.minded(), generation, build }
             }
-            Request::Upgrade { .. } if !self.state().minded() => {
+            Request::Upgrade { .. } if !self.state().has_minder() => {
                 Reply::Error { message: "there is no minder to start another worker".to_owned() }
             }
-            Request::Upgrade { grace_ms, exe } => {
-                return (Reply::Done, Some(Leave::Upgrade { grace: grace(grace_ms), exe }));
-            }
-            Request::ReplaceMinder => {
-                self.state().tell(Message::Yield, None);
-                Reply::Done
+            Request::Upgrade { grace_ms } => {
+                return (Reply::Done, Some(Leave::Upgrade { grace: grace(grace_ms) }));
             }
             Request::Stop { grace_ms } => {
                 return (Reply::Done, Some(Leave::Stop { grace: grace(grace_ms) }));

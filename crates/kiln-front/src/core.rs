@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::generation::{Closing, Front};
-use crate::pool;
 use crate::proxy::{self, Conn, udp};
+use crate::{pool, pool2};
 
 /// How often idle upstream connections are looked through.
 const SWEEP: Duration = Duration::from_secs(2);
@@ -178,6 +178,9 @@ fn begin(work: Work, front: &Arc<Front>) {
                 tokio::spawn(proxy::serve(conn, stream));
             }
         }
-        Work::Retire(upstream) => pool::retire(upstream),
+        Work::Retire(upstream) => {
+            pool::retire(upstream);
+            pool2::retire(upstream);
+        }
     }
 }

@@ -83,6 +83,11 @@ impl Front {
         self.changed.send_replace(());
     }
 
+    /// Something else than the table has changed that connections wait for.
+    pub(crate) fn tell_change(&self) {
+        self.changed.send_replace(());
+    }
+
     /// Ends with the next switch after the call.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()

@@ -16,8 +16,8 @@
 //! | `state` | what the worker owns: listeners, table, upstreams; `apply` |
 //! | `listener`, `listeners`, `holder` | binding an address; all that are open; who else holds one |
 //! | `generation`, `upstream` | what requests read: the current generation; activity and cutting |
-//! | `core`, `pool` | a thread with its own runtime; its idle upstream connections |
-//! | `proxy` | one accepted connection: detection, HTTP/1.1, TCP, UDP |
+//! | `core`, `pool`, `pool2` | a thread with its own runtime; its idle upstream connections |
+//! | `proxy` | one accepted connection: detection, HTTP/1, HTTP/2, TCP, UDP |
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::print_stderr))]
 
@@ -42,6 +42,7 @@ mod minder;
 mod minding;
 mod paths;
 mod pool;
+mod pool2;
 mod proxy;
 mod saved;
 mod state;
@@ -53,10 +54,12 @@ mod worker;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-pub use client::{FrontClient, FrontError, ensure_running};
+pub use client::{FrontClient, FrontError, ensure_running, renew};
 pub use minder::run_minder;
 pub use table::{App, Protocol, Route, Table};
-pub use wire::{Applied, Bind, BindFailure, Change, Drain, DrainPolicy, Drained, Holder, Stats};
+pub use wire::{
+    Applied, Behind, Bind, BindFailure, Change, Drain, DrainPolicy, Drained, Holder, Stats,
+};
 pub use worker::run_worker;
 
 /// What tells this program from another build of it.

@@ -4,7 +4,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -29,11 +29,8 @@ pub(crate) enum Message {
     Drop(Key),
     /// Every kept socket has been sent: start.
     Go,
-    /// Start another worker, of the program at this path, and give it the sockets; this one is
-    /// about to leave.
-    Upgrade(Option<PathBuf>),
-    /// Leave: a minder of another program takes over.
-    Yield,
+    /// Start another worker and give it the sockets; this one is about to leave.
+    Upgrade,
     /// The worker leaves because it was asked to: leave too.
     Bye,
 }

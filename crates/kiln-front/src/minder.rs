@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ pub fn run_minder(root: &Path, exe: &Path) -> u8 {
 
 struct Minder<'a> {
     root: &'a Path,
-    exe: PathBuf,
+    exe: &'a Path,
     kept: BTreeMap<Key, OwnedFd>,
     /// Started by this minder and not yet reaped.
     children: Vec<Child>,
@@ -49,7 +49,7 @@ enum End {
 fn run(root: &Path, exe: &Path) -> io::Result<()> {
     // Fails for a process group's leader, which a shell's job is: that is as good.
     let _ = rustix::process::setsid();
-    let (root, exe) = (&std::path::absolute(root)?, std::path::absolute(exe)?);
+    let (root, exe) = (&std::path::absolute(root)?, &std::path::absolute(exe)?);
     raise_descriptor_limit();
     // Keeps no file system busy on which it happened to be started.
     rustix::process::chdir("/")?;
@@ -68,7 +68,7 @@ fn run(root: &Path, exe: &Path) -> io::Result<()> {
         let end = match line {
             Ok(line) => minder.tend(line),
             Err(error) => {
-                say!("front: {}: {error}", minder.exe.display());
+                say!("front: {}: {error}", exe.display());
                 End::Died
             }
         };
@@ -88,7 +88,7 @@ impl Minder<'_> {
     fn spawn(&mut self) -> io::Result<OwnedFd> {
         self.children.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
         let (here, there) = link::pair()?;
-        let mut command = Command::new(&self.exe);
+        let mut command = Command::new(self.exe);
         command.args(["front", "--worker"]).arg(self.root).stdin(Stdio::from(there));
         let child = command.spawn()?;
         // The parent's copy of the worker's end goes with it, else its death would not show.
@@ -117,13 +117,7 @@ impl Minder<'_> {
                     self.kept.clear();
                     end = End::Stopped;
                 }
-                Ok(Some((Message::Upgrade(exe), _))) => {
-                    if let Some(exe) = exe {
-                        self.exe = exe;
-                    }
-                    return End::Replaced;
-                }
-                Ok(Some((Message::Yield, _))) => return End::Stopped,
+                Ok(Some((Message::Upgrade, _))) => return End::Replaced,
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(error) => {

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -20,12 +21,16 @@ pub(crate) struct Minding {
     queue: Sender<Told>,
     /// Breaks when the thread has ended.
     ended: Receiver<()>,
+    /// What was not said yet.
+    left: Arc<AtomicUsize>,
 }
 
 impl Minding {
     pub(crate) fn start(line: Arc<OwnedFd>) -> io::Result<Self> {
         let (queue, said) = channel::<Told>();
         let (end, ended) = channel();
+        let left = Arc::new(AtomicUsize::new(0));
+        let counted = left.clone();
         std::thread::Builder::new().name("front-tells".into()).spawn(move || {
             let _end = end;
             for (message, socket) in said {
@@ -36,14 +41,21 @@ impl Minding {
                     }
                     return;
                 }
+                counted.fetch_sub(1, Relaxed);
             }
         })?;
-        Ok(Self { queue, ended })
+        Ok(Self { queue, ended, left })
     }
 
     pub(crate) fn tell(&self, message: Message, socket: Option<Arc<OwnedFd>>) {
+        self.left.fetch_add(1, Relaxed);
         // It fails when the minder is gone.
         let _ = self.queue.send((message, socket));
+    }
+
+    /// Whether the minder was told everything.
+    pub(crate) fn knows_all(&self) -> bool {
+        self.left.load(Relaxed) == 0
     }
 
     /// Returns when all is said, nobody listens any more, or the minder has been stopped.

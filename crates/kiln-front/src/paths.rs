@@ -3,10 +3,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// Longest path that fits a Unix socket address with its final zero.
 const SOCKET_PATH_LIMIT: usize = 107;
@@ -57,6 +59,34 @@ impl Paths {
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+impl Paths {
+    /// The process that has the lock named `name`: proc(5), `/proc/locks`.
+    pub(crate) fn holder_of(&self, name: &str) -> Option<Pid> {
+        let inode = fs::metadata(self.dir.join(name)).ok()?.ino().to_string();
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        locks.lines().find_map(|line| {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            let at = words.iter().position(|word| *word == "FLOCK")?;
+            let same = words.get(at + 4)?.rsplit(':').next()? == inode;
+            let pid = same.then(|| words.get(at + 3)?.parse().ok()).flatten()?;
+            Pid::from_raw(pid)
+        })
+    }
+
+    /// Ends a process that has the lock named `name`, and returns when it has.
+    pub(crate) fn end(&self, pid: Pid, name: &str) {
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+        // Looked at again with the process in hand: its number may have become another's.
+        if self.holder_of(name) != Some(pid) {
+            return;
+        }
+        // It fails if it has ended by itself.
+        let _ = pidfd_send_signal(&process, Signal::KILL);
+        let limit = Timespec { tv_sec: 2, tv_nsec: 0 };
+        let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit));
     }
 }
 

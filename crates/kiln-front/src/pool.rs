@@ -2,14 +2,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::io;
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper_util::rt::TokioIo;
+use bytes::BytesMut;
+use rustix::net::{RecvFlags, recv};
 use tokio::net::TcpStream;
 
-use crate::proxy::{RequestBody, Rewound};
 use crate::upstream::Upstream;
 
 /// Below the shortest common server's own limit (Node.js: 5 s), so that a connection is seldom
@@ -17,40 +16,66 @@ use crate::upstream::Upstream;
 const IDLE_LIMIT: Duration = Duration::from_secs(4);
 /// Idle connections to one upstream from one core.
 const IDLE_COUNT: usize = 256;
-/// Longest head of a response; also what is read at once.
-const READ_LIMIT: usize = 256 << 10;
 
 thread_local! {
     static POOL: RefCell<HashMap<u64, Vec<Idle>>> = RefCell::default();
 }
 
-/// A connection that can take a request.
-pub(crate) type Sender = SendRequest<RequestBody>;
+/// A connection to an upstream, and what it said that nobody has used yet.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) stream: TcpStream,
+    pub(crate) buf: BytesMut,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self { stream, buf: BytesMut::new() }
+    }
+}
 
 struct Idle {
-    sender: Sender,
+    stream: TcpStream,
     since: Instant,
 }
 
-/// The connection to `upstream` that was used last, if one is ready.
-pub(crate) fn take(upstream: &Upstream) -> Option<Sender> {
+impl Idle {
+    /// Neither closed nor heard from, which would be its good-bye.
+    fn stands(&self) -> bool {
+        let read = self.stream.try_read(&mut [0; 1]);
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Asks the kernel: what the runtime knows may be a moment old.
+    fn surely_stands(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        matches!(recv(&self.stream, &mut [0; 1], flags), Err(rustix::io::Errno::AGAIN))
+    }
+}
+
+/// The connection to `upstream` that was used last and still stands.
+pub(crate) fn take(upstream: &Upstream, sure: bool) -> Option<Connection> {
     POOL.with_borrow_mut(|pool| {
         let idle = pool.get_mut(&upstream.id)?;
-        let at = idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        let found = idle.remove(at);
-        (found.since.elapsed() < IDLE_LIMIT).then_some(found.sender)
+        while let Some(last) = idle.pop() {
+            let fresh = last.since.elapsed() < IDLE_LIMIT;
+            if fresh && last.stands() && (!sure || last.surely_stands()) {
+                return Some(Connection::new(last.stream));
+            }
+        }
+        None
     })
 }
 
 /// Keeps a connection for the next request.
-pub(crate) fn put(upstream: &Upstream, sender: Sender) {
-    if upstream.retired() || sender.is_closed() {
+pub(crate) fn put(upstream: &Upstream, connection: Connection) {
+    if upstream.retired() || !connection.buf.is_empty() {
         return;
     }
     POOL.with_borrow_mut(|pool| {
         let idle = pool.entry(upstream.id).or_default();
         if idle.len() < IDLE_COUNT {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle { stream: connection.stream, since: Instant::now() });
         }
     });
 }
@@ -59,7 +84,7 @@ pub(crate) fn put(upstream: &Upstream, sender: Sender) {
 pub(crate) fn sweep() {
     POOL.with_borrow_mut(|pool| {
         pool.retain(|_, idle| {
-            idle.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_LIMIT);
+            idle.retain(|idle| idle.since.elapsed() < IDLE_LIMIT && idle.stands());
             !idle.is_empty()
         });
     });
@@ -68,21 +93,4 @@ pub(crate) fn sweep() {
 /// Drops all connections to an upstream that gets no new work.
 pub(crate) fn retire(upstream: u64) {
     POOL.with_borrow_mut(|pool| pool.remove(&upstream));
-}
-
-/// Speaks HTTP on a fresh connection. It is driven by a task of its own until it ends or the
-/// upstream is cut.
-pub(crate) async fn speak(upstream: &Arc<Upstream>, stream: TcpStream) -> hyper::Result<Sender> {
-    let mut cut = upstream.when_cut();
-    let io = TokioIo::new(Rewound::new(stream));
-    let (sender, connection) =
-        Builder::new().max_buf_size(READ_LIMIT).handshake::<_, RequestBody>(io).await?;
-    tokio::spawn(async move {
-        tokio::select! {
-            // Errors reach the request that they belong to.
-            _ = connection.with_upgrades() => {}
-            _ = cut.all() => {}
-        }
-    });
-    Ok(sender)
 }

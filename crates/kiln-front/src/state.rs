@@ -20,7 +20,9 @@ use crate::minding::Minding;
 use crate::saved::{Saved, Saving};
 use crate::table::{Protocol, Route, Table};
 use crate::upstream::{Counters, Upstream};
-use crate::wire::{Applied, Bind, BindFailure, Bound, Change, Drain, Reply, Stats, UpstreamStats};
+use crate::wire::{
+    Applied, Behind, Bind, BindFailure, Bound, Change, Drain, Reply, Stats, UpstreamStats,
+};
 
 /// The worker's state; lives behind one lock on the control thread.
 #[derive(Debug)]
@@ -267,7 +269,8 @@ impl State {
         self.save();
     }
 
-    fn waiting(&self) -> Vec<BindFailure> {
+    /// What could not be had, and is tried again.
+    pub(crate) fn waiting(&self) -> Vec<BindFailure> {
         self.listeners.failed().map(|(_, failure)| failure.clone()).collect()
     }
 
@@ -329,18 +332,33 @@ impl State {
         self.listeners.taken(addrs, &self.table)
     }
 
+    /// What is still under way where no new work goes.
+    pub(crate) fn behind(&self) -> Vec<Behind> {
+        let left = self.upstreams.values().filter_map(Weak::upgrade).filter_map(|upstream| {
+            let (requests, connections) = upstream.active();
+            let busy = (requests, connections) != (0, 0) && upstream.retired();
+            busy.then(|| Behind {
+                upstream: upstream.addr,
+                slot: upstream.slot(),
+                requests,
+                connections,
+                cut_in_ms: cut_in_ms(&upstream),
+            })
+        });
+        left.collect()
+    }
+
     /// Counters.
     pub(crate) fn stats(&self) -> Stats {
         let upstreams = self.upstreams.values().filter_map(Weak::upgrade).map(|upstream| {
             let (requests, pinned) = upstream.active();
             let live = self.live.contains_key(&upstream.id);
-            let left = upstream.deadline().map(|at| at.saturating_duration_since(Instant::now()));
             let stats = UpstreamStats {
                 slot: upstream.slot(),
                 live,
                 requests,
                 pinned,
-                cut_in_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+                cut_in_ms: cut_in_ms(&upstream),
             };
             (upstream.addr, stats)
         });
@@ -358,8 +376,13 @@ impl State {
         &self.table
     }
 
-    /// Whether a minder watches this worker.
+    /// Whether a minder watches this worker and has every socket.
     pub(crate) fn minded(&self) -> bool {
+        self.minding.as_ref().is_some_and(Minding::knows_all)
+    }
+
+    /// Whether a minder watches this worker.
+    pub(crate) fn has_minder(&self) -> bool {
         self.minding.is_some()
     }
 
@@ -417,6 +440,12 @@ impl State {
 fn release(slot: &str) -> Option<Bytes> {
     let fit = !slot.is_empty() && slot.bytes().all(|byte| matches!(byte, 0x21..=0x7e));
     fit.then(|| Bytes::copy_from_slice(slot.as_bytes()))
+}
+
+/// How long what is still under way there may go on.
+fn cut_in_ms(upstream: &Upstream) -> Option<u64> {
+    let left = upstream.deadline()?.saturating_duration_since(Instant::now());
+    Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Starts the clock of an upstream that gets no new work: what is still there when it has run out

@@ -89,6 +89,11 @@ impl Upstream {
         self.http.load(Relaxed) != UNKNOWN
     }
 
+    /// Whether it has been seen to speak HTTP.
+    pub(crate) fn is_sure(&self) -> bool {
+        self.http.load(Relaxed) == SEEN
+    }
+
     /// What stood behind the same route before spoke HTTP.
     pub(crate) fn expect_http(&self) {
         let _ = self.http.compare_exchange(UNKNOWN, EXPECTED, Relaxed, Relaxed);
@@ -97,6 +102,11 @@ impl Upstream {
     /// It spoke HTTP. Says whether that is news.
     pub(crate) fn learn_http(&self) -> bool {
         self.http.load(Relaxed) != SEEN && self.http.swap(SEEN, Relaxed) != SEEN
+    }
+
+    /// It spoke first, and no HTTP.
+    pub(crate) fn unlearn_http(&self) {
+        self.http.store(UNKNOWN, Relaxed);
     }
 
     /// Requests and pinned connections under way.

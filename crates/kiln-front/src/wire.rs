@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,19 +48,16 @@ pub enum Request {
     },
     /// Counters.
     Stats,
+    /// What is still under way where no new work goes.
+    Behind,
     /// Is anybody there.
     Ping,
-    /// Hand listeners to a fresh worker of the program `exe`, or of the one that now stands at the
-    /// minder's path, and leave when the last connection has ended, or after `grace_ms`.
+    /// Hand listeners to a fresh worker of the minder's program, and leave when the last connection
+    /// has ended, or after `grace_ms`.
     Upgrade {
         /// Milliseconds.
         grace_ms: u64,
-        /// Absolute path.
-        #[serde(default)]
-        exe: Option<PathBuf>,
     },
-    /// Have the minder leave, so that one of another program can take its place.
-    ReplaceMinder,
     /// End worker and minder, after at most `grace_ms` for what is under way.
     Stop {
         /// Milliseconds.
@@ -92,6 +88,13 @@ pub enum Reply {
     },
     /// To `stats`.
     Stats(Stats),
+    /// To `behind`.
+    Behind {
+        /// Only those on which something is under way.
+        upstreams: Vec<Behind>,
+        /// Addresses that somebody else has, and that are tried again.
+        waiting: Vec<BindFailure>,
+    },
     /// To `ping`.
     Pong {
         /// Process id of the worker.
@@ -104,7 +107,7 @@ pub enum Reply {
         #[serde(default)]
         build: String,
     },
-    /// To `hold`, `stop`, `upgrade` and `replace_minder`.
+    /// To `hold`, `stop` and `upgrade`.
     Done,
     /// A table not newer than the one in force.
     Stale {
@@ -281,6 +284,21 @@ pub struct Stats {
     /// Addresses that somebody else has, and that are tried again.
     #[serde(default)]
     pub waiting: Vec<BindFailure>,
+}
+
+/// What a switch left behind at one upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// Its address.
+    pub upstream: SocketAddr,
+    /// Slot of the last route that led there.
+    pub slot: String,
+    /// HTTP requests under way: downloads and event streams among them.
+    pub requests: usize,
+    /// TCP and upgraded connections, clients of UDP.
+    pub connections: usize,
+    /// When they will be cut, in milliseconds from now; `None`: when somebody asks for it.
+    pub cut_in_ms: Option<u64>,
 }
 
 /// Counters of a route.

@@ -82,11 +82,11 @@ fn run(root: &Path) -> io::Result<()> {
                 remove_sockets(&paths);
                 grace
             }
-            Leave::Upgrade { grace, exe } => {
+            Leave::Upgrade { grace } => {
                 lock_state(&state).stop_accepting();
                 handed.send_replace(true);
                 drop(lock);
-                lock_state(&state).tell(Message::Upgrade(exe), None);
+                lock_state(&state).tell(Message::Upgrade, None);
                 lock_state(&state).all_told();
                 upgraded = true;
                 grace

@@ -4,53 +4,78 @@
 /// they begin like it.
 const LINE_LIMIT: usize = 8 << 10;
 /// Longest method name: `UPDATEREDIRECTREF` has 17.
-const METHOD_LIMIT: usize = 20;
+const METHOD_LIMIT: usize = 32;
+/// What HTTP/2 begins with where nobody asked for it before: RFC 9113 3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What the bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Guess {
-    /// A request line of HTTP/1.
+    /// HTTP/1, or what claims to be.
     Http,
-    /// Anything else: TLS, HTTP/2 with prior knowledge, a binary protocol, Redis' inline commands.
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// A TLS handshake, or a binary protocol, or a line that is no request.
     Other,
-    /// They may become a request line.
+    /// More has to come.
     Unknown,
 }
 
-/// Looks at all bytes that came so far.
-pub(super) fn guess(bytes: &[u8]) -> Guess {
-    let Some(space) = bytes.iter().position(|byte| *byte == b' ') else {
-        let may_be = bytes.len() <= METHOD_LIMIT && bytes.iter().all(is_method_byte);
-        return if may_be { Guess::Unknown } else { Guess::Other };
-    };
-    if space == 0 || space > METHOD_LIMIT || !bytes[..space].iter().all(is_method_byte) {
-        return Guess::Other;
+/// Looks at all bytes that came so far. `known`: the route is known to speak HTTP, so that what is
+/// no preface of another protocol is HTTP, or nothing.
+///
+/// This decides how a connection is read, not whether it is trusted: whatever a lenient server
+/// might take for a request has to come out as HTTP here, also where it will be refused.
+pub(super) fn guess(bytes: &[u8], known: bool) -> Guess {
+    if bytes.starts_with(PREFACE) {
+        return Guess::Http2;
     }
-    if bytes.starts_with(b"PRI * ") {
-        return Guess::Other;
+    if PREFACE.starts_with(bytes) {
+        return Guess::Unknown;
     }
-    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else {
-        let too_long = bytes.len() > LINE_LIMIT;
-        return match (too_long, bytes.get(space + 1)) {
-            (true, Some(b'/')) => Guess::Http,
-            (true, _) => Guess::Other,
-            (false, _) => Guess::Unknown,
+    // A TLS record of a handshake: RFC 8446 5.1.
+    match bytes {
+        [0x16] if known => return Guess::Unknown,
+        [0x16, 3, ..] => return Guess::Other,
+        _ if known => return Guess::Http,
+        _ => {}
+    }
+    if mentions_http(bytes) {
+        return Guess::Http;
+    }
+    let start = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    let line = &bytes[start..];
+    if let Some(end) = memchr::memchr(b'\n', line) {
+        // The line is whole, and says nothing of HTTP.
+        let empty = line[..end].trim_ascii().is_empty();
+        return if empty { Guess::Unknown } else { Guess::Other };
+    }
+    let method = line.iter().take_while(|byte| is_method_byte(byte)).count();
+    let may_be = method <= METHOD_LIMIT
+        && match line.get(method) {
+            None => true,
+            Some(b' ') => method > 0 && line[method..].iter().all(|byte| *byte >= b' '),
+            Some(_) => false,
         };
-    };
-    let line = bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]);
-    let version = line.len().checked_sub(9).map(|at| &line[at..]);
-    match version {
-        Some([b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor])
-            if minor.is_ascii_digit() && line.len() > space + 10 =>
-        {
-            Guess::Http
-        }
+    match line.get(method + 1) {
+        _ if !may_be => Guess::Other,
+        _ if line.len() <= LINE_LIMIT => Guess::Unknown,
+        Some(b'/') => Guess::Http,
         _ => Guess::Other,
     }
 }
 
+/// Whether the first of what came has the word that makes servers think of HTTP.
+fn mentions_http(bytes: &[u8]) -> bool {
+    let first = &bytes[..bytes.len().min(LINE_LIMIT)];
+    memchr::memchr2_iter(b'H', b'h', first).any(|at| {
+        let word = first.get(at..at + 5).is_some_and(|word| word.eq_ignore_ascii_case(b"HTTP/"));
+        word && first.get(at + 5).is_some_and(u8::is_ascii_digit)
+    })
+}
+
 fn is_method_byte(byte: &u8) -> bool {
-    byte.is_ascii_uppercase() || *byte == b'-' || *byte == b'_'
+    byte.is_ascii_alphabetic() || *byte == b'-' || *byte == b'_'
 }
 
 #[cfg(test)]
@@ -59,36 +84,49 @@ mod tests {
 
     #[test]
     fn tells_http_from_the_rest() {
+        use Guess::{Http, Http2, Other, Unknown};
         let long = [b"GET /".as_slice(), &[b'a'; LINE_LIMIT]].concat();
-        let rows: &[(&[u8], Guess)] = &[
-            (b"", Guess::Unknown),
-            (b"G", Guess::Unknown),
-            (b"GET", Guess::Unknown),
-            (b"GET /index", Guess::Unknown),
-            (b"GET /index HTTP/1.1", Guess::Unknown),
-            (b"GET / HTTP/1.1\r\nHost", Guess::Http),
-            (b"GET / HTTP/1.0\n", Guess::Http),
-            (b"M-SEARCH * HTTP/1.1\r\n", Guess::Http),
-            (b"GET http://a/b HTTP/1.1\r\n", Guess::Http),
-            (b"GET /a b HTTP/1.1\r\n", Guess::Http),
-            (&long, Guess::Http),
-            (b"GET key\r\n", Guess::Other),
-            (b"GET  HTTP/1.1\r\n", Guess::Other),
-            (b"GET / HTTP/2.0\r\n", Guess::Other),
-            (b"GET /\r\n", Guess::Other),
-            (b"PRI * HTTP/2.0\r\n\r\nSM", Guess::Other),
-            (b"PRI * ", Guess::Other),
-            (b"PING\r\n", Guess::Other),
-            (b"*1\r\n$4\r\nPING", Guess::Other),
-            (b"\x16\x03\x01", Guess::Other),
-            (b"\0", Guess::Other),
-            (b" GET", Guess::Other),
-            (b"get / HTTP/1.1\r\n", Guess::Other),
-            (b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", Guess::Other),
+        // On a route of which nothing is known; on one that speaks HTTP.
+        let rows: &[(&[u8], Guess, Guess)] = &[
+            (b"", Unknown, Unknown),
+            (b"G", Unknown, Http),
+            (b"GET /index", Unknown, Http),
+            (b"GET / HT", Unknown, Http),
+            (b"GET /index HTTP/1.1", Http, Http),
+            (b"GET / HTTP/1.0\n", Http, Http),
+            (b"\r\n", Unknown, Http),
+            (b"\r\nGET / HTTP/1.1\r\n", Http, Http),
+            (b"\n\n\nGET", Unknown, Http),
+            (b"get / HTTP/1.1\r\n", Http, Http),
+            (b"get", Unknown, Http),
+            (b"GET  / HTTP/1.1\r\n", Http, Http),
+            (b" GET / HTTP/1.1\r\n", Http, Http),
+            (b"\0GET / HTTP/1.1\r\n", Http, Http),
+            (b"GET\t/ http/1.1\r\n", Http, Http),
+            (b"XYZ\r\nGET / HTTP/1.1\r\n", Http, Http),
+            (b"PROXY TCP4 6.6.6.6 1.1.1.1 1 80\r\nGET / HTTP/1.1\r\n", Http, Http),
+            (b"PROXY TCP4 6.6.6.6 1.1.1.1 1 80\r\n", Other, Http),
+            (&long, Http, Http),
+            (b"GET key\r\n", Other, Http),
+            (b"GET /\r\n", Other, Http),
+            (b"PING\r\n", Other, Http),
+            (b"*1\r\n$4\r\nPING", Other, Http),
+            (b"{\"a\": 1}", Other, Http),
+            (b"\x01\n", Other, Http),
+            (b"\0", Other, Http),
+            (b"PRI", Unknown, Unknown),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", Http2, Http2),
+            (b"PRI * HTTP/2.0\n", Http, Http),
+            (b"PRINT / HTTP/1.1\r\n", Http, Http),
+            (b"\x16", Other, Unknown),
+            (b"\x16\x03\x01", Other, Other),
+            (b"\x16GET / HTTP/1.1\r\n", Http, Http),
+            (b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJKL", Other, Http),
         ];
-        for (bytes, expected) in rows {
-            let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]);
-            assert_eq!(guess(bytes), *expected, "{shown:?}");
+        for (bytes, unknown, known) in rows {
+            let shown = bytes[..bytes.len().min(40)].escape_ascii().to_string();
+            assert_eq!(guess(bytes, false), *unknown, "{shown}");
+            assert_eq!(guess(bytes, true), *known, "{shown} on a route that speaks HTTP");
         }
     }
 }

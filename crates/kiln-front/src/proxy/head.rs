@@ -1,268 +1,505 @@
-//! What is changed in heads on their way. RFC 9110 7.6.1 (hop-by-hop fields), RFC 9112 3.2 (Host
-//! and request target), 6.1–6.3 (framing).
+//! Requests on their way: what is refused, what is changed, what frames the body. RFC 9110 7.6
+//! (hop-by-hop fields, forwarding), RFC 9112 3 (request line, Host), 6 (framing).
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
-use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,
-    TRANSFER_ENCODING, UPGRADE,
-};
-use hyper::http::uri::{PathAndQuery, Uri};
-use hyper::http::{request, response};
-use hyper::{Method, StatusCode, Version};
+use super::fields::{self, Field, Head, Malformed, elements, has_token};
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// Where a body ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Framing {
+    None,
+    Length(u64),
+    Chunked,
+    /// Only of answers.
+    UntilClose,
+}
+
+/// Why a request is not passed on: the status that says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refused(pub(super) u16);
+
+const BAD: Refused = Refused(400);
+
+impl From<Malformed> for Refused {
+    fn from(_: Malformed) -> Self {
+        BAD
+    }
+}
 
 /// Who asks, as the upstream is told.
 #[derive(Debug)]
 pub(super) struct Client {
-    address: HeaderValue,
+    pub(super) address: String,
     /// A proxy on this host, such as one that ends TLS: what it says of its client is kept.
-    trusted: bool,
+    pub(super) trusted: bool,
 }
 
 impl Client {
     pub(super) fn new(ip: IpAddr) -> Self {
-        let text = ip.to_string();
-        let address = HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("unknown"));
-        Self { address, trusted: ip.is_loopback() }
+        Self { address: ip.to_string(), trusted: ip.is_loopback() }
+    }
+}
+
+/// A request, fit to be sent on.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) head: Vec<u8>,
+    pub(super) body: Framing,
+    pub(super) is_head: bool,
+    /// RFC 9110 9.2.2: repeating it does no harm.
+    pub(super) idempotent: bool,
+    /// HTTP/1.0.
+    pub(super) old: bool,
+    /// The client means to send another one on this connection.
+    pub(super) keep_alive: bool,
+    /// It asks for another protocol.
+    pub(super) upgrade: bool,
+    /// That protocol is WebSocket.
+    pub(super) websocket: bool,
+}
+
+/// What the fields of a request say that is not just passed on.
+#[derive(Debug, Default)]
+struct Said<'a> {
+    host: Option<&'a [u8]>,
+    connection: Vec<&'a [u8]>,
+    chunked: bool,
+    lengths: Vec<&'a [u8]>,
+    upgrade: Option<&'a [u8]>,
+    trailers: bool,
+    forwarded_for: Vec<&'a [u8]>,
+    forwarded_proto: bool,
+    forwarded_host: bool,
+}
+
+impl Said<'_> {
+    fn connection_has(&self, token: &[u8]) -> bool {
+        self.connection.iter().any(|word| word.eq_ignore_ascii_case(token))
     }
 }
 
 /// Refuses what two parties could read differently, and makes the request fit to be sent on.
-/// Says whether the client asks for another protocol.
-pub(super) fn forward(head: &mut request::Parts, client: &Client) -> Result<bool, StatusCode> {
-    if head.method == Method::CONNECT {
-        return Err(StatusCode::METHOD_NOT_ALLOWED);
-    }
-    let chunked = framing(&head.headers)?;
-    host(head)?;
-    let upgrade = asks_upgrade(&head.headers, head.version);
-    let protocol = if upgrade { head.headers.get(UPGRADE).cloned() } else { None };
-    let trailers = head.headers.get(TE).is_some_and(|te| has_token(te, "trailers"));
-    strip(&mut head.headers);
-    head.headers.remove(TE);
-    // The front says "continue" itself, once the upstream's connection is there.
-    head.headers.remove(EXPECT);
-    if chunked {
-        head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    match protocol {
-        Some(protocol) => {
-            head.headers.insert(UPGRADE, protocol);
-            head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+pub(super) fn request(head: &[u8], client: &Client) -> Result<Request, Refused> {
+    const IDEMPOTENT: [&[u8]; 6] = [b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"];
+    let head = fields::parse(head, false)?;
+    let (method, target, old) = request_line(head.line)?;
+    let said = said(&head, old)?;
+    let length = fields::length(said.lengths.iter().copied())?;
+    let body = match (said.chunked, length) {
+        // One says where the body ends, the other too: RFC 9112 6.3 lets a server refuse that.
+        (true, Some(_)) => return Err(BAD),
+        (true, None) => Framing::Chunked,
+        (false, Some(0) | None) => Framing::None,
+        (false, Some(length)) => Framing::Length(length),
+    };
+    let (target, host) = resource(method, target, &said, old)?;
+    let upgrade = protocol(&said, old);
+
+    let mut out = Vec::with_capacity(head.line.len() + 48 * head.fields.len() + 256);
+    put(&mut out, &[method, b" ", &target, b" HTTP/1.1\r\nHost: ", host, b"\r\n"]);
+    for field in &head.fields {
+        let dropped = is_own(field.name, old)
+            || names_hop(field.name, &said.connection)
+            || (fields::is_forwarded(field.name) && !believed(field.name, client));
+        if !dropped {
+            put(&mut out, &[field.name, b": ", field.value, b"\r\n"]);
         }
-        None if trailers => {
-            head.headers.insert(TE, HeaderValue::from_static("trailers"));
-            head.headers.insert(CONNECTION, HeaderValue::from_static("te"));
-        }
+    }
+    forwarded(&mut out, &said, host, client);
+    match body {
+        Framing::Chunked => put(&mut out, &[b"Transfer-Encoding: chunked\r\n"]),
+        _ if let Some(length) = length => put_length(&mut out, length),
+        _ => {}
+    }
+    match upgrade {
+        Some(name) => put(&mut out, &[b"Connection: Upgrade\r\nUpgrade: ", name, b"\r\n"]),
+        None if said.trailers => put(&mut out, &[b"Connection: TE\r\nTE: trailers\r\n"]),
         None => {}
     }
-    tell_client(&mut head.headers, client);
-    head.version = Version::HTTP_11;
-    Ok(upgrade)
+    put(&mut out, &[b"\r\n"]);
+    Ok(Request {
+        head: out,
+        body,
+        is_head: method == b"HEAD",
+        idempotent: IDEMPOTENT.contains(&method),
+        old,
+        keep_alive: !said.connection_has(b"close") && (!old || said.connection_has(b"keep-alive")),
+        upgrade: upgrade.is_some(),
+        websocket: upgrade.is_some_and(|name| has_token(name, b"websocket")),
+    })
 }
 
-/// Whether the body is chunked; refuses a body with two lengths, or of a coding that would be
-/// lost.
-fn framing(headers: &HeaderMap) -> Result<bool, StatusCode> {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let Some(coding) = codings.next() else { return Ok(false) };
-    if headers.contains_key(CONTENT_LENGTH) || codings.next().is_some() {
-        return Err(StatusCode::BAD_REQUEST);
-    }
-    if !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
-        return Err(StatusCode::NOT_IMPLEMENTED);
-    }
-    Ok(true)
+/// Method, target, and whether it is HTTP/1.0.
+fn request_line(line: &[u8]) -> Result<(&[u8], &[u8], bool), Refused> {
+    let mut words = line.split(|byte| *byte == b' ');
+    let (Some(method), Some(target), Some(version), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(BAD);
+    };
+    let method_fits = !method.is_empty() && method.iter().all(|byte| fields::is_token(*byte));
+    // Beyond ASCII is not right, but common, and all take it the same way.
+    let fits = |byte: &u8| *byte > b' ' && *byte != 0x7f && *byte != b'#';
+    let target_fits = !target.is_empty() && target.iter().all(fits);
+    let old = match version {
+        b"HTTP/1.0" => true,
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor] if minor.is_ascii_digit() => false,
+        _ => return Err(BAD),
+    };
+    if method_fits && target_fits { Ok((method, target, old)) } else { Err(BAD) }
 }
 
-/// Exactly one Host, and the same in the target if that names one. The target becomes a path.
-fn host(head: &mut request::Parts) -> Result<(), StatusCode> {
-    let mut hosts = head.headers.get_all(HOST).iter();
-    let first = hosts.next();
-    let invalid = first.is_some_and(|host| !host.as_bytes().iter().all(is_host_byte));
-    if hosts.next().is_some() || invalid || (first.is_none() && head.version == Version::HTTP_11) {
-        return Err(StatusCode::BAD_REQUEST);
+fn said<'a>(head: &Head<'a>, old: bool) -> Result<Said<'a>, Refused> {
+    let mut said = Said::default();
+    let mut codings = 0;
+    for Field { name, value } in &head.fields {
+        match kind(name) {
+            Kind::Host => {
+                let another = said.host.replace(value).is_some();
+                if another || !value.iter().all(is_host_byte) {
+                    return Err(BAD);
+                }
+            }
+            Kind::Connection => said.connection.extend(elements(value)),
+            Kind::Coding => {
+                codings += 1;
+                match coding(value) {
+                    Some(true) if codings == 1 && !old => said.chunked = true,
+                    Some(false) => return Err(Refused(501)),
+                    _ => return Err(BAD),
+                }
+            }
+            Kind::Length => said.lengths.push(value),
+            Kind::Upgrade => {
+                said.upgrade.get_or_insert(value);
+            }
+            Kind::Te => said.trailers |= has_token(value, b"trailers"),
+            Kind::Disguised => return Err(BAD),
+            _ if name.eq_ignore_ascii_case(b"x-forwarded-for") => said.forwarded_for.push(value),
+            _ if name.eq_ignore_ascii_case(b"x-forwarded-proto") => said.forwarded_proto = true,
+            _ if name.eq_ignore_ascii_case(b"x-forwarded-host") => said.forwarded_host = true,
+            _ => {}
+        }
     }
-    let absent = first.is_none();
-    if let Some(authority) = head.uri.authority() {
-        let host = HeaderValue::from_str(authority.as_str().rsplit('@').next().unwrap_or_default());
-        head.headers.insert(HOST, host.map_err(|_| StatusCode::BAD_REQUEST)?);
-        let path = head.uri.path_and_query().cloned();
-        head.uri = Uri::from(path.unwrap_or(PathAndQuery::from_static("/")));
-    } else if absent {
-        head.headers.insert(HOST, HeaderValue::from_static("localhost"));
+    Ok(said)
+}
+
+/// `Some(true)`: chunked and nothing else. `Some(false)`: chunked at last, after codings that the
+/// front does not know. `None`: nobody can say where the body ends.
+pub(super) fn coding(value: &[u8]) -> Option<bool> {
+    let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
+    let mut codings: Vec<&[u8]> = elements(value).collect();
+    let last = codings.pop()?;
+    if !is_chunked(last) || codings.iter().any(|coding| is_chunked(coding)) {
+        return None;
     }
-    Ok(())
+    Some(codings.is_empty())
+}
+
+/// The protocol that a request asks for instead of this one. `h2c` would lead past the front,
+/// into a connection whose requests nobody looks at: it is left out.
+fn protocol<'a>(said: &Said<'a>, old: bool) -> Option<&'a [u8]> {
+    const NOT: [&[u8]; 4] = [b"h2c", b"h2", b"http", b"tls"];
+    let leads_past = |name: &[u8]| {
+        let name = name.split(|byte| *byte == b'/').next().unwrap_or_default();
+        NOT.iter().any(|not| name.eq_ignore_ascii_case(not))
+    };
+    let asked = said.upgrade.filter(|_| !old && said.connection_has(b"upgrade"))?;
+    (!elements(asked).any(leads_past)).then_some(asked)
+}
+
+/// The target as a path, and the host: exactly one, and that of the target if that names one.
+fn resource<'a>(
+    method: &[u8],
+    target: &'a [u8],
+    said: &Said<'a>,
+    old: bool,
+) -> Result<(Cow<'a, [u8]>, &'a [u8]), Refused> {
+    if method == b"CONNECT" {
+        return Err(Refused(405));
+    }
+    if said.host.is_none() && !old {
+        return Err(BAD);
+    }
+    let host = said.host.unwrap_or(b"localhost");
+    if target[0] == b'/' || (target == b"*" && method == b"OPTIONS") {
+        return Ok((target.into(), host));
+    }
+    let scheme = [b"http://".as_slice(), b"https://"].into_iter().find(|scheme| {
+        target.len() >= scheme.len() && target[..scheme.len()].eq_ignore_ascii_case(scheme)
+    });
+    let rest = &target[scheme.ok_or(BAD)?.len()..];
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+    let (host, path) = rest.split_at(end);
+    if host.is_empty() || !host.iter().all(is_host_byte) {
+        return Err(BAD);
+    }
+    let path = match path {
+        [] if method == b"OPTIONS" => b"*".as_slice().into(),
+        [] => b"/".as_slice().into(),
+        [b'/', ..] => path.into(),
+        query => [b"/", query].concat().into(),
+    };
+    Ok((path, host))
 }
 
 fn is_host_byte(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+,;=".contains(byte)
+    byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+;=".contains(byte)
 }
 
-fn asks_upgrade(headers: &HeaderMap, version: Version) -> bool {
-    version == Version::HTTP_11
-        && headers.contains_key(UPGRADE)
-        && headers.get_all(CONNECTION).iter().any(|value| has_token(value, "upgrade"))
+/// What a field is to the front.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Host,
+    Connection,
+    Coding,
+    Length,
+    Upgrade,
+    Te,
+    Expect,
+    /// Concerns one connection only.
+    Hop,
+    /// Reads like one that frames the message, for programs that fold names together.
+    Disguised,
+    Other,
 }
 
-fn tell_client(headers: &mut HeaderMap, client: &Client) {
-    let address = match headers.get(FORWARDED_FOR) {
-        Some(before) if client.trusted => {
-            let both = [before.as_bytes(), b", ", client.address.as_bytes()].concat();
-            HeaderValue::from_bytes(&both).unwrap_or_else(|_| client.address.clone())
+pub(super) fn kind(name: &[u8]) -> Kind {
+    let is = |expected: &[u8]| name.eq_ignore_ascii_case(expected);
+    match name.len() {
+        2 if is(b"te") => Kind::Te,
+        4 if is(b"host") => Kind::Host,
+        6 if is(b"expect") => Kind::Expect,
+        7 if is(b"upgrade") => Kind::Upgrade,
+        10 if is(b"connection") => Kind::Connection,
+        10 if is(b"keep-alive") => Kind::Hop,
+        14 if is(b"content-length") => Kind::Length,
+        14 if is(b"http2-settings") => Kind::Hop,
+        16 if is(b"proxy-connection") => Kind::Hop,
+        17 if is(b"transfer-encoding") => Kind::Coding,
+        14 if fields::folds_to(name, b"content-length") => Kind::Disguised,
+        17 if fields::folds_to(name, b"transfer-encoding") => Kind::Disguised,
+        _ => Kind::Other,
+    }
+}
+
+/// Whether the front says it itself, or leaves it out.
+fn is_own(name: &[u8], old: bool) -> bool {
+    match kind(name) {
+        // RFC 9110 10.1.1: HTTP/1.0 does not know it.
+        Kind::Expect => old,
+        kind => kind != Kind::Other,
+    }
+}
+
+/// Whether `Connection` names a field: it is for the front alone.
+pub(super) fn names_hop(name: &[u8], connection: &[&[u8]]) -> bool {
+    connection.iter().any(|word| word.eq_ignore_ascii_case(name))
+}
+
+/// Whether a client may say so of itself: only a proxy on this host, and only in the one spelling
+/// that all know.
+pub(super) fn believed(name: &[u8], client: &Client) -> bool {
+    let plain = name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
+    client.trusted && plain && !name.eq_ignore_ascii_case(b"x-forwarded-for")
+}
+
+fn forwarded(out: &mut Vec<u8>, said: &Said<'_>, host: &[u8], client: &Client) {
+    put(out, &[b"X-Forwarded-For: "]);
+    if client.trusted {
+        for before in &said.forwarded_for {
+            put(out, &[before, b", "]);
         }
-        _ => client.address.clone(),
-    };
-    headers.insert(FORWARDED_FOR, address);
-    if !(client.trusted && headers.contains_key(FORWARDED_PROTO)) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
-    if !(client.trusted && headers.contains_key(FORWARDED_HOST))
-        && let Some(host) = headers.get(HOST).cloned()
-    {
-        headers.insert(FORWARDED_HOST, host);
+    put(out, &[client.address.as_bytes(), b"\r\n"]);
+    if !(client.trusted && said.forwarded_proto) {
+        put(out, &[b"X-Forwarded-Proto: http\r\n"]);
+    }
+    if !(client.trusted && said.forwarded_host) {
+        put(out, &[b"X-Forwarded-Host: ", host, b"\r\n"]);
     }
 }
 
-/// Makes a response fit to be sent on.
-pub(super) fn backward(head: &mut response::Parts) {
-    let status = head.status;
-    let keeps = status == StatusCode::SWITCHING_PROTOCOLS || status == StatusCode::UPGRADE_REQUIRED;
-    let protocol = if keeps { head.headers.get(UPGRADE).cloned() } else { None };
-    strip(&mut head.headers);
-    if let Some(protocol) = protocol {
-        head.headers.insert(UPGRADE, protocol);
-        head.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    }
-    head.version = Version::HTTP_11;
+/// Whether a trailer field may pass: none that frames, routes, authenticates or says who asks.
+/// RFC 9110 6.5.1.
+pub(super) fn trailer_passes(name: &[u8]) -> bool {
+    const NOT: [&[u8]; 21] = [
+        b"age",
+        b"authorization",
+        b"cache-control",
+        b"content-encoding",
+        b"content-range",
+        b"content-type",
+        b"cookie",
+        b"date",
+        b"expires",
+        b"host",
+        b"location",
+        b"max-forwards",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"range",
+        b"retry-after",
+        b"set-cookie",
+        b"trailer",
+        b"vary",
+        b"www-authenticate",
+        b"x-kiln-release",
+    ];
+    kind(name) == Kind::Other
+        && !fields::is_forwarded(name)
+        && !NOT.iter().any(|not| fields::folds_to(name, not))
 }
 
-/// Removes what concerns one connection only, and what `Connection` names; never what frames the
-/// message or says whom it is for.
-fn strip(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let values: Vec<HeaderValue> = headers.get_all(CONNECTION).iter().cloned().collect();
-        let names = values.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-        for name in names {
-            match HeaderName::from_bytes(name.trim_ascii()) {
-                Ok(name) if name != CONTENT_LENGTH && name != HOST => {
-                    headers.remove(name);
-                }
-                _ => {}
-            }
-        }
-        headers.remove(CONNECTION);
+pub(super) fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    for part in parts {
+        out.extend_from_slice(part);
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(TRANSFER_ENCODING);
-    headers.remove(UPGRADE);
 }
 
-fn has_token(value: &HeaderValue, token: &str) -> bool {
-    let mut words = value.as_bytes().split(|byte| *byte == b',');
-    words.any(|word| word.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+pub(super) fn put_length(out: &mut Vec<u8>, length: u64) {
+    put(out, &[b"Content-Length: ", length.to_string().as_bytes(), b"\r\n"]);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hyper::Request;
 
-    fn head(uri: &str, headers: &[(&str, &str)]) -> request::Parts {
-        let mut request = Request::builder().uri(uri);
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        request.body(()).unwrap().into_parts().0
-    }
-
-    fn sent(uri: &str, headers: &[(&str, &str)], peer: &str) -> Result<Vec<String>, u16> {
-        let mut head = head(uri, headers);
-        forward(&mut head, &Client::new(peer.parse().unwrap())).map_err(|code| code.as_u16())?;
-        let mut lines: Vec<String> = head
-            .headers
-            .iter()
-            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
-            .collect();
-        lines.push(head.uri.to_string());
-        lines.sort();
-        Ok(lines)
+    /// What is sent on, as lines in their order; or the status.
+    fn sent(text: &str, peer: &str) -> Result<Vec<String>, u16> {
+        let client = Client::new(peer.parse().unwrap());
+        let request = request(text.as_bytes(), &client).map_err(|refused| refused.0)?;
+        let text = String::from_utf8_lossy(&request.head).into_owned();
+        let lines = text.strip_suffix("\r\n\r\n").unwrap().split("\r\n");
+        Ok(lines.map(str::to_owned).collect())
     }
 
     #[test]
-    fn hop_by_hop_fields_go() {
-        let got = sent(
-            "/a?b",
-            &[
-                ("host", "shop"),
-                ("connection", "close, X-Mine, host"),
-                ("x-mine", "1"),
-                ("keep-alive", "5"),
-                ("proxy-connection", "keep-alive"),
-                ("te", "gzip, trailers"),
-                ("expect", "100-continue"),
-                ("upgrade", "h2c"),
-                ("x-forwarded-for", "6.6.6.6"),
-                ("x-forwarded-host", "evil"),
-                ("cookie", "a"),
-            ],
-            "10.0.0.9",
-        );
+    fn hop_by_hop_fields_go_and_nobody_says_who_he_is() {
+        let text = "GET /a?b HTTP/1.1\r\nhost: shop\r\nConnection: close, X-Mine, host\r\n\
+                    X-Mine: 1\r\nKeep-Alive: 5\r\nProxy-Connection: keep-alive\r\n\
+                    TE: gzip, trailers\r\nExpect: 100-continue\r\nUpgrade: h2c\r\n\
+                    HTTP2-Settings: AAA\r\nX-Forwarded-For: 6.6.6.6\r\nx_forwarded_host: evil\r\n\
+                    X.Forwarded.Proto: https\r\nForwarded: for=6.6.6.6\r\nX_REAL_IP: 6.6.6.6\r\n\
+                    Cookie: a\r\n\r\n";
         let expected = [
-            "/a?b",
-            "connection: te",
-            "cookie: a",
-            "host: shop",
-            "te: trailers",
-            "x-forwarded-for: 10.0.0.9",
-            "x-forwarded-host: shop",
-            "x-forwarded-proto: http",
+            "GET /a?b HTTP/1.1",
+            "Host: shop",
+            "Expect: 100-continue",
+            "Cookie: a",
+            "X-Forwarded-For: 10.0.0.9",
+            "X-Forwarded-Proto: http",
+            "X-Forwarded-Host: shop",
+            "Connection: TE",
+            "TE: trailers",
         ];
-        assert_eq!(got.unwrap(), expected);
+        assert_eq!(sent(text, "10.0.0.9").unwrap(), expected);
     }
 
     #[test]
     fn a_proxy_on_this_host_is_believed() {
-        let forwarded =
-            [("host", "a"), ("x-forwarded-for", "1.2.3.4"), ("x-forwarded-proto", "https")];
-        let got = sent("http://b:8/", &forwarded, "127.0.0.1").unwrap();
+        let text = "GET http://b:8/ HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.2.3.4\r\n\
+                    X-Forwarded-Proto: https\r\nX-Real-IP: 1.2.3.4\r\nX_Real_IP: 6\r\n\r\n";
         let expected = [
-            "/",
-            "host: b:8",
-            "x-forwarded-for: 1.2.3.4, 127.0.0.1",
-            "x-forwarded-host: b:8",
-            "x-forwarded-proto: https",
+            "GET / HTTP/1.1",
+            "Host: b:8",
+            "X-Forwarded-Proto: https",
+            "X-Real-IP: 1.2.3.4",
+            "X-Forwarded-For: 1.2.3.4, 127.0.0.1",
+            "X-Forwarded-Host: b:8",
         ];
-        assert_eq!(got, expected);
+        assert_eq!(sent(text, "127.0.0.1").unwrap(), expected);
     }
 
     #[test]
-    fn ambiguous_requests_are_refused() {
-        let host = ("host", "a");
-        let refused = |headers: &[(&str, &str)]| sent("/", headers, "127.0.0.1").unwrap_err();
-        let chunked = ("transfer-encoding", "chunked");
-        assert_eq!(refused(&[]), 400);
-        assert_eq!(refused(&[host, host]), 400);
-        assert_eq!(refused(&[("host", "a b")]), 400);
-        assert_eq!(refused(&[host, chunked, ("content-length", "3")]), 400);
-        assert_eq!(refused(&[host, chunked, chunked]), 400);
-        assert_eq!(refused(&[host, ("transfer-encoding", "gzip, chunked")]), 501);
-        assert!(sent("/", &[host, chunked], "::1").is_ok());
+    fn requests_that_can_be_read_in_two_ways_are_refused() {
+        let host = "Host: a\r\n";
+        let rows: &[(&str, u16)] = &[
+            ("GET / HTTP/1.1\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", 400),
+            ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n", 400),
+            (" GET / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET / http/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET / HTTP/1.10\r\nHost: a\r\n\r\n", 400),
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", 400),
+            ("GET /\r\nHost: a\r\n\r\n", 400),
+            ("G(T / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET /#a HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET a HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET http:/// HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        ];
+        for (text, status) in rows {
+            assert_eq!(sent(text, "10.0.0.1").unwrap_err(), *status, "{text:?}");
+        }
+        let rows: &[(&str, u16)] = &[
+            ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", 400),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 1\r\n", 400),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 400),
+            ("Transfer-Encoding: chunked, chunked\r\n", 400),
+            ("Transfer-Encoding: gzip\r\n", 400),
+            ("Transfer-Encoding: gzip, chunked\r\n", 501),
+            ("Transfer-Encoding: chunked, gzip\r\n", 400),
+            ("Transfer-Encoding: \x0bchunked\r\n", 400),
+            ("Transfer-Encoding: xchunked\r\n", 400),
+            ("Transfer-Encoding: identity\r\n", 400),
+            ("Transfer-Encoding:\r\n", 400),
+            ("Transfer_Encoding: chunked\r\n", 400),
+            ("Content_Length: 5\r\n", 400),
+            ("Content-Length: 1\r\nContent-Length: 2\r\n", 400),
+            ("Content-Length: 1, 2\r\n", 400),
+            ("Content-Length: -1\r\n", 400),
+            ("Content-Length: +1\r\n", 400),
+            ("Content-Length: 1e1\r\n", 400),
+            ("Content-Length : 1\r\n", 400),
+            (" Content-Length: 1\r\n", 400),
+            ("A: b\r\n Content-Length: 1\r\n", 400),
+            ("Content-Length: 18446744073709551616\r\n", 400),
+        ];
+        for (fields, status) in rows {
+            let text = format!("POST / HTTP/1.1\r\n{host}{fields}\r\n");
+            assert_eq!(sent(&text, "10.0.0.1").unwrap_err(), *status, "{fields:?}");
+        }
+        let old = "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(sent(old, "10.0.0.1").unwrap_err(), 400);
     }
 
     #[test]
-    fn upgrades_pass() {
-        let asked =
-            [("host", "a"), ("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")];
-        let got = sent("/", &asked, "::1").unwrap();
-        assert!(got.contains(&"connection: upgrade".to_owned()));
-        assert!(got.contains(&"upgrade: websocket".to_owned()));
+    fn what_is_unusual_and_clear_passes() {
+        let first = |text: &str| sent(text, "10.0.0.1").unwrap();
+        assert_eq!(first("get / HTTP/1.1\nHost: a\n\n")[0], "get / HTTP/1.1");
+        assert_eq!(first("GET / HTTP/1.0\r\n\r\n")[..2], ["GET / HTTP/1.1", "Host: localhost"]);
+        assert_eq!(first("GET HTTP://b?x HTTP/1.1\r\nHost: a\r\n\r\n")[0], "GET /?x HTTP/1.1");
+        assert_eq!(first("OPTIONS http://b HTTP/1.1\r\nHost: a\r\n\r\n")[0], "OPTIONS * HTTP/1.1");
+        let length = first("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n");
+        assert_eq!(length.last().unwrap(), "Content-Length: 5");
+        let none = first("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+        assert_eq!(none.last().unwrap(), "Content-Length: 0");
+        let sent = first(
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        );
+        assert_eq!(sent[sent.len() - 2..], ["Connection: Upgrade", "Upgrade: websocket"]);
+    }
+
+    #[test]
+    fn trailers_that_frame_route_or_claim_do_not_pass() {
+        for name in ["X-Sum", "grpc-status", "Server-Timing", "ETag"] {
+            assert!(trailer_passes(name.as_bytes()), "{name}");
+        }
+        for name in
+            ["Content-Length", "transfer_encoding", "Host", "X-Forwarded-For", "x_real_ip", "TE"]
+        {
+            assert!(!trailer_passes(name.as_bytes()), "{name}");
+        }
     }
 }

@@ -1,222 +1,210 @@
-//! HTTP/1.1: a client's connection, each of its requests on the generation then in force.
+//! HTTP/1: a client's connection, each of its requests on the generation then in force.
 
-use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
-use hyper::server::conn::http1::Builder;
-use hyper::service::service_fn;
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::{Buf, BytesMut};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
 
-use super::body::{Lease, RequestBody, ResponseBody};
-use super::head::{self, Client};
-use super::{Conn, Failure, Rewound, connect, relay};
+use super::exchange::{Carried, carry};
+use super::head::{self, Client, Framing, Request};
+use super::page::page;
+use super::relay::{self, Kind};
+use super::stream::{Progress, Stop, abort, gone, linger, read_head, write_all};
+use super::{Conn, Failure, Rewound, connect};
 use crate::generation::Closing;
-use crate::pool::{self, Sender};
+use crate::pool::{self, Connection};
 use crate::upstream::Active;
 
-/// Longest head of a request in bytes.
+/// Longest head of a request in bytes; as many fields as fit.
 const HEAD_LIMIT: usize = 64 << 10;
-/// What is read of a body at once, in bytes.
-const READ_LIMIT: usize = 256 << 10;
-/// Fields in a head.
-const FIELD_LIMIT: usize = 128;
-/// How long a client may take over a head, or stay idle between two requests. Above the 90 s of
-/// the most patient common clients (Go, reqwest), so that they close first and lose nothing.
-const HEAD_PATIENCE: Duration = Duration::from_secs(120);
-/// Says which release answered.
-const RELEASE: HeaderName = HeaderName::from_static("x-kiln-release");
+/// How long a client may stay idle between two requests. Above the 90 s of the most patient common
+/// clients (Go, reqwest), so that they close first and lose nothing.
+const IDLE_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a client may take over a head once it has begun.
+const HEAD_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a client may take over a page of the front's own.
+const PAGE_PATIENCE: Duration = Duration::from_secs(10);
 /// Fresh connections that are tried for a request that was never sent.
 const TRIES: usize = 3;
 
-pub(super) async fn serve(conn: Arc<Conn>, io: Rewound) {
-    let client = Arc::new(Client::new(conn.peer.ip()));
+/// What becomes of the client's connection.
+enum After {
+    Next,
+    Close,
+    /// Close it so that the answer is not taken for whole.
+    Abort,
+    /// Answer with a page of the front's own; then go on only if nothing is left of the request.
+    Page(u16),
+    Switch {
+        head: Vec<u8>,
+        upstream: Connection,
+        active: Active,
+        websocket: bool,
+    },
+}
+
+/// Serves a client that sent `buf` until it, or the front, closes.
+pub(super) async fn serve(conn: Arc<Conn>, stream: TcpStream, mut buf: BytesMut) {
+    let who = Client::new(conn.peer.ip());
     let mut closing = conn.front.closing.subscribe();
-    let service = service_fn(move |request| answer(conn.clone(), client.clone(), request));
-    let connection = Builder::new()
-        .half_close(true)
-        .max_header_size(HEAD_LIMIT)
-        .max_buf_size(READ_LIMIT)
-        .max_headers(FIELD_LIMIT)
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_PATIENCE)
-        .serve_connection(TokioIo::new(io), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        // What goes wrong here is the client's affair: it is gone, or was told by hyper.
-        _ = connection.as_mut() => return,
-        _ = closing.wait_for(|closing| *closing == Closing::Now) => connection.as_mut().graceful_shutdown(),
-    }
-    let _ = connection.await;
-}
-
-async fn answer(
-    conn: Arc<Conn>,
-    client: Arc<Client>,
-    request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
-    conn.front.count_request(conn.listener);
-    let answered = forward(&conn, &client, request).await;
-    let mut response = match answered {
-        Ok(response) => response,
-        Err(status) => {
-            conn.front.count_error(conn.listener);
-            page(status)
+    loop {
+        let length = match next_head(&stream, &mut buf, &mut closing).await {
+            Ok(length) => length,
+            Err(Some(status)) => return refuse(&conn, &stream, status).await,
+            Err(None) => return,
+        };
+        let request = head::request(&buf[..length], &who);
+        buf.advance(length);
+        conn.front.count_request(conn.listener);
+        let request = match request {
+            Ok(request) => request,
+            Err(refused) => return refuse(&conn, &stream, refused.0).await,
+        };
+        match exchange(&conn, &stream, &mut buf, &request, &closing).await {
+            After::Next => {}
+            After::Close => return linger(&stream).await,
+            After::Abort => return abort(&stream),
+            After::Page(status) => {
+                conn.front.count_error(conn.listener);
+                let keep = request.body == Framing::None
+                    && request.keep_alive
+                    && *closing.borrow() == Closing::No;
+                let page = page(status, request.is_head, !keep);
+                let told = write_all(&stream, &page, PAGE_PATIENCE, &Progress::default()).await;
+                if told.is_err() || !keep {
+                    return linger(&stream).await;
+                }
+            }
+            After::Switch { mut head, upstream, active, websocket } => {
+                head.extend_from_slice(b"\r\n");
+                let told = write_all(&stream, &head, PAGE_PATIENCE, &Progress::default()).await;
+                if told.is_ok() {
+                    let kind = if websocket { Kind::WebSocket } else { Kind::Upgraded };
+                    let client = Rewound { bytes: buf.freeze(), stream };
+                    let upstream =
+                        Rewound { bytes: upstream.buf.freeze(), stream: upstream.stream };
+                    relay::run(client, upstream, &active, kind).await;
+                }
+                return;
+            }
         }
-    };
-    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if *conn.front.closing.borrow() != Closing::No && !switched {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    Ok(response)
-}
-
-async fn forward(
-    conn: &Arc<Conn>,
-    client: &Client,
-    mut request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, StatusCode> {
-    let on_client = OnClient::of(&mut request);
-    let (mut head, body) = request.into_parts();
-    let upgrade = head::forward(&mut head, client)?;
-    let replayable = body.is_end_stream() && is_idempotent(&head.method);
-    let request = Request::from_parts(head, RequestBody::Streamed(body));
-    let exchanged = exchange(conn, request, replayable).await;
-    let (response, sender, active) = exchanged.map_err(|failure| match failure {
-        Failure::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        Failure::Broken => StatusCode::BAD_GATEWAY,
-    })?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let on_client = on_client.0.filter(|_| upgrade).ok_or(StatusCode::BAD_GATEWAY)?;
-        return Ok(switch_protocols(conn, response, on_client, active));
-    }
-    let (mut head, body) = response.into_parts();
-    head::backward(&mut head);
-    let release = active.release().and_then(|it| HeaderValue::from_maybe_shared(it.clone()).ok());
-    if let Some(release) = release {
-        head.headers.insert(RELEASE, release);
-    }
-    let lease = Lease { sender, active, _conn: conn.clone() };
-    Ok(Response::from_parts(head, ResponseBody::Streamed(body, Some(lease))))
-}
-
-/// The client's side of a protocol switch, if it asked for one.
-struct OnClient(Option<OnUpgrade>);
-
-impl OnClient {
-    fn of(request: &mut Request<Incoming>) -> Self {
-        let asked = request.headers().contains_key(hyper::header::UPGRADE);
-        Self(asked.then(|| hyper::upgrade::on(request)))
+        if buf.is_empty() {
+            // An idle connection holds no buffer.
+            buf = BytesMut::new();
+        }
     }
 }
 
-/// Sends a request and waits for the head of its answer. It is sent again only if it was never
-/// sent, or if it died on a connection that had been idle and repeating it does no harm.
+/// Waits for a head, and gives its length; else the status that refuses it, if there is anybody
+/// to tell.
+async fn next_head(
+    stream: &TcpStream,
+    buf: &mut BytesMut,
+    closing: &mut watch::Receiver<Closing>,
+) -> Result<usize, Option<u16>> {
+    loop {
+        // Empty lines before a request are nobody's: RFC 9112 2.2.
+        let blank = buf.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        buf.advance(blank);
+        let begun = !buf.is_empty();
+        let read = tokio::select! {
+            biased;
+            read = read_head(stream, buf, HEAD_LIMIT, IDLE_PATIENCE, HEAD_PATIENCE) => read,
+            _ = closing.wait_for(|closing| *closing == Closing::Now), if !begun => return Err(None),
+        };
+        return match read {
+            Ok(_) if matches!(buf.first(), Some(b'\r' | b'\n')) => continue,
+            Ok(length) => Ok(length),
+            Err(Stop::TooLong) => Err(Some(431)),
+            Err(Stop::Silent) if !buf.is_empty() => Err(Some(408)),
+            Err(_) => Err(None),
+        };
+    }
+}
+
+/// What follows cannot be trusted to begin where it seems to.
+async fn refuse(conn: &Conn, stream: &TcpStream, status: u16) {
+    conn.front.count_error(conn.listener);
+    let page = page(status, false, true);
+    if write_all(stream, &page, PAGE_PATIENCE, &Progress::default()).await.is_ok() {
+        linger(stream).await;
+    }
+}
+
+/// Refuses a client that speaks something else where HTTP is spoken.
+pub(super) async fn refuse_other(conn: &Conn, stream: &TcpStream) {
+    conn.front.count_request(conn.listener);
+    refuse(conn, stream, 400).await;
+}
+
+/// Sends a request and its answer on their ways. It is sent again only if it was never sent, or if
+/// it died on a connection that had been idle and repeating it does no harm.
 async fn exchange(
     conn: &Conn,
-    mut request: Request<RequestBody>,
-    replayable: bool,
-) -> Result<(Response<Incoming>, Sender, Active), Failure> {
+    client: &TcpStream,
+    buf: &mut BytesMut,
+    request: &Request,
+    closing: &watch::Receiver<Closing>,
+) -> After {
+    let harmless = request.idempotent && request.body == Framing::None;
     let mut fresh_only = false;
     for _ in 0..TRIES {
-        let target = conn.front.target(conn.listener).await;
-        let mut active = target.map_err(|_| Failure::Unavailable)?;
-        let idle = if fresh_only { None } else { pool::take(active.upstream()) };
-        let reused = idle.is_some();
-        let mut sender = match idle {
-            Some(sender) => sender,
-            None => {
-                let stream = connect(conn, &mut active).await?;
-                let spoken = pool::speak(active.upstream(), stream).await;
-                spoken.map_err(|_| Failure::Broken)?
+        let waiting = Progress::default();
+        let reached = tokio::select! {
+            biased;
+            reached = reach(conn, fresh_only, !harmless) => reached,
+            () = gone(client, &waiting) => return After::Abort,
+        };
+        let (mut upstream, active, reused) = match reached {
+            Ok(reached) => reached,
+            Err(Failure::Unavailable) => return After::Page(503),
+            Err(Failure::Broken) => return After::Page(502),
+        };
+        let ending = || *closing.borrow() != Closing::No;
+        let heard = || {
+            if active.upstream().learn_http() {
+                conn.front.learnt.store(true, Relaxed);
+                conn.front.tell_change();
             }
         };
-        let spare = (reused && replayable).then(|| copy(&request));
-        let mut error = match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, sender, active)),
-            Err(error) => error,
-        };
-        request = match (error.take_message(), spare) {
-            (Some(unsent), _) => unsent,
-            (None, Some(spare)) => spare,
-            (None, None) => return Err(Failure::Broken),
-        };
-        fresh_only = true;
-    }
-    Err(Failure::Broken)
-}
-
-fn copy(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::Empty);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    copy
-}
-
-/// RFC 9110 9.2.2.
-fn is_idempotent(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
-    )
-}
-
-/// Passes 101 on; from then on it is bytes both ways, pinned to this upstream.
-fn switch_protocols(
-    conn: &Arc<Conn>,
-    mut response: Response<Incoming>,
-    on_client: OnUpgrade,
-    mut active: Active,
-) -> Response<ResponseBody> {
-    let on_upstream = hyper::upgrade::on(&mut response);
-    active.pin();
-    let conn = conn.clone();
-    tokio::spawn(async move {
-        if let Ok((client, upstream)) = tokio::try_join!(on_client, on_upstream)
-            && let (Some(client), Some(upstream)) = (raw(client), raw(upstream))
-        {
-            relay::run(client, upstream, active).await;
+        match carry(client, buf, request, &mut upstream, &active, ending, heard).await {
+            Carried::Answered { reusable, close } => {
+                if reusable {
+                    pool::put(active.upstream(), upstream);
+                }
+                return if close { After::Close } else { After::Next };
+            }
+            Carried::Switch(head) => {
+                let mut active = active;
+                active.pin();
+                let websocket = request.websocket;
+                return After::Switch { head, upstream, active, websocket };
+            }
+            Carried::Unanswered { unsent } if unsent || (reused && harmless) => fresh_only = true,
+            Carried::Unanswered { .. } | Carried::NoAnswer => return After::Page(502),
+            Carried::Silent => return After::Page(504),
+            Carried::Fault(status) => return After::Page(status),
+            Carried::BrokenOff | Carried::Gone => return After::Abort,
         }
-        drop(conn);
-    });
-    let (mut head, _) = response.into_parts();
-    head::backward(&mut head);
-    Response::from_parts(head, ResponseBody::Page(None))
+    }
+    After::Page(502)
 }
 
-fn raw(upgraded: Upgraded) -> Option<Rewound> {
-    let parts = upgraded.downcast::<TokioIo<Rewound>>().ok()?;
-    Some(parts.io.into_inner().followed_by(parts.read_buf))
-}
-
-/// A short answer of the front's own. It names nothing of what is inside.
-fn page(status: StatusCode) -> Response<ResponseBody> {
-    let text = match status {
-        StatusCode::BAD_GATEWAY => "502 Bad Gateway: the service did not answer.\n",
-        StatusCode::SERVICE_UNAVAILABLE => {
-            "503 Service Unavailable: the service is not ready. Try again in a moment.\n"
-        }
-        StatusCode::METHOD_NOT_ALLOWED => "405 Method Not Allowed: this is not a forward proxy.\n",
-        StatusCode::NOT_IMPLEMENTED => "501 Not Implemented: this transfer coding is not known.\n",
-        _ => "400 Bad Request: the request can be read in two ways.\n",
-    };
-    let mut response = Response::new(ResponseBody::Page(Some(text)));
-    *response.status_mut() = status;
-    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, plain);
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+/// A connection to the upstream in force, and whether it was used before. `sure`: it has to be
+/// known that it still stands.
+async fn reach(
+    conn: &Conn,
+    fresh_only: bool,
+    sure: bool,
+) -> Result<(Connection, Active, bool), Failure> {
+    let target = conn.front.target(conn.listener).await;
+    let mut active = target.map_err(|_| Failure::Unavailable)?;
+    if !fresh_only && let Some(idle) = pool::take(active.upstream(), sure) {
+        return Ok((idle, active, true));
     }
-    if status.is_client_error() || status == StatusCode::NOT_IMPLEMENTED {
-        // What follows on this connection cannot be trusted to begin where it seems to.
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(CONNECTION, close);
-    }
-    response
+    let stream = connect(conn, &mut active).await?;
+    Ok((Connection::new(stream), active, false))
 }

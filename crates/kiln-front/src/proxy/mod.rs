@@ -2,38 +2,48 @@
 //!
 //! | module | noun |
 //! |---|---|
-//! | `detect` | which protocol the client's first bytes are |
-//! | `auto` | who speaks first |
-//! | `http` | one HTTP/1.1 connection, one request, its exchange |
-//! | `head` | what is changed in heads on their way |
-//! | `body` | bodies on their way |
-//! | `relay` | bytes both ways, for TCP and upgraded connections |
+//! | `auto`, `detect` | who speaks first; which protocol a client's first bytes are |
+//! | `http`, `exchange` | one HTTP/1 connection; one request and its answer |
+//! | `http2` | one HTTP/2 connection, its requests |
+//! | `fields`, `head`, `answer`, `chunked` | heads and bodies of HTTP/1, read and written anew |
+//! | `page` | short answers of the front's own |
+//! | `stream` | reading and writing with a bound on silence |
+//! | `relay`, `frames` | bytes both ways, for TCP and upgraded connections; where they may be cut |
 //! | `rewound` | a stream of which something was read already |
 //! | `udp` | datagrams |
 
+mod answer;
 mod auto;
-mod body;
+mod chunked;
 mod detect;
+mod exchange;
+mod fields;
+mod frames;
 mod head;
 mod http;
+mod http2;
+mod page;
 mod relay;
 mod rewound;
+mod stream;
 pub(crate) mod udp;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-pub(crate) use body::RequestBody;
 pub(crate) use rewound::Rewound;
 
 use crate::core::Open;
 use crate::generation::Front;
+use crate::listener;
 use crate::table::App;
 use crate::upstream::Active;
 
@@ -68,18 +78,17 @@ pub(crate) async fn serve(conn: Conn, stream: TcpStream) {
     let conn = Arc::new(conn);
     let Some(route) = conn.front.route(conn.listener) else { return };
     match route.app {
-        App::Http => http::serve(conn, Rewound::new(stream)).await,
+        App::Http | App::Auto => auto::serve(conn, stream).await,
         App::Tcp => {
             conn.front.count_request(conn.listener);
-            tcp(&conn, Rewound::new(stream), None).await;
+            tcp(&conn, Rewound::new(stream), None, relay::Kind::Tcp).await;
         }
-        App::Auto => auto::serve(conn, stream).await,
     }
 }
 
 /// Pins a client to the upstream in force. `early` is a connection that was made before, of use
 /// only if it leads there.
-async fn tcp(conn: &Conn, client: Rewound, early: Option<auto::Early>) {
+async fn tcp(conn: &Conn, client: Rewound, early: Option<auto::Early>, kind: relay::Kind) {
     let relayed = async {
         let target = conn.front.target(conn.listener).await;
         let mut active = target.map_err(|_| Failure::Unavailable)?;
@@ -88,7 +97,16 @@ async fn tcp(conn: &Conn, client: Rewound, early: Option<auto::Early>) {
             _ => connect(conn, &mut active).await?,
         };
         active.pin();
-        relay::run(client, Rewound::new(upstream), active).await;
+        let relayed = relay::run(client, Rewound::new(upstream), &active, kind).await;
+        if let (relay::Ended::Http, mut client) = relayed {
+            // It was read as bytes, so nobody looked at what it claims: it is not answered.
+            if active.upstream().learn_http() {
+                conn.front.learnt.store(true, Relaxed);
+                conn.front.tell_change();
+            }
+            let _ = client.write_all(&page::page(400, false, true)).await;
+            stream::linger(&client).await;
+        }
         Ok::<_, Failure>(())
     };
     if relayed.await.is_err() {
@@ -107,6 +125,7 @@ async fn connect(conn: &Conn, active: &mut Active) -> Result<TcpStream, Failure>
             Ok(Ok(stream)) => {
                 // It fails only on a connection that is gone, and that shows soon enough.
                 let _ = stream.set_nodelay(true);
+                let _ = listener::notice_the_dead(&stream);
                 return Ok(stream);
             }
             Ok(Err(error)) if is_passing(&error) && Instant::now() < give_up => {

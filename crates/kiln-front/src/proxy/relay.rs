@@ -1,88 +1,213 @@
 //! Bytes both ways until both sides have said all. An idle connection holds no buffer.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::net::{Shutdown, shutdown};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::Rewound;
+use super::frames::{Frames, SERVICE_RESTART};
 use crate::upstream::Active;
 
 /// What is read at once.
 const BUFFER: usize = 64 << 10;
+/// How long a server may be silent whose client has said all.
+const AFTER_CLIENT: Duration = Duration::from_secs(300);
+/// How long a client may be silent whose server has said all.
+const AFTER_UPSTREAM: Duration = Duration::from_secs(60);
+/// How long the end of a frame is waited for when a WebSocket is cut.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 thread_local! {
     static SHARED: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
 }
 
-/// Relays until both directions have ended, one has failed, or the upstream is cut.
-pub(super) async fn run(client: Rewound, upstream: Rewound, active: Active) {
-    let mut cut = active.upstream().when_cut();
-    let up = pump(&client.stream, &upstream.stream, client.bytes);
-    let down = pump(&upstream.stream, &client.stream, upstream.bytes);
-    tokio::select! {
-        // An error ends both: the sockets are closed by their drop.
-        _ = async { tokio::try_join!(up, down) } => {}
-        _ = cut.pinned() => {}
-    }
+/// What is relayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Bytes, on a route of which it is not known what it speaks.
+    Guessed,
+    Tcp,
+    Upgraded,
+    WebSocket,
 }
 
-async fn pump(from: &TcpStream, to: &TcpStream, first: Bytes) -> io::Result<()> {
+/// How a relay ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    Over,
+    /// What was taken for bytes is HTTP: the upstream answers in it.
+    Http,
+}
+
+/// Relays until both directions have ended, one has failed, or the upstream is cut.
+pub(super) async fn run(
+    client: Rewound,
+    upstream: Rewound,
+    active: &Active,
+    kind: Kind,
+) -> (Ended, TcpStream) {
+    let mut cut = active.upstream().when_cut();
+    let frames = (kind == Kind::WebSocket).then(|| Mutex::new(Frames::default()));
+    let ended = {
+        let up = pump(&client.stream, &upstream.stream, client.bytes, None);
+        let down = async {
+            if kind == Kind::Guessed && speaks_http(&upstream.stream).await {
+                return Err(Broken::Http);
+            }
+            pump(&upstream.stream, &client.stream, upstream.bytes, frames.as_ref()).await
+        };
+        let both = both(up, down);
+        let mut both = std::pin::pin!(both);
+        tokio::select! {
+            ended = &mut both => ended,
+            () = cut.pinned() => {
+                if let Some(frames) = &frames {
+                    say_good_bye(&client.stream, frames, both).await;
+                }
+                Ended::Over
+            }
+        }
+    };
+    (ended, client.stream)
+}
+
+/// Waits for both. A server that reads no more may still have something to say: its last words
+/// reach the client. A client that reads no more ends both.
+async fn both(
+    up: impl Future<Output = Result<(), Broken>>,
+    down: impl Future<Output = Result<(), Broken>>,
+) -> Ended {
+    let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
+    let ended = tokio::select! {
+        ended = &mut up => match ended {
+            Err(Broken::From | Broken::Http) => return Ended::Over,
+            Ok(()) | Err(Broken::To) => timeout(AFTER_CLIENT, down).await.unwrap_or(Ok(())),
+        },
+        ended = &mut down => match ended {
+            Ok(()) => timeout(AFTER_UPSTREAM, up).await.unwrap_or(Ok(())),
+            broken => broken,
+        },
+    };
+    if matches!(ended, Err(Broken::Http)) { Ended::Http } else { Ended::Over }
+}
+
+/// Which side failed.
+enum Broken {
+    From,
+    To,
+    Http,
+}
+
+/// Whether the upstream's first words are an answer over HTTP.
+async fn speaks_http(upstream: &TcpStream) -> bool {
+    let mut first = [0; 7];
+    matches!(upstream.peek(&mut first).await, Ok(count) if first[..count] == *b"HTTP/1.")
+}
+
+async fn pump(
+    from: &TcpStream,
+    to: &TcpStream,
+    first: Bytes,
+    frames: Option<&Mutex<Frames>>,
+) -> Result<(), Broken> {
+    let see = |bytes: &[u8]| {
+        if let Some(frames) = frames
+            && let Ok(mut frames) = frames.lock()
+        {
+            frames.see(bytes);
+        }
+    };
     write_all(to, &first).await?;
+    see(&first);
     drop(first);
     loop {
-        from.readable().await?;
-        match step(from, to) {
-            Ok(Step::End) => break,
-            Ok(Step::Moved) => {}
-            Ok(Step::Left(rest)) => write_all(to, &rest).await?,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+        from.readable().await.map_err(|_| Broken::From)?;
+        match step(from, to, see)? {
+            Step::End => break,
+            Step::Moved | Step::Nothing => {}
+            Step::Left(rest) => {
+                write_all(to, &rest).await?;
+                see(&rest);
+            }
         }
         tokio::task::consume_budget().await;
     }
     // Half-close: the other direction may go on. It fails if the other side is gone already.
     match shutdown(to, Shutdown::Write) {
         Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(_) => Err(Broken::To),
     }
 }
 
 enum Step {
     End,
+    Nothing,
     Moved,
     /// What the receiver did not take.
     Left(Vec<u8>),
 }
 
-fn step(from: &TcpStream, to: &TcpStream) -> io::Result<Step> {
+fn step(from: &TcpStream, to: &TcpStream, see: impl Fn(&[u8])) -> Result<Step, Broken> {
     SHARED.with_borrow_mut(|buffer| {
-        let count = from.try_read(buffer)?;
-        if count == 0 {
-            return Ok(Step::End);
-        }
+        let count = match from.try_read(buffer) {
+            Ok(0) => return Ok(Step::End),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Step::Nothing),
+            Err(_) => return Err(Broken::From),
+        };
         let bytes = &buffer[..count];
-        match to.try_write(bytes) {
-            Ok(taken) if taken == count => Ok(Step::Moved),
-            Ok(taken) => Ok(Step::Left(bytes[taken..].to_vec())),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Ok(Step::Left(bytes.to_vec()))
-            }
-            Err(error) => Err(error),
-        }
+        let taken = match to.try_write(bytes) {
+            Ok(taken) => taken,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(_) => return Err(Broken::To),
+        };
+        see(&bytes[..taken]);
+        Ok(if taken == count { Step::Moved } else { Step::Left(bytes[taken..].to_vec()) })
     })
 }
 
-async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> Result<(), Broken> {
     while !bytes.is_empty() {
-        to.writable().await?;
+        to.writable().await.map_err(|_| Broken::To)?;
         match to.try_write(bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+            Err(_) => return Err(Broken::To),
         }
     }
     Ok(())
+}
+
+/// Tells a WebSocket's client that the service restarts, so that it comes again and finds the
+/// release that serves now: after the frame that is on its way, if that ends soon.
+async fn say_good_bye(
+    client: &TcpStream,
+    frames: &Mutex<Frames>,
+    mut both: Pin<&mut impl Future<Output = Ended>>,
+) {
+    let between = || frames.lock().is_ok_and(|frames| frames.between());
+    let whole = poll_fn(|cx| {
+        if between() {
+            return Poll::Ready(true);
+        }
+        match both.as_mut().poll(cx) {
+            Poll::Ready(_) => Poll::Ready(false),
+            Poll::Pending if between() => Poll::Ready(true),
+            Poll::Pending => Poll::Pending,
+        }
+    });
+    if timeout(FAREWELL, whole).await == Ok(true) {
+        // A client that takes nothing is cut without a word.
+        let _ = timeout(FAREWELL, write_all(client, &SERVICE_RESTART)).await;
+        let _ = shutdown(client, Shutdown::Write);
+    }
 }

@@ -19,15 +19,6 @@ impl Rewound {
     pub(crate) fn new(stream: TcpStream) -> Self {
         Self { bytes: Bytes::new(), stream }
     }
-
-    /// With `more` read after `bytes`.
-    pub(crate) fn followed_by(self, more: Bytes) -> Self {
-        if self.bytes.is_empty() {
-            return Self { bytes: more, ..self };
-        }
-        let bytes = [self.bytes, more].concat().into();
-        Self { bytes, stream: self.stream }
-    }
 }
 
 impl AsyncRead for Rewound {

@@ -1,6 +1,7 @@
 //! Datagrams: each client gets a socket of its own towards the upstream, so that answers find
-//! their way back. A switch takes new datagrams to the new upstream; answers that are under way
-//! still arrive.
+//! their way back. A client stays with its upstream while it speaks, over a switch too: half a
+//! conversation is of no use to the next release. It moves on when it was silent, when the old
+//! upstream is cut, or when nobody listens there any more.
 
 use std::collections::HashMap;
 use std::io;
@@ -22,7 +23,6 @@ const FLOW_LIMIT: usize = 4096;
 const DATAGRAM: usize = 64 << 10;
 
 struct Flow {
-    upstream: u64,
     /// Ends, and closes its end of the channel, when the flow has been idle.
     task: tokio::task::AbortHandle,
     socket: Arc<UdpSocket>,
@@ -64,8 +64,7 @@ async fn forward(
     let Some((upstream, counters)) = open else {
         return Err(io::ErrorKind::NotConnected.into());
     };
-    let current = |flow: &Flow| flow.upstream == upstream.id && !flow.task.is_finished();
-    if !flows.get(&client).is_some_and(current) {
+    if flows.get(&client).is_none_or(|flow| flow.task.is_finished()) {
         if flows.len() >= FLOW_LIMIT {
             flows.retain(|_, flow| !flow.task.is_finished());
         }
@@ -81,7 +80,7 @@ async fn forward(
         let mut active = Active::new(upstream.clone(), counters);
         active.pin();
         let task = tokio::spawn(answers(towards.clone(), socket.clone(), client, active));
-        let flow = Flow { upstream: upstream.id, task: task.abort_handle(), socket: towards };
+        let flow = Flow { task: task.abort_handle(), socket: towards };
         flows.insert(client, flow);
     }
     if let Some(flow) = flows.get(&client) {
@@ -104,8 +103,12 @@ async fn answers(from: Arc<UdpSocket>, to: Arc<UdpSocket>, client: SocketAddr, a
                     return;
                 }
             }
-            // Nobody listens there just now.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            // Nobody listens there just now; where new work goes elsewhere, not any more.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                if active.upstream().retired() {
+                    return;
+                }
+            }
             _ => return,
         }
     }

@@ -193,6 +193,9 @@ fn answer(
         "/upgrade" => return upgrade(name, reader, out),
         _ => {}
     }
+    if asked.fields.contains_key("expect") {
+        out.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
+    }
     let (length, sum) = read_body(asked, reader)?;
     let id = asked.fields.get("x-id").cloned().unwrap_or_default();
     match path {

@@ -137,3 +137,41 @@ fn a_port_opens_only_when_something_stands_behind_it() {
     assert_eq!(root.apply(vec![nothing]), [addr], "once open it stays");
     assert_eq!(Client::connect(addr).get("/", "2").unwrap().status, 503);
 }
+
+#[test]
+fn the_front_keeps_the_clock_from_the_switch() {
+    let (mut root, old, new) = (Root::new(), Backend::start("old"), Backend::start("new"));
+    let at = |slot: &str, backend: &Backend| {
+        let route = route("web", App::Auto, backend.addr);
+        vec![Route { slot: slot.into(), drain_ms: Some(600), ..route }]
+    };
+    let addr = root.apply(at("one", &old))[0];
+    let mut events = Client::connect(addr);
+    events.send("GET /ticks?100000 HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+    events.read_head().unwrap();
+    under_way(&mut root, 1);
+    assert_eq!(root.front.behind().unwrap().0, [], "nothing is behind what serves");
+    let switched = Instant::now();
+    root.apply(at("two", &new));
+    let (behind, _) = root.front.behind().unwrap();
+    assert_eq!(behind.len(), 1);
+    assert_eq!((behind[0].slot.as_str(), behind[0].requests), ("one", 1));
+    assert!(behind[0].cut_in_ms.unwrap() <= 600);
+    // Back, and the clock stops; away again, and it starts anew.
+    root.apply(at("one", &old));
+    assert_eq!(root.front.behind().unwrap().0, []);
+    std::thread::sleep(Duration::from_millis(900).saturating_sub(switched.elapsed()));
+    assert!(events.chunk().unwrap().is_some(), "it serves: nothing is cut");
+    let switched = Instant::now();
+    root.apply(at("two", &new));
+    // Whoever waits for the drain waits for that clock, and need not be there for it to run.
+    let mut waiting = root.connect();
+    let drain = Drain::of([old.addr], Duration::ZERO).as_routed();
+    let waited = std::thread::spawn(move || waiting.drain(&drain).unwrap());
+    while events.chunk().is_ok_and(|chunk| chunk.is_some()) {}
+    assert!(events.is_closed());
+    let took = switched.elapsed();
+    assert!(took >= Duration::from_millis(590) && took < Duration::from_secs(3), "{took:?}");
+    waited.join().unwrap();
+    wait_for("nothing behind", || root.front.behind().unwrap().0.is_empty());
+}

@@ -87,7 +87,6 @@ fn hop_by_hop_fields_of_answers_go() {
 fn malformed_and_ambiguous_requests_get_400() {
     let (mut root, backend) = (Root::new(), Backend::start("a"));
     let addr = root.serve(App::Http, backend.addr);
-    let many = "A: b\r\n".repeat(200);
     let long = "a".repeat(100 << 10);
     let rows = [
         ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400),
@@ -107,7 +106,6 @@ fn malformed_and_ambiguous_requests_get_400() {
             501,
         ),
         ("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 405),
-        (format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n"), 431),
         (format!("GET / HTTP/1.1\r\nHost: a\r\nA: {long}\r\n\r\n"), 431),
     ];
     for (request, status) in rows {

@@ -4,9 +4,13 @@
 mod backend;
 mod client;
 mod drain;
+mod h2c;
+mod hostile;
 mod http;
 mod ports;
 mod process;
+mod raw;
 mod root;
+mod silence;
 mod streams;
 mod switch;

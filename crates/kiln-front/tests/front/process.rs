@@ -4,7 +4,9 @@ use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use kiln_front::{App, Bind, FrontClient, FrontError, Protocol, Route, Table, ensure_running};
+use kiln_front::{
+    App, Bind, FrontClient, FrontError, Protocol, Route, Table, ensure_running, renew,
+};
 
 use crate::backend::Backend;
 use crate::client::Client;
@@ -76,7 +78,7 @@ fn an_upgrade_closes_no_port_and_loses_no_request() {
     let pid = root.front.ping().unwrap().pid;
     let slow = std::thread::spawn(move || Client::connect(addr).get("/slow?300", "s").unwrap());
     wait_for("a request", || root.front.stats().unwrap().routes["web"].active == 1);
-    root.front.upgrade(Duration::from_secs(10), None).unwrap();
+    root.front.upgrade(Duration::from_secs(10)).unwrap();
     for at in 0..50 {
         assert_eq!(Client::connect(addr).get("/", &at.to_string()).unwrap().status, 200);
     }
@@ -181,4 +183,47 @@ fn a_root_may_lie_deep() {
     let mut front = ensure_running(&deep, exe()).unwrap();
     assert!(front.ping().unwrap().minder);
     front.stop(Duration::ZERO).unwrap();
+}
+
+#[test]
+fn a_newer_program_takes_over_minder_and_worker_and_loses_nothing() {
+    let (mut root, backend) = (Root::new(), Backend::start("a"));
+    let addr = root.serve(App::Auto, backend.addr);
+    let before = root.front.ping().unwrap();
+    let old_minder = parent(before.pid);
+    let newer = root.path().join("newer");
+    std::fs::copy(exe(), &newer).unwrap();
+    let slow = std::thread::spawn(move || Client::connect(addr).get("/slow?1500", "s").unwrap());
+    wait_for("a request", || root.front.stats().unwrap().routes["web"].active == 1);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = stop.clone();
+    let asking = std::thread::spawn(move || {
+        let mut count = 0;
+        let mut kept = Client::connect(addr);
+        while !stopped.load(std::sync::atomic::Ordering::SeqCst) {
+            let answer = kept.get("/", "1").expect("a request was lost");
+            assert_eq!(answer.status, 200);
+            // As a client has to: the connection ends where the answer says so.
+            if answer.fields.get("connection").is_some_and(|value| value == "close") {
+                kept = Client::connect(addr);
+            }
+            assert_eq!(Client::connect(addr).get("/", "2").unwrap().status, 200);
+            count += 1;
+        }
+        count
+    });
+    assert!(renew(&root.path(), &newer, Duration::from_secs(10)).unwrap());
+    let mut front = root.connect();
+    let after = front.ping().unwrap();
+    let minder = parent(after.pid);
+    for pid in [after.pid, minder] {
+        assert_eq!(std::fs::read_link(format!("/proc/{pid}/exe")).unwrap(), newer);
+    }
+    assert!(after.minder && minder != old_minder && after.build != before.build);
+    assert_eq!(slow.join().unwrap().text(), "a s 0 0");
+    stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert!(asking.join().unwrap() > 5);
+    // The new minder has every socket.
+    kill(after.pid);
+    assert_eq!(Client::connect(addr).get("/", "3").unwrap().status, 200);
 }

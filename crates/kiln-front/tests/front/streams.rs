@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use kiln_front::App;
+use kiln_front::{App, Drain};
 
 use crate::backend::{Backend, lines};
 use crate::client::Client;
@@ -24,7 +24,7 @@ fn a_server_may_speak_first() {
 fn a_client_that_speaks_no_http_gets_bytes() {
     let mut root = Root::new();
     let addr = root.serve(App::Auto, lines("redis", false));
-    for first in ["PING\n", "GET key\n", "\u{1}\n", "PRI * HTTP/2.0\n", "get / HTTP/1.1\n"] {
+    for first in ["PING\n", "GET key\n", "\u{1}\n", "{\"a\": 1}\n"] {
         let mut client = Client::connect(addr);
         client.send(first).unwrap();
         assert_eq!(client.line().unwrap(), format!("redis {}", first.trim_end()));
@@ -169,7 +169,22 @@ fn datagrams_and_their_answers() {
     assert_eq!(ask("a"), "old a");
     assert_eq!(ask("b"), "old b");
     assert_eq!(root.apply(vec![udp("dns", new)])[0], addr);
-    assert_eq!(ask("c"), "new c");
+    // A client stays while it speaks; one that comes now goes to the release in force.
+    assert_eq!(ask("c"), "old c");
+    let second = UdpSocket::bind("127.0.0.1:0").unwrap();
+    second.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    second.send_to(b"d", addr).unwrap();
+    let mut buffer = [0; 1500];
+    let (count, _) = second.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..count], b"new d");
+    // The cut at the end of the drain moves those that are left.
+    let drained = root.front.drain(&Drain::of([old], Duration::ZERO)).unwrap();
+    assert_eq!(drained.cut_connections, 1);
+    client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    wait_for("the old one to be left", || {
+        client.send_to(b"e", addr).unwrap();
+        client.recv_from(&mut buffer).is_ok_and(|(count, _)| &buffer[..count] == b"new e")
+    });
 }
 
 #[test]
@@ -177,8 +192,8 @@ fn a_route_may_change_its_application() {
     let (mut root, backend) = (Root::new(), Backend::start("a"));
     let addr = root.serve(App::Tcp, backend.addr);
     assert_eq!(Client::connect(addr).get("/", "1").unwrap().text(), "a 1 0 0");
-    assert!(!backend.last_head().contains("x-forwarded-for"));
+    assert!(!backend.last_head().contains("X-Forwarded-For"));
     assert_eq!(root.apply(vec![route("web", App::Http, backend.addr)])[0], addr);
     assert_eq!(Client::connect(addr).get("/", "2").unwrap().text(), "a 2 0 0");
-    assert!(backend.last_head().contains("x-forwarded-for"));
+    assert!(backend.last_head().contains("X-Forwarded-For"));
 }

@@ -1,0 +1,345 @@
+//! One request and its answer, both under way at the same time between a client and an upstream.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::answer::answer;
+use super::chunked::{self, Decoder};
+use super::head::{Framing, Request, put, put_length, trailer_passes};
+use super::stream::{Progress, Stop, copy, gone, read_head, read_more, write_all};
+use crate::pool::Connection;
+use crate::upstream::Active;
+
+/// Longest head of an answer in bytes.
+const HEAD_LIMIT: usize = 256 << 10;
+/// What is read at once of a chunked body.
+const CHUNK_READ: usize = 64 << 10;
+/// Interim answers to one request.
+const INTERIM_LIMIT: usize = 100;
+/// How long an upstream may take before it begins to answer. Long polls and reports take minutes.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(600);
+/// How long an upstream may say nothing in the middle of an answer: event streams are quiet for
+/// long. That the client has gone shows in a moment, whatever the upstream says.
+const QUIET: Duration = Duration::from_secs(3600);
+/// How long a client may send nothing in the middle of a body.
+const BODY_PATIENCE: Duration = Duration::from_secs(60);
+/// How long either side may take nothing of what is for it. A player that was paused reads on.
+const STALL: Duration = Duration::from_secs(300);
+
+/// How it ended.
+#[derive(Debug)]
+pub(super) enum Carried {
+    Answered {
+        /// The upstream's connection can serve another request.
+        reusable: bool,
+        /// The client was told that its connection ends.
+        close: bool,
+    },
+    /// `101`: its head, without the empty line.
+    Switch(Vec<u8>),
+    /// The upstream closed or broke before it said anything. `unsent`: nothing of the request had
+    /// got there.
+    Unanswered { unsent: bool },
+    /// What the upstream says is no answer.
+    NoAnswer,
+    /// The upstream says nothing.
+    Silent,
+    /// The client did something wrong: the status that tells it.
+    Fault(u16),
+    /// The answer broke off after it had begun.
+    BrokenOff,
+    /// The client has gone.
+    Gone,
+}
+
+/// What the exchange is told, and tells, beside what it carries.
+struct Told<'a, C, H> {
+    release: Option<&'a [u8]>,
+    closing: C,
+    heard: H,
+}
+
+/// Where the two halves of an exchange tell each other how far they are.
+#[derive(Debug, Default)]
+struct Shared {
+    progress: Progress,
+    /// Something of the request got to the upstream.
+    begun: AtomicBool,
+    /// All of it did.
+    sent: AtomicBool,
+    /// The client got the beginning of the answer.
+    answering: AtomicBool,
+}
+
+/// Carries a request to `upstream` and its answer back. `buf` is what the client sent beyond the
+/// head; `closing` asks that the client's connection ends with this answer; `heard` is called when
+/// the upstream has said something in HTTP.
+pub(super) async fn carry(
+    client: &TcpStream,
+    buf: &mut BytesMut,
+    request: &Request,
+    upstream: &mut Connection,
+    active: &Active,
+    closing: impl Fn() -> bool,
+    heard: impl Fn(),
+) -> Carried {
+    let shared = Shared::default();
+    let mut cut = active.upstream().when_cut();
+    let Connection { stream, buf: answered } = upstream;
+    let release = active.release().map(|release| &release[..]);
+    let sending = send(client, buf, request, stream, &shared);
+    let told = Told { release, closing, heard };
+    let receiving = receive(client, request, stream, answered, &told, &shared);
+    let gone = gone(client, &shared.progress);
+    let cut = cut.all();
+    let (mut sending, mut receiving) = (std::pin::pin!(sending), std::pin::pin!(receiving));
+    let (mut gone, mut cut) = (std::pin::pin!(gone), std::pin::pin!(cut));
+    let mut sent = false;
+    loop {
+        tokio::select! {
+            biased;
+            ended = &mut sending, if !sent => {
+                sent = true;
+                match ended {
+                    Ok(()) => shared.sent.store(true, Relaxed),
+                    // It does not read on: perhaps it has answered already.
+                    Err(Sending::Upstream) => {}
+                    Err(Sending::Gone) => return Carried::Gone,
+                    Err(Sending::Fault(status)) => {
+                        let late = shared.answering.load(Relaxed);
+                        return if late { Carried::BrokenOff } else { Carried::Fault(status) };
+                    }
+                }
+            }
+            ended = &mut receiving => return ended,
+            () = &mut gone => return Carried::Gone,
+            () = &mut cut => {
+                let late = shared.answering.load(Relaxed);
+                return if late { Carried::BrokenOff } else { Carried::NoAnswer };
+            }
+        }
+    }
+}
+
+/// Why the request did not get to the upstream.
+enum Sending {
+    Upstream,
+    Gone,
+    Fault(u16),
+}
+
+impl From<Stop> for Sending {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::To => Self::Upstream,
+            Stop::End | Stop::From => Self::Gone,
+            Stop::Silent => Self::Fault(408),
+            Stop::TooLong => Self::Fault(400),
+        }
+    }
+}
+
+async fn send(
+    client: &TcpStream,
+    buf: &mut BytesMut,
+    request: &Request,
+    upstream: &TcpStream,
+    shared: &Shared,
+) -> Result<(), Sending> {
+    let progress = &shared.progress;
+    let write = async |bytes: &[u8]| {
+        write_all(upstream, bytes, STALL, progress).await?;
+        shared.begun.store(true, Relaxed);
+        Ok::<_, Stop>(())
+    };
+    match request.body {
+        Framing::Length(length) => {
+            let here = usize::try_from(length).unwrap_or(usize::MAX).min(buf.len());
+            write(&[&request.head, &buf[..here]].concat()).await?;
+            buf.advance(here);
+            let left = length - here as u64;
+            let missing = copy(client, upstream, left, BODY_PATIENCE, STALL, progress).await?;
+            if missing > 0 { Err(Sending::Gone) } else { Ok(()) }
+        }
+        Framing::Chunked => {
+            let mut out = request.head.clone();
+            let mut decoder = Decoder::new();
+            loop {
+                let taken = decoder.take(buf, |data| chunked::put(&mut out, data));
+                buf.advance(taken.map_err(|_| Sending::Fault(400))?);
+                if decoder.is_done() {
+                    let finished = chunked::finish(&mut out, decoder.trailers(), trailer_passes);
+                    finished.map_err(|_| Sending::Fault(400))?;
+                    return Ok(write(&out).await?);
+                }
+                write(&out).await?;
+                out.clear();
+                read_more(client, buf, CHUNK_READ, Instant::now() + BODY_PATIENCE).await?;
+                progress.moved();
+            }
+        }
+        Framing::None | Framing::UntilClose => Ok(write(&request.head).await?),
+    }
+}
+
+async fn receive(
+    client: &TcpStream,
+    request: &Request,
+    upstream: &TcpStream,
+    buf: &mut BytesMut,
+    told: &Told<'_, impl Fn() -> bool, impl Fn()>,
+    shared: &Shared,
+) -> Carried {
+    let progress = &shared.progress;
+    let mut interim = 0;
+    let answer = loop {
+        let read = read_head(upstream, buf, HEAD_LIMIT, ANSWER_PATIENCE, ANSWER_PATIENCE).await;
+        let length = match read {
+            Ok(length) => length,
+            Err(Stop::End | Stop::From) if buf.is_empty() && interim == 0 => {
+                return Carried::Unanswered { unsent: !shared.begun.load(Relaxed) };
+            }
+            Err(Stop::Silent) => return Carried::Silent,
+            Err(_) => return Carried::NoAnswer,
+        };
+        let Ok(mut answer) = answer(&buf[..length], request.is_head, told.release) else {
+            return Carried::NoAnswer;
+        };
+        (told.heard)();
+        buf.advance(length);
+        match answer.status {
+            101 if request.upgrade && shared.sent.load(Relaxed) => {
+                return Carried::Switch(answer.head);
+            }
+            101 => return Carried::NoAnswer,
+            100..=199 => {
+                interim += 1;
+                if interim > INTERIM_LIMIT {
+                    return Carried::NoAnswer;
+                }
+                if !request.old {
+                    answer.head.extend_from_slice(b"\r\n");
+                    if write_all(client, &answer.head, STALL, progress).await.is_err() {
+                        return Carried::Gone;
+                    }
+                }
+            }
+            _ => break answer,
+        }
+    };
+
+    // HTTP/1.0 knows no chunks: there the end of the connection is the end of the body.
+    let open_ended = matches!(answer.body, Framing::Chunked | Framing::UntilClose);
+    let chunks = open_ended && !request.old;
+    let close = (told.closing)()
+        || !request.keep_alive
+        || !shared.sent.load(Relaxed)
+        || (open_ended && request.old);
+    let mut out = answer.head;
+    match answer.body {
+        Framing::Length(length) => put_length(&mut out, length),
+        _ if chunks => put(&mut out, &[b"Transfer-Encoding: chunked\r\n"]),
+        _ => {}
+    }
+    if close {
+        put(&mut out, &[b"Connection: close\r\n"]);
+    } else if request.old {
+        put(&mut out, &[b"Connection: keep-alive\r\n"]);
+    }
+    put(&mut out, &[b"\r\n"]);
+    shared.answering.store(true, Relaxed);
+    progress.answering();
+
+    let streamed = match answer.body {
+        Framing::None => write_all(client, &out, STALL, progress).await,
+        Framing::Length(length) => measured(client, upstream, buf, out, length, progress).await,
+        Framing::Chunked => pieces(client, upstream, buf, out, chunks, progress).await,
+        Framing::UntilClose => rest(client, upstream, buf, out, chunks, progress).await,
+    };
+    match streamed {
+        Ok(()) => Carried::Answered { reusable: answer.reusable && buf.is_empty(), close },
+        Err(Stop::To) => Carried::Gone,
+        Err(_) => Carried::BrokenOff,
+    }
+}
+
+/// A body of known length, after `out`.
+async fn measured(
+    client: &TcpStream,
+    upstream: &TcpStream,
+    buf: &mut BytesMut,
+    mut out: Vec<u8>,
+    length: u64,
+    progress: &Progress,
+) -> Result<(), Stop> {
+    let here = usize::try_from(length).unwrap_or(usize::MAX).min(buf.len());
+    out.extend_from_slice(&buf[..here]);
+    buf.advance(here);
+    write_all(client, &out, STALL, progress).await?;
+    drop(out);
+    let left = length - here as u64;
+    let missing = copy(upstream, client, left, QUIET, STALL, progress).await?;
+    if missing > 0 { Err(Stop::End) } else { Ok(()) }
+}
+
+/// A chunked body, after `out`; as chunks or, for HTTP/1.0, without them.
+async fn pieces(
+    client: &TcpStream,
+    upstream: &TcpStream,
+    buf: &mut BytesMut,
+    mut out: Vec<u8>,
+    chunks: bool,
+    progress: &Progress,
+) -> Result<(), Stop> {
+    let mut decoder = Decoder::new();
+    loop {
+        let taken = decoder.take(buf, |data| match chunks {
+            true => chunked::put(&mut out, data),
+            false => out.extend_from_slice(data),
+        });
+        buf.advance(taken.map_err(|_| Stop::From)?);
+        if decoder.is_done() && chunks {
+            let finished = chunked::finish(&mut out, decoder.trailers(), trailer_passes);
+            finished.map_err(|_| Stop::From)?;
+        }
+        write_all(client, &out, STALL, progress).await?;
+        out.clear();
+        if decoder.is_done() {
+            return Ok(());
+        }
+        read_more(upstream, buf, CHUNK_READ, Instant::now() + QUIET).await?;
+        tokio::task::consume_budget().await;
+    }
+}
+
+/// A body that ends with its connection, after `out`.
+async fn rest(
+    client: &TcpStream,
+    upstream: &TcpStream,
+    buf: &mut BytesMut,
+    mut out: Vec<u8>,
+    chunks: bool,
+    progress: &Progress,
+) -> Result<(), Stop> {
+    loop {
+        match chunks {
+            true => chunked::put(&mut out, buf),
+            false => out.extend_from_slice(buf),
+        }
+        buf.clear();
+        write_all(client, &out, STALL, progress).await?;
+        out.clear();
+        match read_more(upstream, buf, CHUNK_READ, Instant::now() + QUIET).await {
+            Ok(()) => {}
+            Err(Stop::End) => break,
+            Err(stop) => return Err(stop),
+        }
+        tokio::task::consume_budget().await;
+    }
+    let end: &[u8] = if chunks { b"0\r\n\r\n" } else { b"" };
+    write_all(client, end, STALL, progress).await
+}
