@@ -408,7 +408,7 @@ pub(crate) fn retire(agent: &Arc<Agent>, stage: &Arc<Stage>) {
     let (worker, stage) = (Arc::clone(agent), Arc::clone(stage));
     agent.background(move || {
         if !ids.is_empty() {
-            worker.drain(&upstreams, limit);
+            worker.drain_as_routed(&upstreams, limit);
             if let Err(report) = instances::stop(&worker, &stage, &ids) {
                 worker.log(&report.to_string());
             }

@@ -1,12 +1,16 @@
 //! What the front answers: the ports of all active slots, as one table.
 
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kiln_core::compose::{Port, Protocol};
-use kiln_front::{App, Applied, Bind, Drain, FrontClient, FrontError, Route, Table};
+use kiln_front::{
+    App, Applied, Behind, Bind, BindFailure, Drain, FrontClient, FrontError, Route, Table,
+};
 
 use super::stage::{Life, Role, Seen, Stage, StageState};
 use super::{Agent, lock};
@@ -16,6 +20,9 @@ use crate::report::{Because, Report};
 /// How long a request may wait for an instance that is being replaced, in milliseconds.
 const HOLD_MS: u64 = 30_000;
 
+/// How long the front of an older build may go on with the connections that it has.
+const OLD_WORKER: Duration = Duration::from_secs(600);
+
 const FREE_THE_PORT: &str = "end what holds the port, or publish another one";
 
 /// The front of this root, as the agent sees it.
@@ -24,12 +31,14 @@ pub(crate) struct Routes {
     root: PathBuf,
     exe: PathBuf,
     front: Mutex<Option<FrontClient>>,
+    /// Whether this agent has looked if the front is of its build.
+    renewed: AtomicBool,
 }
 
 impl Routes {
     /// For the front of `root`, which is started when first needed.
     pub(crate) fn new(root: PathBuf, exe: PathBuf) -> Self {
-        Self { root, exe, front: Mutex::new(None) }
+        Self { root, exe, front: Mutex::new(None), renewed: AtomicBool::new(false) }
     }
 
     /// Does `ask` with the front, which is started or found again if it has to be.
@@ -178,8 +187,59 @@ impl Agent {
         }
     }
 
+    /// Waits until nothing is under way on `upstreams`, for as long as their routes said, counted
+    /// from the switch, then cuts what is; the front keeps the clock, so that it runs on whatever
+    /// becomes of the agent. `limit` is for those that the front knows no clock of.
+    pub(crate) fn drain_as_routed(&self, upstreams: &[SocketAddr], limit: Duration) {
+        if upstreams.is_empty() {
+            return;
+        }
+        let drain = Drain::of(upstreams.iter().copied(), limit).as_routed();
+        let drained = FrontClient::connect(&self.root).and_then(|mut front| front.drain(&drain));
+        if let Err(error) = drained {
+            self.log(&format!("draining: {error}"));
+        }
+    }
+
+    /// What is still under way at releases that serve no more, and the addresses that could not be
+    /// had, on all stages; nothing when the front cannot be asked.
+    pub(crate) fn behind(&self) -> (Vec<Behind>, Vec<BindFailure>) {
+        let asked = FrontClient::connect(&self.root).and_then(|mut front| front.behind());
+        asked.unwrap_or_default()
+    }
+
+    /// What a user of a stage should know of its front, as sentences: what is still with which
+    /// release, and until when; which ports somebody else has.
+    pub(crate) fn front_says(&self, stage: &Stage) -> Vec<String> {
+        let (behind, waiting) = self.behind();
+        let instances: BTreeSet<IpAddr> =
+            stage.state().instances.values().map(|it| IpAddr::V4(it.address)).collect();
+        let mut by_release: BTreeMap<String, Left> = BTreeMap::new();
+        for left in behind.iter().filter(|it| instances.contains(&it.upstream.ip())) {
+            by_release.entry(left.slot.clone()).or_default().add(left);
+        }
+        let own = format!("{}/", stage.id);
+        let taken = waiting.iter().filter(|failure| failure.route.starts_with(&own));
+        let left = by_release.iter().map(|(release, left)| left.sentence(release));
+        left.chain(taken.map(|failure| format!("{failure}; it is tried again"))).collect()
+    }
+
+    /// A front of another build than this one is replaced, without a lost request.
+    fn renew_front(&self) {
+        match kiln_front::renew(&self.root, &self.routes.exe, OLD_WORKER) {
+            Ok(false) | Err(FrontError::Connect { .. }) => {}
+            Ok(true) => {
+                self.log("the front is of this build now; the old one finishes what it has")
+            }
+            Err(error) => self.log(&format!("replacing the front by one of this build: {error}")),
+        }
+    }
+
     /// Looks after the front: the minder starts a worker that was killed, this starts a minder.
     pub(crate) fn mind_front(&self) {
+        if !self.routes.renewed.swap(true, Ordering::AcqRel) {
+            self.renew_front();
+        }
         let needed = self.stages().iter().any(|stage| !table(stage).is_empty());
         if needed && !self.leaving() && !self.routes.is_well() {
             self.log("the front is not whole: starting what is missing");
@@ -190,6 +250,39 @@ impl Agent {
     /// Ends the front of this root.
     pub(crate) fn stop_front(&self) {
         self.routes.stop();
+    }
+}
+
+/// What is still with a release that serves no more.
+#[derive(Debug, Default)]
+struct Left {
+    requests: usize,
+    connections: usize,
+    cut_in_ms: Option<u64>,
+}
+
+impl Left {
+    fn add(&mut self, more: &Behind) {
+        self.requests += more.requests;
+        self.connections += more.connections;
+        self.cut_in_ms = self.cut_in_ms.max(more.cut_in_ms);
+    }
+
+    /// `3 requests and 1 connection are still with release abc, for 9 s at most`.
+    fn sentence(&self, release: &str) -> String {
+        let count = |count: usize, word: &str| match count {
+            0 => None,
+            1 => Some(format!("1 {word}")),
+            more => Some(format!("{more} {word}s")),
+        };
+        let counts = [count(self.requests, "request"), count(self.connections, "connection")];
+        let what: Vec<String> = counts.into_iter().flatten().collect();
+        let is = if self.requests + self.connections == 1 { "is" } else { "are" };
+        let until = match self.cut_in_ms {
+            Some(ms) => format!("for {} s at most", ms.div_ceil(1000)),
+            None => "until they end".to_owned(),
+        };
+        format!("{} {is} still with release {release}, {until}", what.join(" and "))
     }
 }
 
@@ -219,6 +312,8 @@ fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Po
         .filter(|instance| matches!(instance.life, Life::Ready | Life::Unhealthy))
         .filter(|_| !state.is_held())
         .map(|instance| SocketAddr::from((instance.address, port.target)));
+    let drain = state.pointer.policy.drain(&stage.id.stage);
+    let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
     let Port { published, target, .. } = port;
     let name = protocol(port);
     let id = format!("{}/{service}:{published}:{target}/{name}", stage.id);
@@ -227,7 +322,7 @@ fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Po
         listen: listen(port),
         protocol: name,
         app: match port.app_protocol.as_deref() {
-            Some("http" | "ws") => App::Http,
+            Some("http" | "ws" | "http2" | "h2c" | "grpc") => App::Http,
             Some(_) => App::Tcp,
             None => App::Auto,
         },
@@ -235,7 +330,7 @@ fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Po
         upstream,
         hold: upstream.is_none() && (state.is_held() || !given_up),
         hold_ms: HOLD_MS,
-        drain_ms: None,
+        drain_ms: Some(drain_ms),
     }
 }
 
@@ -266,7 +361,17 @@ fn protocol(port: &Port) -> kiln_front::Protocol {
 
 #[cfg(test)]
 mod tests {
-    use super::overlap;
+    use super::{Left, overlap};
+
+    #[test]
+    fn what_stays_behind_is_told_in_a_sentence() {
+        let said = |requests, connections, cut_in_ms| {
+            Left { requests, connections, cut_in_ms }.sentence("abc")
+        };
+        let both = "3 requests and 1 connection are still with release abc, for 10 s at most";
+        assert_eq!(said(3, 1, Some(9001)), both);
+        assert_eq!(said(0, 1, None), "1 connection is still with release abc, until they end");
+    }
 
     #[test]
     fn an_address_and_all_addresses_cannot_be_had_together() {

@@ -89,8 +89,12 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
             None => json!({ "service": name, "state": "missing" }),
         })
         .collect();
+    drop(state);
     let ledger = agent.store.ledger().faults().because(|| "looking at the ledger".into())?;
+    let front = agent.front_says(stage);
+    let state = stage.state();
     Ok(json!({
+        "front": front,
         "broken": release.as_ref().err().map(|report| &report.message),
         "ledger": ledger.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "project": stage.id.project,

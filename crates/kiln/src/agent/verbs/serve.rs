@@ -44,7 +44,9 @@ pub(super) fn up(
         }
         let done = converge(agent, session, &stage, &target, Reason::Up, patience(timeout))?;
         say_unknown(session, &stage);
-        Ok(outcome(&stage, &target, &done, began).into())
+        let mut outcome = outcome(&stage, &target, &done, began);
+        outcome["front"] = json!(agent.front_says(&stage));
+        Ok(outcome.into())
     })
 }
 

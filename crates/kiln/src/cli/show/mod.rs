@@ -98,7 +98,13 @@ fn up(data: &Value) -> String {
     };
     out.push_str(&release::source_line(data));
     out.push_str(&addresses(&data["ports"]));
+    out.push_str(&front(data));
     out
+}
+
+/// What is still with an older release, and which ports somebody else has.
+fn front(data: &Value) -> String {
+    list(&data["front"]).map(|line| format!("{}\n", text(line))).collect()
 }
 
 fn addresses(ports: &Value) -> String {
@@ -297,6 +303,7 @@ fn status(data: &Value) -> String {
     rows.extend(list(&data["services"]).map(instance_row));
     out.push_str(&table(&rows));
     out.push_str(&addresses(&data["ports"]));
+    out.push_str(&front(data));
     out
 }
 
