@@ -1,7 +1,7 @@
 //! The system calls that every instance may make: those of Docker's default profile, without
 //! `io_uring_*` (as newer engines have it), where this architecture has them.
 //!
-//! Source: moby `profiles/seccomp/default_linux.go`, engine 27 to 29.
+//! Source: moby `seccomp/default_linux.go` of moby/profiles, engine 29.
 
 use libc::c_long;
 
@@ -62,7 +62,7 @@ pub(super) const COMMON: &[c_long] = &[
     libc::SYS_setregid, libc::SYS_setresgid, libc::SYS_setresuid, libc::SYS_setreuid,
     libc::SYS_setsid, libc::SYS_setsockopt, libc::SYS_setuid, libc::SYS_setxattr, libc::SYS_shmat,
     libc::SYS_shmctl, libc::SYS_shmdt, libc::SYS_shmget, libc::SYS_shutdown, libc::SYS_sigaltstack,
-    libc::SYS_signalfd4, libc::SYS_socketpair, libc::SYS_splice, libc::SYS_statfs, libc::SYS_statx,
+    libc::SYS_signalfd4, libc::SYS_splice, libc::SYS_statfs, libc::SYS_statx,
     libc::SYS_symlinkat, libc::SYS_sync, libc::SYS_syncfs, libc::SYS_sysinfo, libc::SYS_tee,
     libc::SYS_tgkill, libc::SYS_timer_create, libc::SYS_timer_delete, libc::SYS_timer_getoverrun,
     libc::SYS_timer_gettime, libc::SYS_timer_settime, libc::SYS_timerfd_create,
@@ -85,12 +85,13 @@ pub(super) const LEGACY: &[c_long] = &[
     libc::SYS_rmdir, libc::SYS_select, libc::SYS_set_thread_area, libc::SYS_setrlimit,
     libc::SYS_signalfd, libc::SYS_stat, libc::SYS_symlink, libc::SYS_sync_file_range,
     libc::SYS_time, libc::SYS_unlink, libc::SYS_ustat, libc::SYS_utime, libc::SYS_utimes,
-    libc::SYS_vfork,
+    libc::SYS_vfork, 333, // io_pgetevents
+    335, // uretprobe
 ];
 
 /// Those that newer architectures no longer have.
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) const LEGACY: &[c_long] = &[];
+pub(super) const LEGACY: &[c_long] = &[292]; // io_pgetevents
 
 /// Too new for the library's tables; these numbers are the same on every architecture.
 pub(super) const RECENT: &[c_long] = &[
@@ -100,6 +101,8 @@ pub(super) const RECENT: &[c_long] = &[
     454, // futex_wake
     455, // futex_wait
     456, // futex_requeue
+    457, // statmount
+    458, // listmount
     462, // mseal
     463, // setxattrat
     464, // getxattrat
