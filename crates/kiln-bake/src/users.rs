@@ -6,6 +6,9 @@ use kiln_store::Store;
 
 use crate::paths;
 
+/// Bytes of an account file that are read, as when a program starts.
+const MOST: u64 = 1 << 20;
+
 /// Owner of copied files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
@@ -29,7 +32,7 @@ pub fn owner(store: &Store, tree: &Tree, text: &str) -> Result<Owner, String> {
         Ok(uid) => Owner { uid, gid: uid },
         Err(_) if user.is_empty() => Owner { uid: 0, gid: 0 },
         Err(_) => {
-            let fields = entry(store, tree, "etc/passwd", |fields| fields[0] == user)
+            let fields = entry(store, tree, "etc/passwd", |fields| fields[0] == user)?
                 .ok_or_else(|| format!("no user `{user}` in the image's /etc/passwd"))?;
             let number = |at: usize| fields.get(at).and_then(|field| field.parse().ok());
             match (number(2), number(3)) {
@@ -41,7 +44,7 @@ pub fn owner(store: &Store, tree: &Tree, text: &str) -> Result<Owner, String> {
     if let Some(group) = group.filter(|group| !group.is_empty()) {
         owner.gid = match group.parse() {
             Ok(gid) => gid,
-            Err(_) => entry(store, tree, "etc/group", |fields| fields[0] == group)
+            Err(_) => entry(store, tree, "etc/group", |fields| fields[0] == group)?
                 .and_then(|fields| fields.get(2)?.parse().ok())
                 .ok_or_else(|| format!("no group `{group}` in the image's /etc/group"))?,
         };
@@ -55,27 +58,35 @@ pub fn home(store: &Store, tree: &Tree, text: &str) -> String {
     let user = if user.is_empty() { "0" } else { user };
     let is_it = |fields: &[String]| fields[0] == user || fields.get(2).is_some_and(|id| id == user);
     let found = entry(store, tree, "etc/passwd", is_it)
+        .ok()
+        .flatten()
         .and_then(|fields| fields.into_iter().nth(5))
         .filter(|home| !home.is_empty());
     found.unwrap_or_else(|| if matches!(user, "0" | "root") { "/root" } else { "/" }.into())
 }
 
+/// The first line of `file` that is wanted.
 fn entry(
     store: &Store,
     tree: &Tree,
     file: &str,
     wanted: impl Fn(&[String]) -> bool,
-) -> Option<Vec<String>> {
-    let path = paths::resolve(tree, file.as_bytes(), true).ok()?;
-    let mut node = tree.get(&path)?;
+) -> Result<Option<Vec<String>>, String> {
+    let Ok(path) = paths::resolve(tree, file.as_bytes(), true) else { return Ok(None) };
+    let Some(mut node) = tree.get(&path) else { return Ok(None) };
     if let Kind::Hardlink { to } = &node.kind {
-        node = tree.get(to)?;
+        let Some(first) = tree.get(to) else { return Ok(None) };
+        node = first;
     }
-    let Kind::File { digest, .. } = &node.kind else { return None };
-    let content = store.get(digest).ok()?;
-    let lines = String::from_utf8_lossy(&content).into_owned();
-    lines
+    let Kind::File { digest, size } = &node.kind else {
+        return Err(format!("the image's /{file} is no regular file"));
+    };
+    if *size > MOST {
+        return Err(format!("the image's /{file} is longer than {MOST} bytes"));
+    }
+    let content = store.get(digest).map_err(|error| format!("the image's /{file}: {error}"))?;
+    Ok(String::from_utf8_lossy(&content)
         .lines()
         .map(|line| line.split(':').map(str::to_owned).collect::<Vec<_>>())
-        .find(|fields| wanted(fields))
+        .find(|fields| wanted(fields)))
 }

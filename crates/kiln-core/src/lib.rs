@@ -16,6 +16,7 @@
 //! | [`defaults`] | what holds where nothing is stated |
 //! | [`stage`] | a stage as a value: policy, slots, traffic, members, and its moves |
 //! | [`plan`] | target and observed → what a deploy will do |
+//! | [`policy`] | what a root allows beyond the ordinary |
 //! | [`steps`] | a plan as steps with their reasons, and the way back |
 //! | [`exit`] | the public exit codes |
 #![forbid(unsafe_code)]
@@ -28,6 +29,7 @@ pub mod digest;
 pub mod exit;
 pub mod image;
 pub mod plan;
+pub mod policy;
 pub mod release;
 pub mod settings;
 pub mod stage;

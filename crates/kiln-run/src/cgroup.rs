@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{self, Read as _, Seek as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use kiln_core::compose::Limits;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+use crate::devices::{self, Others};
 use crate::error::{Context as _, Fault};
 
 /// The group of all groups, in every hierarchy.
@@ -32,6 +33,8 @@ pub(crate) struct Cgroups {
     unified: PathBuf,
     /// v1 controllers and where each is mounted.
     v1: Vec<(&'static str, PathBuf)>,
+    /// Where the v1 devices controller is.
+    devices: Option<PathBuf>,
 }
 
 impl Cgroups {
@@ -48,12 +51,13 @@ impl Cgroups {
     /// With a folder in the place of a pure cgroup2 mount.
     #[cfg(test)]
     pub(crate) fn at(unified: &Path) -> Self {
-        Self { unified: unified.to_owned(), v1: Vec::new() }
+        Self { unified: unified.to_owned(), v1: Vec::new(), devices: None }
     }
 
     fn parse(table: &str) -> Option<Self> {
         let mut unified = None;
         let mut v1 = Vec::new();
+        let mut devices = None;
         for line in table.lines() {
             let Some((mount, kind)) = line.split_once(" - ") else { continue };
             let Some(point) = mount.split(' ').nth(4) else { continue };
@@ -61,6 +65,9 @@ impl Cgroups {
             match (kind.next(), kind.nth(1)) {
                 (Some("cgroup2"), _) if unified.is_none() => unified = Some(PathBuf::from(point)),
                 (Some("cgroup"), Some(options)) => {
+                    if options.split(',').any(|option| option == "devices") {
+                        devices.get_or_insert_with(|| PathBuf::from(point));
+                    }
                     for name in CONTROLLERS {
                         let known = v1.iter().any(|(other, _)| *other == name);
                         if !known && options.split(',').any(|option| option == name) {
@@ -71,13 +78,13 @@ impl Cgroups {
                 _ => {}
             }
         }
-        unified.map(|unified| Self { unified, v1 })
+        unified.map(|unified| Self { unified, v1, devices })
     }
 
     /// Every hierarchy's mount point, without repeats.
     fn mounts(&self) -> Vec<&Path> {
         let mut mounts = vec![self.unified.as_path()];
-        for (_, path) in &self.v1 {
+        for path in self.v1.iter().map(|(_, path)| path).chain(&self.devices) {
             if !mounts.contains(&path.as_path()) {
                 mounts.push(path);
             }
@@ -102,7 +109,7 @@ impl Cgroups {
     /// The group `name` as it was left by somebody else.
     pub(crate) fn existing(&self, name: &str) -> Group {
         let mut v1: Vec<PathBuf> = Vec::new();
-        for (_, mount) in &self.v1 {
+        for mount in self.v1.iter().map(|(_, path)| path).chain(&self.devices) {
             let path = mount.join(name);
             if path.is_dir() && !v1.contains(&path) {
                 v1.push(path);
@@ -252,6 +259,42 @@ impl Group {
             fs::write(&file, pid.to_string()).step(|| format!("attach to {}", path.display()))?;
         }
         Ok(())
+    }
+
+    /// Has the kernel keep to the list of devices for everything in it, and for `pid` if that is in
+    /// it already. Returns what there is to say.
+    pub(crate) fn keep_to_devices(
+        &mut self,
+        others: Others,
+        pid: Option<i32>,
+    ) -> Result<Option<String>, Fault> {
+        let step = || "keep to the list of devices".to_owned();
+        let open = |path: &Path| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            openat(CWD, path, flags, Mode::empty()).step(step)
+        };
+        let path = self.path();
+        let (above, own) = (open(path.parent().unwrap_or(&path))?, open(&path)?);
+        let held = devices::hold_above(above.as_fd())
+            .and_then(|()| devices::hold_for(own.as_fd(), others));
+        let Err(error) = held else { return Ok(None) };
+        let Some(mount) = &self.cgroups.devices else {
+            return Ok(Some(format!(
+                "this kernel holds no list of devices ({error}): that nodes are dead on every \
+                 mount is all that keeps them closed"
+            )));
+        };
+        let path = mount.join(&self.name);
+        make(&path).step(step)?;
+        fs::write(path.join("devices.deny"), "a").step(step)?;
+        for line in devices::lines(others) {
+            fs::write(path.join("devices.allow"), line).step(step)?;
+        }
+        if let Some(pid) = pid {
+            fs::write(path.join("cgroup.procs"), pid.to_string()).step(step)?;
+        }
+        self.v1.push(path);
+        Ok(None)
     }
 
     /// Kills everything in it and below.
@@ -414,7 +457,7 @@ mod tests {
     fn settings_reach_the_files() {
         // A folder stands in for a pure cgroup2 mount, which a hybrid machine does not have.
         let dir = tempfile::tempdir().unwrap();
-        let cgroups = Cgroups { unified: dir.path().to_owned(), v1: Vec::new() };
+        let cgroups = Cgroups { unified: dir.path().to_owned(), v1: Vec::new(), devices: None };
         let limits =
             Limits { memory: Some(1 << 20), nano_cpus: Some(1_500_000_000), pids: Some(7) };
         cgroups.group("kiln/x/y", &limits).unwrap();

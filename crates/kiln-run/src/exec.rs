@@ -201,7 +201,7 @@ impl Runtime {
         let group = self.group_name(&name);
         let limits_of = Some(self.group_name(&instance.id));
         let request = Request { group, limits_of, what: What::Exec(exec) };
-        Session::start(self.exe(), ROLE_EXEC, &instance.id, &request, stdio)
+        Session::start(&self.exe()?, ROLE_EXEC, &instance.id, &request, stdio)
     }
 }
 

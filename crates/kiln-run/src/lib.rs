@@ -18,6 +18,8 @@
 //! | `asking` | the asking end of a shim's socket: deadlines |
 //! | `process` | a process, named for good |
 //! | `cgroup` | groups for tracking, killing and limits |
+//! | `devices` | which devices an instance may open |
+//! | `sealed` | the copy of the binary that strangers may see |
 //! | `sys` | the few system calls that no library wraps |
 //!
 //! Nothing here runs between `clone` and `exec` in a process that has threads: the binary calls
@@ -40,9 +42,11 @@ pub mod step;
 
 mod asking;
 mod cgroup;
+mod devices;
 mod process;
 mod report;
 mod sandbox;
+mod sealed;
 mod session;
 mod shim;
 mod sys;
@@ -75,6 +79,8 @@ pub fn dispatch(args: impl IntoIterator<Item = OsString>) {
     let Some(role) = args.next() else { return };
     if [ROLE_SHIM, ROLE_EXEC, ROLE_STEP].iter().any(|own| role == *own) {
         own::begin();
+        // Executed by a descriptor, it would be called by that number.
+        let _ = rustix::thread::set_name(c"kiln");
     }
     match role.to_str() {
         Some(ROLE_SHIM) => shim::main(args.next().unwrap_or_default().as_ref()),

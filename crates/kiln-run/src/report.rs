@@ -1,8 +1,8 @@
 //! What a new process tells its starter before exec: JSON lines through a pipe that exec closes.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::os::fd::OwnedFd;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -21,6 +21,11 @@ pub(crate) enum Report {
     Shim(ProcessId),
     /// Something was left out that the program can do without.
     Warning(String),
+    /// The process that joins an instance goes on as this one, which is the reader's child.
+    Inside {
+        /// Its pid on the host.
+        pid: i32,
+    },
     /// The program will not run.
     Failed(Fault),
     /// The program was executed.
@@ -41,6 +46,10 @@ impl Reporter {
         Self(File::from(fd))
     }
 
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     /// Writes one line. A reader that has gone is nobody to tell.
     pub(crate) fn send(&mut self, report: &Report) {
         if let Ok(mut line) = serde_json::to_vec(report) {
@@ -50,10 +59,17 @@ impl Reporter {
     }
 }
 
+/// Bytes of all reports of one process: somebody who traces it may have it write what they want.
+const MOST: u64 = 1 << 20;
+
 /// Reads until every writer is gone.
 pub(crate) fn read_all(fd: OwnedFd) -> io::Result<Vec<Report>> {
+    parse(File::from(fd).take(MOST))
+}
+
+fn parse(text: impl io::Read) -> io::Result<Vec<Report>> {
     let mut out = Vec::new();
-    for line in BufReader::new(File::from(fd)).lines() {
+    for line in BufReader::new(text).lines() {
         let line = line?;
         out.push(serde_json::from_str(&line).map_err(|error| {
             io::Error::new(io::ErrorKind::InvalidData, format!("`{line}`: {error}"))
@@ -67,6 +83,9 @@ pub(crate) fn read_within(fd: &OwnedFd, limit: Duration) -> (Vec<Report>, bool) 
     let deadline = Instant::now() + limit;
     let mut text = Vec::new();
     let whole = loop {
+        if text.len() as u64 > MOST {
+            break false;
+        }
         let left = deadline.saturating_duration_since(Instant::now());
         match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timespec(left))) {
             Ok(0) => break false,
@@ -101,6 +120,7 @@ pub(crate) fn sum_up(reports: Vec<Report>) -> Result<Sum, Fault> {
             Report::Shim(_) => {}
             Report::Warning(text) => warnings.push(text),
             Report::Failed(fault) => return Err(fault),
+            Report::Inside { .. } => {}
             Report::Started { pid, start_time } => started = Some((pid, start_time)),
         }
     }

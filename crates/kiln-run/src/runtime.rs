@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -18,6 +20,7 @@ use crate::known::{Known, PROCESSES_FILE, Processes};
 use crate::process::ProcessId;
 use crate::report::{Report, read_within, sum_up};
 use crate::running::Running;
+use crate::sealed::Sealed;
 use crate::shim::control::EXIT_FILE;
 use crate::spec::{InstanceSpec, Network, SPEC_FILE, signal_number};
 
@@ -41,6 +44,7 @@ const AT_A_TIME: usize = 64;
 pub struct Runtime {
     root: PathBuf,
     exe: PathBuf,
+    sealed: Arc<OnceLock<io::Result<Sealed>>>,
     scope: String,
     cgroups: Cgroups,
 }
@@ -66,7 +70,17 @@ impl Runtime {
         scope: &str,
     ) -> Result<Self, RunError> {
         let cgroups = Cgroups::find().map_err(Fault::general)?;
-        Ok(Self { root: root.into(), exe: exe.into(), scope: scope.to_owned(), cgroups })
+        let (root, mut exe, scope) = (root.into(), exe.into(), scope.to_owned());
+        if std::env::current_exe().is_ok_and(|own| own == exe) {
+            // Also when a newer one has taken its place.
+            exe = PathBuf::from("/proc/self/exe");
+        }
+        let runtime = Self { root, exe, sealed: Arc::default(), scope, cgroups };
+        // The first instance need not wait for the copy.
+        let early = runtime.clone();
+        let thread = std::thread::Builder::new().name("seal".to_owned());
+        let _ = thread.spawn(move || drop(early.sealed()));
+        Ok(runtime)
     }
 
     /// The folder of instance `id`.
@@ -74,8 +88,16 @@ impl Runtime {
         self.root.join("instances").join(id)
     }
 
-    pub(crate) fn exe(&self) -> &Path {
-        &self.exe
+    /// What runs a shim or a session: this binary's sealed copy.
+    pub(crate) fn exe(&self) -> Result<PathBuf, RunError> {
+        self.sealed().map(Sealed::path)
+    }
+
+    fn sealed(&self) -> Result<&Sealed, RunError> {
+        let sealed = self.sealed.get_or_init(|| Sealed::copy_of(&self.exe));
+        let again = |error: &io::Error| io::Error::new(error.kind(), error.to_string());
+        let doing = || format!("keep a copy of {} in memory", self.exe.display());
+        sealed.as_ref().map_err(again).doing(doing)
     }
 
     /// Path of the group `name` below a hierarchy's mount point.
@@ -98,7 +120,8 @@ impl Runtime {
         let errors = spec.dir.join(SHIM_STDERR);
         let stderr =
             OpenOptions::new().append(true).create(true).mode(0o600).open(&errors).doing(doing)?;
-        let mut child = Command::new(&self.exe)
+        let mut child = Command::new(self.exe()?)
+            .arg0("kiln")
             .arg(ROLE_SHIM)
             .arg(&spec.dir)
             .env_clear()

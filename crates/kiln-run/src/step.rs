@@ -199,7 +199,7 @@ impl Runtime {
         };
         let request = Request { group: self.group_name(&name), limits_of: None, what };
         let id = spec.argv.first().map_or("step", String::as_str);
-        let mut session = Session::start(self.exe(), ROLE_STEP, id, &request, &stdio)?;
+        let mut session = Session::start(&self.exe()?, ROLE_STEP, id, &request, &stdio)?;
         // Else the pipe never ends.
         drop(stdio);
         let mut buffer = vec![0; 64 << 10];

@@ -230,19 +230,46 @@ pub(crate) fn cloexec_from(first: i32) {
 }
 
 /// Closes every descriptor from 3 on but `kept`, for a process that goes on without the owners of
-/// all others.
-pub(crate) fn close_all_but(kept: Option<BorrowedFd<'_>>) {
-    let close = |first: i32, last: u32| {
-        // SAFETY: called by the init only, which never again touches a value that owns one of them.
-        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    };
-    match kept.map(|fd| fd.as_raw_fd()) {
-        Some(fd) if fd > 3 => {
-            close(3, (fd - 1).unsigned_abs());
-            close(fd + 1, libc::c_uint::MAX);
+/// all others: none of them may be dropped or used afterwards.
+pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) {
+    let mut numbers: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    numbers.retain(|number| *number > 2);
+    numbers.sort_unstable();
+    let mut first = 3;
+    for number in numbers {
+        if number > first {
+            close(first, number - 1);
         }
-        Some(_) => close(4, libc::c_uint::MAX),
-        None => close(3, libc::c_uint::MAX),
+        first = number.max(first - 1) + 1;
+    }
+    close(first, libc::c_uint::MAX);
+
+    fn close(first: u32, last: u32) {
+        // SAFETY: called by processes that were just cloned, which never again touch a value that
+        // owns one of them: they end by exec or by `exit_now`.
+        let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        if done != 0 {
+            // Before 5.9.
+            for entry in std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
+                let number = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+                if let Some(number) = number.filter(|number| (first..=last).contains(number)) {
+                    // SAFETY: as above.
+                    unsafe { libc::close(number.cast_signed()) };
+                }
+            }
+        }
+    }
+}
+
+/// A child of this process's parent, in the pid namespace that this process has joined, by the
+/// call that the seccomp filter lets through: 0 in the child.
+pub(crate) fn fork_sibling() -> io::Result<i32> {
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM this is fork(2), and this process has one thread, see `clone_into`;
+    // no stack, tid or TLS is given, in whatever order this architecture takes them.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(i32::try_from(pid).unwrap_or(i32::MAX)),
     }
 }
 

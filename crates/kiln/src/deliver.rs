@@ -19,6 +19,7 @@ use serde_json::json;
 use crate::agent::Agent;
 use crate::agent::bake::{self, Checkout};
 use crate::agent::git::compare::Difference;
+use crate::agent::policy;
 use crate::agent::provision::{self, Candidate};
 use crate::agent::record;
 use crate::agent::session::{Node, Session};
@@ -149,6 +150,7 @@ pub(crate) fn converge(
     if plan.is_empty() && serving {
         return Ok(Converged { plan, switched: false });
     }
+    policy::judge(agent, session, &stage.id, &target.release)?;
     volumes::free(agent, stage, &target.digest, &plan, &data)?;
     provision::announce(session, target, &plan);
     record::intent(agent, stage, target, reason, &plan);

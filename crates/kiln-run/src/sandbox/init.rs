@@ -32,7 +32,7 @@ pub(super) fn split(told: Option<OwnedFd>) -> Result<(), Fault> {
     }
     // The report pipe among them: the starter waits until exec has closed it everywhere.
     let mut told = told.map(File::from);
-    sys::close_all_but(told.as_ref().map(AsFd::as_fd));
+    sys::close_all_but(told.as_ref().map(AsFd::as_fd).as_slice());
     loop {
         match sys::next_signal() {
             libc::SIGCHLD => reap(main, told.as_mut()),

@@ -4,7 +4,9 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use kiln_core::compose::Tmpfs;
-use rustix::fs::FileType;
+use kiln_core::policy::SYSTEM_PLACES;
+use rustix::fs::{AtFlags, FileType, statat};
+use rustix::io::Errno;
 
 use super::resolve::{Place, resolve};
 use crate::error::{Context as _, Fault};
@@ -71,6 +73,11 @@ impl What<'_> {
         }
     }
 
+    /// Whether the specification says where it is.
+    fn is_strangers(&self) -> bool {
+        !matches!(self, Self::Proc | Self::Sys | Self::Dev | Self::Cwd)
+    }
+
     fn covers(&self) -> bool {
         !matches!(self, Self::Cwd | Self::File(_))
     }
@@ -82,12 +89,21 @@ pub(super) fn layout<'a>(
     hostname: &'a str,
     root: BorrowedFd<'_>,
 ) -> Result<Vec<Entry<'a>>, Fault> {
+    for path in SYSTEM_PLACES {
+        real_directory(root, path)?;
+    }
     let mut entries = Vec::new();
     let mut add = |target: &str, what: What<'a>| -> Result<(), Fault> {
         let Place { path, kind } = resolve(root, target)?;
         let step = || format!("mount over `{target}`");
         if path.as_os_str().is_empty() && !matches!(what, What::Cwd) {
             return Err(Fault::new(step(), "that is the root itself"));
+        }
+        if what.is_strangers()
+            && (path.starts_with("proc") || SYSTEM_PLACES.iter().any(|own| path == Path::new(own)))
+        {
+            let message = format!("`/{}` is the runtime's own", path.display());
+            return Err(Fault::new(step(), message));
         }
         match (kind, what.is_dir()) {
             (Some(FileType::Directory), false) => {
@@ -141,6 +157,24 @@ pub(super) fn layout<'a>(
     add(if sandbox.cwd.is_empty() { "/" } else { &sandbox.cwd }, What::Cwd)?;
     order(&mut entries);
     Ok(entries)
+}
+
+/// Nothing or a directory: a link would have the runtime mount, hide and write-protect in a place
+/// of the image's choosing, and leave the real one as it is.
+fn real_directory(root: BorrowedFd<'_>, path: &str) -> Result<(), Fault> {
+    let step = || format!("mount over `/{path}`");
+    match statat(root, path, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).step(step),
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => Ok(()),
+        Ok(stat) => {
+            let link = FileType::from_raw_mode(stat.st_mode).is_symlink();
+            let found = if link { "a link" } else { "a file" };
+            let message =
+                format!("the image has {found} there; make it a directory, or leave it out");
+            Err(Fault::new(step(), message))
+        }
+    }
 }
 
 /// Parents before children; of two at one place the later stated is mounted over the other.

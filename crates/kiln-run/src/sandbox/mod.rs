@@ -5,6 +5,7 @@
 //! | [`root`] | image + stub layer + mounts → the new root, pivoted into |
 //! | [`layout`] | everything that is mounted, in order |
 //! | [`resolve`] | paths inside an image |
+//! | [`inside`] | opening what a stranger named |
 //! | [`layer`] | the stub layer |
 //! | [`mounts`] | proc, sys, dev, tmpfs, binds, and what of them is hidden |
 //! | [`machine`] | the machine that a step sees in `/proc` |
@@ -15,6 +16,7 @@
 //! | [`init`] | the reaping init |
 
 mod init;
+mod inside;
 mod layer;
 mod layout;
 mod machine;
@@ -27,11 +29,12 @@ mod seccomp;
 mod syscalls;
 mod user;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
 pub(crate) use init::Epilogue;
-pub(crate) use program::{Prepared, Stdio};
+use program::Prepared;
+pub(crate) use program::{Gate, Stdio};
 
 use crate::error::{Context as _, Fault};
 use crate::report::{Report, Reporter};
@@ -50,19 +53,65 @@ pub(crate) fn namespaces(network: &Network) -> i32 {
 /// Becomes the program of `sandbox`, as pid 1 of fresh [`namespaces`]. Returns what went wrong.
 ///
 /// `scratch` is an existing directory of the host that the new root may be assembled on: what is
-/// mounted there is seen by this process only. `gate` is waited for before the exec: one byte
-/// opens it, its closing ends this process.
+/// mounted there is seen by this process only. `gate` is waited for before anything of the image
+/// is read, and again before the exec; its closing ends this process.
 pub(crate) fn enter(
     sandbox: &Sandbox,
     scratch: &Path,
     stdio: Stdio,
     reporter: &mut Reporter,
-    gate: &OwnedFd,
+    gate: &Gate,
 ) -> Fault {
-    match assemble(sandbox, scratch) {
-        Ok(prepared) => prepared.run(stdio, reporter, gate),
+    let assemble = || {
+        // Nobody inside may look at this process while it still is the host's binary: that is how
+        // CVE-2019-5736 overwrote one.
+        not_dumpable()?;
+        gate.wait()?;
+        root::assemble(sandbox, scratch)?;
+        close_others(&stdio, reporter, gate);
+        rustix::system::sethostname(sandbox.hostname.as_bytes())
+            .step(|| format!("set the host name `{}`", sandbox.hostname))?;
+        Prepared::new(sandbox)
+    };
+    match assemble() {
+        Ok(prepared) => prepared.run(stdio, reporter, gate, false),
         Err(fault) => fault,
     }
+}
+
+/// Becomes the program of `sandbox` in a running instance, by a child; `namespaces` joins those of
+/// the instance. Returns what went wrong.
+///
+/// Nobody in the instance sees this process, which stays outside of its pid namespace. They see
+/// the child, which begins with all that takes privileges done and given up: so it does not matter
+/// who may trace it or look at it through `/proc`.
+pub(crate) fn join(
+    sandbox: &Sandbox,
+    namespaces: impl FnOnce() -> Result<(), Fault>,
+    stdio: Stdio,
+    reporter: &mut Reporter,
+    gate: &Gate,
+) -> Fault {
+    let prepare = || {
+        not_dumpable()?;
+        gate.wait()?;
+        namespaces()?;
+        close_others(&stdio, reporter, gate);
+        Prepared::new(sandbox)
+    };
+    match prepare() {
+        Ok(prepared) => prepared.run(stdio, reporter, gate, true),
+        Err(fault) => fault,
+    }
+}
+
+/// Closes every descriptor that the program's last steps do not need, before anything that a
+/// stranger named is opened: what is left leads nowhere on the host.
+fn close_others(stdio: &Stdio, reporter: &Reporter, gate: &Gate) {
+    let mut kept: Vec<BorrowedFd<'_>> = vec![reporter.fd(), gate.fd()];
+    kept.extend([&stdio.stdin, &stdio.stdout, &stdio.stderr].map(|fd| fd.as_fd()));
+    kept.extend(stdio.epilogue.as_ref().map(|fd| fd.as_fd()));
+    crate::sys::close_all_but(&kept);
 }
 
 /// Ends a process that did not become its program.
@@ -71,18 +120,8 @@ pub(crate) fn give_up(mut reporter: Reporter, fault: Fault) -> ! {
     crate::sys::exit_now(127)
 }
 
-fn assemble(sandbox: &Sandbox, scratch: &Path) -> Result<Prepared, Fault> {
-    // Nobody inside may look at this process while it still is the host's binary: that is how
-    // CVE-2019-5736 overwrote one.
-    not_dumpable()?;
-    root::assemble(sandbox, scratch)?;
-    rustix::system::sethostname(sandbox.hostname.as_bytes())
-        .step(|| format!("set the host name `{}`", sandbox.hostname))?;
-    Prepared::new(sandbox)
-}
-
-/// See [`assemble`]; exec makes the program dumpable again.
-pub(crate) fn not_dumpable() -> Result<(), Fault> {
+/// See [`enter`]; exec makes the program dumpable again.
+fn not_dumpable() -> Result<(), Fault> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .step(|| "hide the process".to_owned())
 }

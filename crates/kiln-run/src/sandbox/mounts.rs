@@ -1,4 +1,5 @@
-//! proc, sys, dev, tmpfs and binds, by the new mount API: no path is looked up twice.
+//! proc, sys, dev, tmpfs and binds, by the new mount API: no path is looked up twice, and what is
+//! hidden of a mount is looked up in that very mount, whatever lies around it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,13 +7,14 @@ use std::path::Path;
 
 use kiln_core::compose::Tmpfs;
 use kiln_store::Upper;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, symlinkat};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, symlinkat};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::root::ensure;
+use super::inside;
 use crate::error::{Context as _, Fault};
 use crate::spec::ImageMount;
 use crate::sys;
@@ -29,24 +31,28 @@ const LINKS: [(&str, &str); 6] = [
     ("stdout", "/proc/self/fd/1"),
 ];
 
-/// Hidden from instances. Source: moby `oci/defaults.go`, engine 27 to 29.
-const MASKED: [&str; 12] = [
-    "proc/acpi",
-    "proc/asound",
-    "proc/interrupts",
-    "proc/kcore",
-    "proc/keys",
-    "proc/latency_stats",
-    "proc/sched_debug",
-    "proc/scsi",
-    "proc/timer_list",
-    "proc/timer_stats",
-    "sys/devices/virtual/powercap",
-    "sys/firmware",
+/// Hidden from instances, of procfs and of sysfs. Source: moby `oci/defaults.go`, engine 27 to 29.
+const MASKED_PROC: [&str; 10] = [
+    "acpi",
+    "asound",
+    "interrupts",
+    "kcore",
+    "keys",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "timer_list",
+    "timer_stats",
 ];
+const MASKED_SYS: [&str; 2] = ["devices/virtual/powercap", "firmware"];
 
-/// Readable only. Source: as above.
-const READ_ONLY: [&str; 5] = ["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
+/// Readable only, of procfs. Source: as above.
+const READ_ONLY: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
+
+/// Size of a tmpfs for which none is stated, or a quarter of the machine's memory if that is less.
+const TMPFS_SIZE: u64 = 1 << 30;
+/// Bytes of it for each file, directory or link that may be in it: they take memory, too.
+const TMPFS_INODE: u64 = 4 << 10;
 
 const fn attrs(list: &[MountAttrFlags]) -> MountAttrFlags {
     let mut bits = 0;
@@ -78,9 +84,11 @@ fn make(
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attrs)
 }
 
-fn attach(mount: &OwnedFd, target: BorrowedFd<'_>) -> rustix::io::Result<()> {
+/// Attaches `mount` over `target`; the descriptor is that of the mount as before.
+fn attach(mount: OwnedFd, target: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     let by_fd = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(mount, "", target, "", by_fd)
+    move_mount(&mount, "", target, "", by_fd)?;
+    Ok(mount)
 }
 
 /// A detached tmpfs.
@@ -93,14 +101,24 @@ pub(super) fn tmpfs(
 
 /// A tmpfs of the specification. Programs in it may be executed, other than in Docker: `/tmp` is
 /// one by default here, and compilers and installers run what they put there.
-pub(super) fn user_tmpfs(spec: &Tmpfs, target: BorrowedFd<'_>) -> rustix::io::Result<()> {
+pub(super) fn user_tmpfs(spec: &Tmpfs, target: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     let mode = format!("{:o}", spec.mode.unwrap_or(0o1777));
-    let size = spec.size.map(|bytes| bytes.to_string());
-    let mut options = vec![("mode", mode.as_str())];
-    if let Some(size) = &size {
-        options.push(("size", size));
-    }
-    attach(&tmpfs(&options, NOSUID | NODEV)?, target)
+    let bytes = spec.size.unwrap_or_else(|| TMPFS_SIZE.min(memory() / 4));
+    let (size, files) = (bytes.to_string(), inodes(bytes));
+    let options = [("mode", mode.as_str()), ("size", &size), ("nr_inodes", &files)];
+    attach(tmpfs(&options, NOSUID | NODEV)?, target)
+}
+
+/// How many files may be in a tmpfs of `bytes`; a small one need not be counted.
+fn inodes(bytes: u64) -> String {
+    (bytes / TMPFS_INODE).max(1_024).to_string()
+}
+
+/// Bytes of memory of this machine.
+fn memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    #[expect(clippy::useless_conversion, reason = "the type differs between architectures")]
+    u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit))
 }
 
 /// Binds `source`, with what is mounted below it, over `target`. What is mounted has to be `node`,
@@ -111,7 +129,7 @@ pub(super) fn bind(
     target: BorrowedFd<'_>,
     read_only: bool,
     node: Option<(u64, u64)>,
-) -> io::Result<()> {
+) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
@@ -125,78 +143,103 @@ pub(super) fn bind(
     }
     let attrs = if read_only { NODEV | RDONLY } else { NODEV };
     sys::mount_setattr(tree.as_fd(), attrs, true)?;
-    Ok(attach(&tree, target)?)
+    Ok(attach(tree, target)?)
 }
 
 /// Mounts an image at the new directory `whole`, and what is wanted of it over `target`.
-pub(super) fn image(mount: &ImageMount, whole: &Path, target: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn image(
+    mount: &ImageMount,
+    whole: &Path,
+    target: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
     let upper = mount.upper.as_ref().map(|dir| Upper { dir: dir.clone() });
     let fd = kiln_store::mount::mount_image(&mount.lower, upper.as_ref())?;
     let attrs = if mount.read_only { NODEV | RDONLY } else { NODEV };
     sys::mount_setattr(fd.as_fd(), attrs, false)?;
     if mount.path.as_os_str().is_empty() {
-        return Ok(attach(&fd, target)?);
+        return Ok(attach(fd, target)?);
     }
     // Of a mount that is attached nowhere, older kernels clone no part.
     std::fs::create_dir(whole)?;
     move_mount(&fd, "", CWD, whole, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW;
     let root = openat(CWD, whole, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let part = openat2(&root, &mount.path, flags, Mode::empty(), resolve)?;
+    let part = inside::exactly(root.as_fd(), &mount.path, flags)?;
+    Ok(attach(copy(part.as_fd())?, target)?)
+}
+
+/// A detached mount of what `place` refers to.
+fn copy(place: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
-    Ok(attach(&open_tree(&part, "", flags)?, target)?)
+    open_tree(place, "", flags)
 }
 
-pub(super) fn proc(target: BorrowedFd<'_>) -> Result<(), Fault> {
-    make("proc", &[], STRICT)
-        .and_then(|mount| attach(&mount, target))
-        .step(|| "mount /proc".to_owned())
+/// `/proc`, with what tells of the host hidden and what changes it write-protected.
+pub(super) fn proc(target: BorrowedFd<'_>) -> Result<OwnedFd, Fault> {
+    let mount = make("proc", &[], STRICT)
+        .and_then(|mount| attach(mount, target))
+        .step(|| "mount /proc".to_owned())?;
+    for path in READ_ONLY {
+        let step = || format!("make /proc/{path} read-only");
+        let Some(place) = there(&mount, path).step(step)? else { continue };
+        let tree = copy(place.as_fd()).step(step)?;
+        sys::mount_setattr(tree.as_fd(), STRICT | RDONLY, false).step(step)?;
+        attach(tree, place.as_fd()).step(step)?;
+    }
+    for path in MASKED_PROC {
+        hide(&mount, path).step(|| format!("hide /proc/{path}"))?;
+    }
+    Ok(mount)
 }
 
 /// `/sys`, read-only, with the instance's own group where programs look for their limits.
-pub(super) fn sys(target: BorrowedFd<'_>, root: BorrowedFd<'_>, path: &Path) -> Result<(), Fault> {
-    make("sysfs", &[], STRICT | RDONLY)
-        .and_then(|mount| attach(&mount, target))
+pub(super) fn sys(target: BorrowedFd<'_>) -> Result<OwnedFd, Fault> {
+    let mount = make("sysfs", &[], STRICT | RDONLY)
+        .and_then(|mount| attach(mount, target))
         .step(|| "mount /sys".to_owned())?;
+    for path in MASKED_SYS {
+        hide(&mount, path).step(|| format!("hide /sys/{path}"))?;
+    }
+    let mut cpu = 0;
+    while hide(&mount, &format!("devices/system/cpu/cpu{cpu}/thermal_throttle"))
+        .step(|| "hide thermal_throttle".to_owned())?
+    {
+        cpu += 1;
+    }
     // There is no such place without CONFIG_CGROUPS, and then there is nothing to show.
-    let at = path.join("fs/cgroup");
-    let Ok(place) = openat(root, &at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) else {
-        return Ok(());
-    };
-    make("cgroup2", &[], STRICT | RDONLY)
-        .and_then(|mount| attach(&mount, place.as_fd()))
-        .step(|| "mount /sys/fs/cgroup".to_owned())
+    let step = || "mount /sys/fs/cgroup".to_owned();
+    if let Some(place) = there(&mount, "fs/cgroup").step(step)? {
+        let group = make("cgroup2", &[], STRICT | RDONLY).step(step)?;
+        attach(group, place.as_fd()).step(step)?;
+    }
+    Ok(mount)
 }
 
 /// `/dev`: the standard nodes and links, terminals, message queues and shared memory of its own.
-pub(super) fn dev(
-    target: BorrowedFd<'_>,
-    root: BorrowedFd<'_>,
-    path: &Path,
-    shm_size: u64,
-) -> Result<(), Fault> {
+pub(super) fn dev(target: BorrowedFd<'_>, shm_size: u64) -> Result<OwnedFd, Fault> {
     let step = || "set up /dev".to_owned();
-    let mount = tmpfs(&[("mode", "0755"), ("size", "64k")], NOSUID | NODEV | NOEXEC).step(step)?;
-    attach(&mount, target).step(step)?;
+    let few = [("mode", "0755"), ("size", "64k"), ("nr_inodes", "1024")];
+    let mount =
+        tmpfs(&few, NOSUID | NODEV | NOEXEC).and_then(|mount| attach(mount, target)).step(step)?;
     for name in NODES {
-        let node = ensure(root, &path.join(name), false).step(step)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let node = openat(&mount, name, flags, Mode::from(0o644)).step(step)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         // The node is the host's own, for making one takes a capability that may be missing: its
         // mode and owner are not for changing. Devices are written to all the same.
         let step = || format!("bind /dev/{name}");
         let tree = open_tree(CWD, format!("/dev/{name}"), flags).step(step)?;
         sys::mount_setattr(tree.as_fd(), NOSUID | NOEXEC | RDONLY, false).step(step)?;
-        attach(&tree, node.as_fd()).step(step)?;
+        attach(tree, node.as_fd()).step(step)?;
     }
     for (name, to) in LINKS {
         symlinkat(to, &mount, name).step(step)?;
     }
-    let shm = shm_size.to_string();
+    let (shm, files) = (shm_size.to_string(), inodes(shm_size));
     let pts = [("mode", "0620"), ("ptmxmode", "0666"), ("gid", "5")];
-    let shm = [("mode", "1777"), ("size", shm.as_str())];
+    let shm = [("mode", "1777"), ("size", shm.as_str()), ("nr_inodes", files.as_str())];
     for (name, kind, options, attrs) in [
         ("pts", "devpts", &pts[..], NOSUID | NOEXEC),
         ("shm", "tmpfs", &shm[..], STRICT),
@@ -204,56 +247,43 @@ pub(super) fn dev(
     ] {
         let step = || format!("mount /dev/{name}");
         mkdirat(&mount, name, Mode::from(0o755)).step(step)?;
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let place = openat(root, path.join(name), flags, Mode::empty()).step(step)?;
-        make(kind, options, attrs).and_then(|fs| attach(&fs, place.as_fd())).step(step)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = openat(&mount, name, flags, Mode::empty()).step(step)?;
+        make(kind, options, attrs).and_then(|fs| attach(fs, place.as_fd())).step(step)?;
     }
-    Ok(())
+    Ok(mount)
 }
 
-/// Hides and write-protects what tells of the host or changes it.
-pub(super) fn hide(root: BorrowedFd<'_>) -> Result<(), Fault> {
-    let open = |path: &str| openat(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok();
-    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    for path in READ_ONLY {
-        let Some(place) = open(path) else { continue };
-        let step = || format!("make /{path} read-only");
-        let tree = open_tree(root, path, clone).step(step)?;
-        sys::mount_setattr(tree.as_fd(), STRICT | RDONLY, false).step(step)?;
-        attach(&tree, place.as_fd()).step(step)?;
+/// `path` of the kernel's own file system `mount`; `None` if this kernel has none such.
+fn there(mount: &OwnedFd, path: &str) -> rustix::io::Result<Option<OwnedFd>> {
+    match inside::exactly(mount.as_fd(), Path::new(path), OFlags::PATH | OFlags::NOFOLLOW) {
+        Err(Errno::NOENT) => Ok(None),
+        place => place.map(Some),
     }
-    for path in MASKED {
-        let Some(place) = open(path) else { continue };
-        let step = || format!("hide /{path}");
-        let is_dir = rustix::fs::fstat(&place)
-            .map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
-            .step(step)?;
-        let over = if is_dir {
-            tmpfs(&[("mode", "0755"), ("nr_inodes", "1")], STRICT | RDONLY)
-        } else {
-            open_tree(CWD, "/dev/null", clone)
-        };
-        over.and_then(|mount| attach(&mount, place.as_fd())).step(step)?;
-    }
-    let mut cpu = 0;
-    while let Some(place) = open(&format!("sys/devices/system/cpu/cpu{cpu}/thermal_throttle")) {
+}
+
+/// Covers `path` of `mount`; false if there is none such.
+fn hide(mount: &OwnedFd, path: &str) -> rustix::io::Result<bool> {
+    let Some(place) = there(mount, path)? else { return Ok(false) };
+    let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode);
+    let over = if kind.is_dir() {
         tmpfs(&[("mode", "0755"), ("nr_inodes", "1")], STRICT | RDONLY)
-            .and_then(|mount| attach(&mount, place.as_fd()))
-            .step(|| "hide thermal_throttle".to_owned())?;
-        cpu += 1;
-    }
-    Ok(())
+    } else {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        open_tree(CWD, "/dev/null", flags)
+    };
+    attach(over?, place.as_fd()).map(|_| true)
 }
 
-/// What `hide` covers exists on some machine; on this one, for tests.
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn paths_are_relative_and_sorted() {
-        assert!(MASKED.iter().all(|path| !path.starts_with('/')));
-        assert!(MASKED.is_sorted() && READ_ONLY.is_sorted() && NODES.is_sorted());
+        let hidden = MASKED_PROC.iter().chain(&MASKED_SYS);
+        assert!(hidden.chain(&READ_ONLY).all(|path| !path.starts_with('/')));
+        assert!(MASKED_PROC.is_sorted() && READ_ONLY.is_sorted() && NODES.is_sorted());
         assert!(std::fs::metadata("/dev/null").is_ok());
     }
 }

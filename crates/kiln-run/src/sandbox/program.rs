@@ -1,7 +1,8 @@
-//! The last steps before a program runs, and its exec. Runs inside the new root.
+//! The last steps before a program runs, and its exec. Runs inside the new root, with no
+//! descriptor of the host's but those that are named here.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat2};
@@ -12,7 +13,7 @@ use rustix::thread::{CapabilitySet, set_no_new_privs};
 
 use super::seccomp::Seccomp;
 use super::user::{Identity, lookup};
-use super::{init, privileges};
+use super::{init, inside, privileges};
 use crate::error::{Context as _, Fault};
 use crate::report::{Report, Reporter};
 use crate::spec::Sandbox;
@@ -34,7 +35,7 @@ pub(crate) struct Stdio {
 
 /// A program with everything looked up and compiled that can be before its exec.
 #[derive(Debug)]
-pub(crate) struct Prepared {
+pub(super) struct Prepared {
     argv: Vec<CString>,
     env: Vec<CString>,
     path: String,
@@ -44,12 +45,16 @@ pub(crate) struct Prepared {
     ulimits: std::collections::BTreeMap<String, (i64, i64)>,
     seccomp: Seccomp,
     init: bool,
+    /// The root, which is also that of the calling process.
+    root: OwnedFd,
 }
 
 impl Prepared {
     /// Prepares the program of `sandbox` in the current root.
-    pub(crate) fn new(sandbox: &Sandbox) -> Result<Self, Fault> {
-        let identity = lookup(&sandbox.user)?;
+    pub(super) fn new(sandbox: &Sandbox) -> Result<Self, Fault> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open("/", flags, Mode::empty()).step(|| "open the root".into())?;
+        let identity = lookup(root.as_fd(), &sandbox.user)?;
         let mut env = sandbox.env.clone();
         for (name, value) in
             [("PATH", DEFAULT_PATH), ("HOME", &identity.home), ("HOSTNAME", &sandbox.hostname)]
@@ -81,12 +86,19 @@ impl Prepared {
             ulimits: sandbox.ulimits.clone(),
             init: sandbox.init,
             identity,
+            root,
         })
     }
 
-    /// Becomes the program; see [`super::enter`] for `gate`. Returns what went wrong.
-    pub(crate) fn run(self, stdio: Stdio, reporter: &mut Reporter, gate: &OwnedFd) -> Fault {
-        match self.try_run(stdio, reporter, gate) {
+    /// Becomes the program, in a child if `joiner`; returns what went wrong.
+    pub(super) fn run(
+        self,
+        stdio: Stdio,
+        reporter: &mut Reporter,
+        gate: &Gate,
+        joiner: bool,
+    ) -> Fault {
+        match self.try_run(stdio, reporter, gate, joiner) {
             Ok(never) => match never {},
             Err(fault) => fault,
         }
@@ -96,16 +108,16 @@ impl Prepared {
         self,
         mut stdio: Stdio,
         reporter: &mut Reporter,
-        gate: &OwnedFd,
+        gate: &Gate,
+        joiner: bool,
     ) -> Result<std::convert::Infallible, Fault> {
-        let epilogue = stdio.epilogue.take();
+        let (epilogue, tty) = (stdio.epilogue.take(), stdio.tty);
         stdio.stdin = nothing_of_the_hosts(stdio.stdin)?;
         self.take_stdio(stdio)?;
         privileges::limit_by_default(&self.ulimits)?;
         let mut warnings = privileges::limit(&self.ulimits)?;
-        wait_for(gate)?;
-        rustix::process::chdir(self.cwd.as_str())
-            .step(|| format!("change to the working directory `{}`", self.cwd))?;
+        gate.wait()?;
+        inside::enter(self.root.as_fd(), &self.cwd)?;
         let missing = privileges::become_user(&self.identity, self.capabilities)?;
         if !missing.is_empty() {
             warnings.push(format!("the host cannot give {}", missing.join(", ")));
@@ -113,11 +125,20 @@ impl Prepared {
         for warning in warnings {
             reporter.send(&Report::Warning(warning));
         }
-        die_with_starter(gate)?;
         umask(Mode::from(0o022));
         set_no_new_privs(true).step(|| "set no_new_privs".to_owned())?;
-        sys::cloexec_from(3);
         self.seccomp.install()?;
+        if joiner {
+            // Only now anybody in the instance sees a process, and it may do no more than they.
+            step_inside(reporter)?;
+        }
+        let step = || "begin a session".to_owned();
+        setsid().step(step)?;
+        if tty {
+            sys::controlling_terminal().step(step)?;
+        }
+        gate.die_with_starter()?;
+        sys::cloexec_from(3);
         if self.init {
             init::split(epilogue)?;
         }
@@ -127,21 +148,18 @@ impl Prepared {
 
     fn take_stdio(&self, stdio: Stdio) -> Result<(), Fault> {
         let step = || "set up standard input and output".to_owned();
-        setsid().step(step)?;
         for fd in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
             let stat = rustix::fs::fstat(fd).step(step)?;
             let kind = FileType::from_raw_mode(stat.st_mode);
-            // A user other than root could not open /dev/stdout else, which is how many log.
-            if kind.is_fifo() || stdio.tty && kind.is_char_device() {
+            // A user other than root could not open /dev/stdout else, which is how many log. A FIFO
+            // with a name is somebody's on the host.
+            if kind.is_fifo() && is_pipe(fd) || stdio.tty && kind.is_char_device() {
                 let (uid, gid) = (self.identity.uid, self.identity.gid);
                 std::os::unix::fs::fchown(fd, Some(uid), (!stdio.tty).then_some(gid)).step(step)?;
             }
         }
         for (fd, number) in [(&stdio.stdin, 0), (&stdio.stdout, 1), (&stdio.stderr, 2)] {
             sys::dup_to(fd.as_fd(), number).step(step)?;
-        }
-        if stdio.tty {
-            sys::controlling_terminal().step(step)?;
         }
         Ok(())
     }
@@ -223,28 +241,59 @@ fn nothing_of_the_hosts(stdin: OwnedFd) -> Result<OwnedFd, Fault> {
     }
 }
 
-/// Waits for the byte that says that the network is there.
-fn wait_for(gate: &OwnedFd) -> Result<(), Fault> {
-    let mut byte = [0];
-    loop {
-        match rustix::io::read(gate, &mut byte) {
-            Ok(1) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Ok(_) => return Err(Fault::new("wait for the shim", "it has gone")),
-            Err(error) => return Err(error).step(|| "wait for the shim".to_owned()),
-        }
-    }
+fn is_pipe(fd: &OwnedFd) -> bool {
+    const PIPEFS_MAGIC: u64 = 0x5049_5045;
+    rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u64 == PIPEFS_MAGIC)
 }
 
-/// From here on this process is killed when its starter ends. A starter that ended before the
-/// call is seen by the gate, whose other end only it holds.
-fn die_with_starter(gate: &OwnedFd) -> Result<(), Fault> {
-    let step = || "tie the process to the shim".to_owned();
-    set_parent_process_death_signal(Some(Signal::KILL)).step(step)?;
-    let mut fds = [PollFd::new(gate, PollFlags::IN)];
-    poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).step(step)?;
-    if fds[0].revents().contains(PollFlags::HUP) {
-        return Err(Fault::new(step(), "it has gone"));
+/// Goes on in a child, which is in the pid namespace that this process has joined, and ends this
+/// process. The child is the starter's, who is told its pid.
+fn step_inside(reporter: &mut Reporter) -> Result<(), Fault> {
+    let pid = sys::fork_sibling().step(|| "fork into the instance".to_owned())?;
+    if pid == 0 {
+        return Ok(());
     }
-    Ok(())
+    reporter.send(&Report::Inside { pid });
+    sys::exit_now(0)
+}
+
+/// The end of the pipe through which the starter lets a new process go on, a byte at a time:
+/// first when its limits hold, then when its network is there. Only the starter has the other end.
+#[derive(Debug)]
+pub(crate) struct Gate(OwnedFd);
+
+impl Gate {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Waits for the next byte.
+    pub(super) fn wait(&self) -> Result<(), Fault> {
+        let mut byte = [0];
+        loop {
+            match rustix::io::read(&self.0, &mut byte) {
+                Ok(1) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Ok(_) => return Err(Fault::new("wait for the shim", "it has gone")),
+                Err(error) => return Err(error).step(|| "wait for the shim".to_owned()),
+            }
+        }
+    }
+
+    /// From here on this process is killed when its starter ends. A starter that ended before the
+    /// call is seen by the closed gate.
+    fn die_with_starter(&self) -> Result<(), Fault> {
+        let step = || "tie the process to the shim".to_owned();
+        set_parent_process_death_signal(Some(Signal::KILL)).step(step)?;
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).step(step)?;
+        if fds[0].revents().contains(PollFlags::HUP) {
+            return Err(Fault::new(step(), "it has gone"));
+        }
+        Ok(())
+    }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use kiln_store::Upper;
 use kiln_store::mount::Opened;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount,
@@ -15,7 +15,7 @@ use rustix::mount::{
 
 use super::layer::{Layer, write_content};
 use super::layout::{Entry, What, layout};
-use super::{machine, mounts};
+use super::{inside, machine, mounts};
 use crate::error::{Context as _, Fault};
 use crate::spec::{Machine, Network, Sandbox};
 use crate::sys;
@@ -40,13 +40,21 @@ pub(super) fn assemble(sandbox: &Sandbox, scratch: &Path) -> Result<(), Fault> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, &new_root, flags, Mode::empty())
         .step(|| format!("open {}", new_root.display()))?;
+    // What has been mounted so far, by its own descriptor: whatever is mounted below it is looked
+    // up from there, so no link that a stranger left leads to another mount.
+    let mut placed: Vec<(&Path, OwnedFd)> = Vec::new();
     for (number, entry) in entries.iter().enumerate() {
-        place(sandbox, entry, number, scratch, root.as_fd())?;
+        let over = placed.iter().rfind(|(path, _)| entry.path.starts_with(path));
+        let target = target(sandbox, entry, root.as_fd(), over)?;
+        let Some(target) = target else { continue };
+        if let Some(mount) = place(sandbox, entry, number, scratch, target.as_fd())? {
+            placed.push((&entry.path, mount));
+        }
     }
-    mounts::hide(root.as_fd())?;
     if sandbox.machine != Machine::Real {
         machine::cover(root.as_fd(), &scratch.join("files"), sandbox.machine)?;
     }
+    drop(placed);
     pivot(root)
 }
 
@@ -97,72 +105,101 @@ fn mount_root(
     move_mount(&fd, "", CWD, new_root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step(step)
 }
 
-/// Mounts one entry.
-fn place(
+/// The place where an entry is to be mounted, made if it is missing; `None`: there is nothing to
+/// mount. `over` is the mount that it lies in, if that is not the root.
+fn target(
     sandbox: &Sandbox,
     entry: &Entry<'_>,
-    number: usize,
-    scratch: &Path,
     root: BorrowedFd<'_>,
-) -> Result<(), Fault> {
+    over: Option<&(&Path, OwnedFd)>,
+) -> Result<Option<OwnedFd>, Fault> {
     let step = || format!("mount over `/{}`", entry.path.display());
     if let What::File(_) = entry.what
         && sandbox.upper.is_none()
         && !entry.covered
     {
-        return Ok(());
+        return Ok(None);
     }
     if entry.path.as_os_str().is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    let target = match ensure(root, &entry.path, entry.what.is_dir()) {
+    let dir = entry.what.is_dir();
+    let found = match over {
+        // Links were resolved in the image, where nobody can have changed anything since.
+        None => inside::exactly(root, &entry.path, OFlags::PATH),
+        Some((above, mount)) => {
+            let rest = entry.path.strip_prefix(above).unwrap_or(&entry.path);
+            ensure(mount.as_fd(), rest, dir)
+        }
+    };
+    match found {
+        Ok(found) => Ok(Some(found)),
+        // Whether there is a working directory is seen when it is entered.
+        Err(_) if matches!(entry.what, What::Cwd) => Ok(None),
         Err(Errno::ROFS) => {
             let message = "what is mounted above it is read-only, and has no such place";
-            return Err(Fault::new(step(), message));
+            Err(Fault::new(step(), message))
         }
-        target => target.step(step)?,
-    };
+        Err(Errno::XDEV | Errno::LOOP) => {
+            let message = "a link in what is mounted above it leads out of there; \
+                           let no link lie where something is to be mounted";
+            Err(Fault::new(step(), message))
+        }
+        Err(error) => Err(error).step(step),
+    }
+}
+
+/// Mounts one entry over `target`; returns the mount if others may lie in it.
+fn place(
+    sandbox: &Sandbox,
+    entry: &Entry<'_>,
+    number: usize,
+    scratch: &Path,
+    target: BorrowedFd<'_>,
+) -> Result<Option<OwnedFd>, Fault> {
+    let step = || format!("mount over `/{}`", entry.path.display());
     match &entry.what {
-        What::Cwd => Ok(()),
-        What::Proc => mounts::proc(target.as_fd()),
-        What::Sys => mounts::sys(target.as_fd(), root, &entry.path),
-        What::Dev => mounts::dev(target.as_fd(), root, &entry.path, sandbox.shm_size),
-        What::Tmpfs(tmpfs) => mounts::user_tmpfs(tmpfs, target.as_fd()).step(step),
+        What::Cwd => Ok(None),
+        What::Proc => mounts::proc(target).map(Some),
+        What::Sys => mounts::sys(target).map(Some),
+        What::Dev => mounts::dev(target, sandbox.shm_size).map(Some),
+        What::Tmpfs(tmpfs) => mounts::user_tmpfs(tmpfs, target).map(Some).step(step),
         What::Bind { mount, .. } => {
-            mounts::bind(&mount.source, target.as_fd(), mount.read_only, mount.node).step(step)
+            mounts::bind(&mount.source, target, mount.read_only, mount.node).map(Some).step(step)
         }
         What::Image(mount) => {
             let whole = scratch.join("images").join(number.to_string());
-            mounts::image(mount, &whole, target.as_fd()).step(step)
+            mounts::image(mount, &whole, target).map(Some).step(step)
         }
         What::File(content) => {
             let copy = scratch.join("files").join(number.to_string());
             write_content(&copy, content).step(step)?;
-            mounts::bind(&copy, target.as_fd(), !content.writable, None).step(step)
+            mounts::bind(&copy, target, !content.writable, None).map(|_| None).step(step)
         }
     }
 }
 
-/// Opens `path` inside `root`, making what is missing. Links that a volume may hold cannot lead
-/// out of the root.
-pub(super) fn ensure(root: BorrowedFd<'_>, path: &Path, dir: bool) -> rustix::io::Result<OwnedFd> {
-    let open = || {
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
-    };
-    match open() {
+/// Opens `path` below `above`, making what is missing.
+fn ensure(above: BorrowedFd<'_>, path: &Path, dir: bool) -> rustix::io::Result<OwnedFd> {
+    match inside::beneath(above, path, OFlags::PATH) {
         Err(Errno::NOENT) => {}
         opened => return opened,
     }
     let name = path.file_name().ok_or(Errno::INVAL)?;
-    let parent = ensure(root, path.parent().unwrap_or(Path::new("")), true)?;
-    if dir {
-        mkdirat(&parent, name, Mode::from(0o755))?;
+    let parent = ensure(above, path.parent().unwrap_or(Path::new("")), true)?;
+    let made = if dir {
+        mkdirat(&parent, name, Mode::from(0o755))
     } else {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        openat(&parent, name, flags, Mode::from(0o644))?;
+        openat(&parent, name, flags, Mode::from(0o644)).map(drop)
+    };
+    match made {
+        // A link that leads to nothing, or somebody who was faster.
+        Err(Errno::EXIST) | Ok(()) => {
+            inside::beneath(parent.as_fd(), Path::new(name), OFlags::PATH)
+        }
+        Err(error) => Err(error),
     }
-    open()
 }
 
 fn pivot(root: OwnedFd) -> Result<(), Fault> {

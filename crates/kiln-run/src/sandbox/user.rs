@@ -1,9 +1,20 @@
 //! Who a program runs as: `user[:group]` in the terms of the image's own `/etc/passwd` and
-//! `/etc/group`. Runs inside the new root, so links in them stay inside.
+//! `/etc/group`, which are a stranger's.
 
-use std::io;
+use std::os::fd::BorrowedFd;
 
+use super::inside;
 use crate::error::Fault;
+
+/// Bytes of an account file that are read: some ten thousand users.
+const MOST: u64 = 1 << 20;
+
+/// As in other runtimes. To the kernel, the last of all means "stay who you are", which is root
+/// (CVE-2024-40635).
+const LARGEST: u32 = i32::MAX.cast_unsigned();
+
+/// The kernel takes a few more.
+const MOST_GROUPS: usize = 60_000;
 
 /// Resolved identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,13 +27,9 @@ pub(super) struct Identity {
     pub(super) home: String,
 }
 
-/// Resolves `user` against the files of the current root.
-pub(super) fn lookup(user: &str) -> Result<Identity, Fault> {
-    let read = |path: &str| match std::fs::read(path) {
-        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(Fault::new(format!("read {path} of the image"), error)),
-    };
+/// Resolves `user` against the files in `root`.
+pub(super) fn lookup(root: BorrowedFd<'_>, user: &str) -> Result<Identity, Fault> {
+    let read = |path| inside::read_text(root, path, MOST).map(Option::unwrap_or_default);
     identity(user, &read("/etc/passwd")?, &read("/etc/group")?)
 }
 
@@ -33,14 +40,16 @@ fn identity(user: &str, passwd: &str, group: &str) -> Result<Identity, Fault> {
         None => (user, None),
     };
     let name = if name.is_empty() { "0" } else { name };
-    let number = name.parse::<u32>().ok();
-    let entry = fields(passwd, 6).find(|entry| {
-        entry[0] == name || number.is_some() && entry[2].parse::<u32>().ok() == number
+    let number = numeric(name).map_err(|message| Fault::new(step(), message))?;
+    // A number is always one, or an image's user called `1000` could be root (CVE-2016-3697).
+    let entry = fields(passwd, 6).find(|entry| match number {
+        Some(number) => id(entry[2]) == Some(number),
+        None => entry[0] == name,
     });
     let (uid, primary, login, home) = match (entry, number) {
         (Some(entry), _) => {
             let parse = |at: usize| {
-                entry[at].parse::<u32>().map_err(|_| {
+                id(entry[at]).ok_or_else(|| {
                     Fault::new(step(), format!("/etc/passwd has a broken entry for `{}`", entry[0]))
                 })
             };
@@ -54,10 +63,13 @@ fn identity(user: &str, passwd: &str, group: &str) -> Result<Identity, Fault> {
     };
     let gid = match group_name {
         None => primary,
-        Some(wanted) => group_id(wanted, group).ok_or_else(|| {
-            let message = format!("no group `{wanted}` in the image's /etc/group");
-            Fault::new(step(), message)
-        })?,
+        Some(wanted) => match numeric(wanted).map_err(|message| Fault::new(step(), message))? {
+            Some(gid) => gid,
+            None => group_id(wanted, group).ok_or_else(|| {
+                let message = format!("no group `{wanted}` in the image's /etc/group");
+                Fault::new(step(), message)
+            })?,
+        },
     };
     // As in Docker: a stated group replaces the user's own groups. The group itself is among them:
     // else a program could put another in its place, and be shut out no more by files that shut it
@@ -66,19 +78,28 @@ fn identity(user: &str, passwd: &str, group: &str) -> Result<Identity, Fault> {
     if group_name.is_none() && !login.is_empty() {
         let own = fields(group, 4)
             .filter(|entry| entry[3].split(',').any(|member| member == login))
-            .filter_map(|entry| entry[2].parse().ok())
-            .filter(|&id: &u32| id != gid);
-        groups.extend(own);
+            .filter_map(|entry| id(entry[2]))
+            .filter(|&id| id != gid);
+        groups.extend(own.take(MOST_GROUPS));
     }
     let home = if home.is_empty() { "/" } else { home };
     Ok(Identity { uid, gid, groups, home: home.to_owned() })
 }
 
 fn group_id(wanted: &str, group: &str) -> Option<u32> {
-    fields(group, 3)
-        .find(|entry| entry[0] == wanted)
-        .and_then(|entry| entry[2].parse().ok())
-        .or_else(|| wanted.parse().ok())
+    fields(group, 3).find(|entry| entry[0] == wanted).and_then(|entry| id(entry[2]))
+}
+
+/// The id that `text` is, if it is a number.
+fn numeric(text: &str) -> Result<Option<u32>, String> {
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(None);
+    }
+    id(text).map(Some).ok_or_else(|| format!("`{text}` is no id: the largest is {LARGEST}"))
+}
+
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id <= LARGEST)
 }
 
 /// Entries with at least `least` fields.
@@ -106,7 +127,7 @@ mod tests {
             ("redis:9", 100, 9, vec![9], "/var/lib/redis"),
             ("1000", 1000, 0, vec![0], "/"),
             ("1000:1000", 1000, 1000, vec![1000], "/"),
-            ("777", 5, 5, vec![5], "/odd"),
+            ("777", 777, 0, vec![0], "/"),
         ] {
             let found = identity(user, PASSWD, GROUP).unwrap();
             let expected = Identity { uid, gid, groups, home: home.to_owned() };
@@ -118,5 +139,16 @@ mod tests {
     fn unknown_names_are_said() {
         assert!(identity("nobody", PASSWD, GROUP).unwrap_err().message.contains("/etc/passwd"));
         assert!(identity("redis:none", PASSWD, GROUP).unwrap_err().message.contains("`none`"));
+    }
+
+    #[test]
+    fn ids_that_mean_something_else_are_refused() {
+        let wide = "minus:x:4294967295:0::/:\nwrap:x:4294967296:0::/:\nneg:x:-1:0::/:\n";
+        for user in
+            ["4294967295", "4294967296", "2147483648", "minus", "wrap", "neg", "0:4294967295"]
+        {
+            assert!(identity(user, wide, "").is_err(), "{user}");
+        }
+        assert_eq!(identity("2147483647", wide, "").unwrap().uid, i32::MAX as u32);
     }
 }

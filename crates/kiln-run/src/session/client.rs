@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -43,6 +44,7 @@ impl Session {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let errors = File::from(rustix::fs::memfd_create("errors", flags).doing(doing)?);
         let child = Command::new(exe)
+            .arg0("kiln")
             .arg(role)
             .env_clear()
             .stdin(OwnedFd::from(theirs))
@@ -81,7 +83,7 @@ impl Session {
                     return Err(fault.of(&self.id));
                 }
                 Some(SessionReply::Report(Report::Started { .. })) => return Ok(()),
-                Some(SessionReply::Report(Report::Shim(_))) => {}
+                Some(SessionReply::Report(Report::Shim(_) | Report::Inside { .. })) => {}
                 Some(SessionReply::Exited { .. }) | None => return Err(self.died()),
             }
         }

@@ -3,15 +3,14 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, openat2};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use rustix::thread::{ThreadNameSpaceType as Namespace, move_into_thread_name_spaces};
 
 use super::wire::Exec;
 use crate::error::{Context as _, Fault};
-use crate::report::start_time;
-use crate::sandbox::{Prepared, not_dumpable};
+use crate::report::{Report, start_time};
 use crate::spec::{InstanceSpec, Network, SPEC_FILE, Sandbox};
 
 /// The instance to enter, and what to run there.
@@ -57,16 +56,15 @@ impl Target {
         Ok(Self { pidfd, root, sandbox })
     }
 
-    /// The next child of this process will be in the instance's pid namespace.
-    pub(super) fn enter_pid_namespace(&self) -> Result<(), Fault> {
-        move_into_thread_name_spaces(self.pidfd.as_fd(), Namespace::PROCESS_ID)
-            .step(|| "join the pid namespace".to_owned())
+    /// What to run there.
+    pub(super) fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
     }
 
-    /// Joins the other namespaces and prepares the program there.
-    pub(super) fn enter(&self) -> Result<Prepared, Fault> {
-        not_dumpable()?;
+    /// Joins all namespaces in one move. Of the pid namespace only children become part.
+    pub(super) fn enter(&self) -> Result<(), Fault> {
         let mut which = Namespace::MOUNT
+            | Namespace::PROCESS_ID
             | Namespace::HOST_NAME_AND_NIS_DOMAIN_NAME
             | Namespace::INTER_PROCESS_COMMUNICATION
             | Namespace::CONTROL_GROUP;
@@ -74,8 +72,7 @@ impl Target {
             which |= Namespace::NETWORK;
         }
         move_into_thread_name_spaces(self.pidfd.as_fd(), which)
-            .step(|| "join the namespaces".to_owned())?;
-        Prepared::new(&self.sandbox)
+            .step(|| "join the namespaces".to_owned())
     }
 
     /// A terminal of the instance's own: our side and the program's.
@@ -101,6 +98,18 @@ impl Target {
         resize(&master, rows, columns);
         Ok((master, side))
     }
+}
+
+/// The process that goes on inside, if the joiner has got so far. That line may have been written
+/// by a stranger who traces it, so only a child of this process is believed.
+pub(super) fn child_inside(reports: &[Report]) -> Option<(i32, OwnedFd)> {
+    reports.iter().find_map(|report| {
+        let Report::Inside { pid } = report else { return None };
+        let pidfd = pidfd_open(Pid::from_raw(*pid)?, PidfdFlags::empty()).ok()?;
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::PidFd(pidfd.as_fd()), look).ok()?;
+        Some((*pid, pidfd))
+    })
 }
 
 /// Sets the size of a terminal; one that does not take it stays as it is.

@@ -13,6 +13,7 @@ mod wire;
 
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
 
 use kiln_core::compose::Limits;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -22,10 +23,11 @@ pub(crate) use guard::Bounds;
 pub(crate) use wire::{Exec, Order, Request, StepEnd, What};
 
 use crate::cgroup::{Cgroups, Group};
+use crate::devices::Others;
 use crate::error::{Context as _, Fault};
 use crate::net::NetSpec;
-use crate::report::{Report, Reporter, read_all, sum_up};
-use crate::sandbox::{self, Stdio};
+use crate::report::{Report, Reporter, read_within, sum_up};
+use crate::sandbox::{self, Gate, Stdio};
 use crate::spec::Network;
 use crate::sys::{self, Cloned};
 use wire::SessionReply;
@@ -64,12 +66,16 @@ fn run(socket: &std::os::unix::net::UnixStream) -> Result<(), Fault> {
     let (ended, step) = match request.what {
         What::Step { sandbox, scratch, conditions, bounds } => {
             conditions.prepare()?;
-            let group = cgroups.group(&request.group, &Limits::default())?;
+            let mut group = cgroups.group(&request.group, &Limits::default())?;
+            if let Some(warning) = group.keep_to_devices(Others::Made, None)? {
+                wire::reply(socket, &SessionReply::Report(Report::Warning(warning)));
+            }
             let network = match &sandbox.network {
                 Network::Routed(net) => Some(net),
                 Network::None | Network::Host => None,
             };
-            let place = Place { group: &group, limits: None, network };
+            let limits = Some(cgroups.existing(&request.group));
+            let place = Place { group: &group, limits, network };
             let (told, epilogue) =
                 pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe".to_owned())?;
             let epilogue = Some(epilogue);
@@ -111,7 +117,7 @@ fn run(socket: &std::os::unix::net::UnixStream) -> Result<(), Fault> {
 /// Ends what the program left running, and the group.
 fn vacate(group: &Group) {
     group.kill();
-    if group.wait_empty(std::time::Duration::from_secs(5)) {
+    if group.wait_empty(Duration::from_secs(5)) {
         // An instance that ended has removed it.
         let _ = group.remove();
     }
@@ -124,7 +130,6 @@ fn exec_in(
     terminal: Option<(u16, u16)>,
     user: [OwnedFd; 3],
 ) -> Result<sys::Ended, Fault> {
-    target.enter_pid_namespace()?;
     let (stdio, terminal) = match terminal {
         None => {
             let [stdin, stdout, stderr] = user;
@@ -139,12 +144,14 @@ fn exec_in(
             (stdio, Some(terminal::Terminal::new((master, side), stdin, stdout)?))
         }
     };
-    let started = start(socket, place, 0, |reporter, gate| match target.enter() {
-        Ok(prepared) => prepared.run(stdio, reporter, gate),
-        Err(fault) => fault,
+    let started = start(socket, place, 0, |reporter, gate| {
+        sandbox::join(target.sandbox(), || target.enter(), stdio, reporter, gate)
     })?;
     Ok(serve::until_end(socket, &started, place.group, terminal, None))
 }
+
+/// From clone to exec: nothing in between waits for anybody who is not the machine's.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A program that was executed.
 #[derive(Debug)]
@@ -164,11 +171,13 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// What the program needs from outside, while it makes its root.
-    fn prepare(&self, pid: i32) -> Result<(), Fault> {
-        if let Some(limits) = &self.limits {
-            limits.attach(pid)?;
-        }
+    /// Has its limits hold for `pid`, before that reads anything of the image.
+    fn limit(&self, pid: i32) -> Result<(), Fault> {
+        self.limits.as_ref().map_or(Ok(()), |limits| limits.attach(pid))
+    }
+
+    /// Gives `pid` its network, while that makes its root.
+    fn connect(&self, pid: i32) -> Result<(), Fault> {
         let Some(net) = self.network else { return Ok(()) };
         let step = "attach the network";
         let pid = rustix::process::Pid::from_raw(pid)
@@ -182,7 +191,7 @@ fn start(
     socket: &std::os::unix::net::UnixStream,
     place: &Place<'_>,
     flags: i32,
-    child: impl FnOnce(&mut Reporter, &OwnedFd) -> Fault,
+    child: impl FnOnce(&mut Reporter, &Gate) -> Fault,
 ) -> Result<Started, Fault> {
     let pipe = || pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe".to_owned());
     let (report, child_report) = pipe()?;
@@ -195,18 +204,39 @@ fn start(
         Cloned::Child => {
             drop((report, gate));
             let mut reporter = Reporter::new(child_report);
-            let fault = child(&mut reporter, &child_gate);
+            let fault = child(&mut reporter, &Gate::new(child_gate));
             sandbox::give_up(reporter, fault)
         }
     };
     drop((child_report, child_gate, child));
-    let said = place
-        .prepare(pid)
-        .and_then(|()| rustix::io::write(&gate, &[1]).step(|| "open the gate".to_owned()))
-        .and_then(|_| read_all(report).step(|| "wait for the exec".to_owned()))
-        .and_then(sum_up);
+    let open = || rustix::io::write(&gate, &[1]).step(|| "open the gate".to_owned());
+    let through = place
+        .limit(pid)
+        .and_then(|()| open())
+        .and_then(|_| place.connect(pid))
+        .and_then(|()| open());
+    if through.is_err() {
+        place.group.kill();
+    }
+    let (reports, whole) = read_within(&report, PATIENCE);
+    let inside = join::child_inside(&reports);
+    // What the child said is the cause, if it did: it may have ended before the gate was opened.
+    let said = sum_up(reports).and_then(|(warnings, _)| {
+        through?;
+        match whole {
+            true => Ok((warnings, inside)),
+            false => Err(Fault::new("wait for the exec", "it takes too long")),
+        }
+    });
     match said {
-        Ok((warnings, _)) => {
+        Ok((warnings, inside)) => {
+            let (pid, pidfd) = match inside {
+                None => (pid, pidfd),
+                Some(inside) => {
+                    let _ = sys::wait_pidfd(pidfd.as_fd());
+                    inside
+                }
+            };
             for warning in warnings {
                 wire::reply(socket, &SessionReply::Report(Report::Warning(warning)));
             }
@@ -215,7 +245,7 @@ fn start(
             Ok(Started { pidfd, _gate: gate })
         }
         Err(fault) => {
-            let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+            place.group.kill();
             let _ = sys::wait_pidfd(pidfd.as_fd());
             Err(fault)
         }

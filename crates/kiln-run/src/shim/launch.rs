@@ -10,9 +10,10 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::control::SOCKET;
 use crate::cgroup::{Cgroups, Group};
+use crate::devices::Others;
 use crate::error::{Context as _, Fault};
 use crate::report::{Report, Reporter, read_all, start_time, sum_up};
-use crate::sandbox::{self, Stdio};
+use crate::sandbox::{self, Gate, Stdio};
 use crate::spec::{InstanceSpec, Network};
 use crate::sys::{self, Cloned};
 
@@ -43,8 +44,8 @@ pub(super) fn launch(
     reporter: &mut Reporter,
 ) -> Result<Launched, Fault> {
     let listener = listen()?;
-    let group = cgroups.group(&spec.cgroup, &spec.sandbox.limits)?;
-    let result = start(&spec, &group, reporter);
+    let mut group = cgroups.group(&spec.cgroup, &spec.sandbox.limits)?;
+    let result = start(&spec, &mut group, reporter);
     match result {
         Ok(started) => {
             let Started { pid, pidfd, stdout, stderr, gate } = started;
@@ -85,7 +86,11 @@ struct Started {
     gate: OwnedFd,
 }
 
-fn start(spec: &InstanceSpec, group: &Group, reporter: &mut Reporter) -> Result<Started, Fault> {
+fn start(
+    spec: &InstanceSpec,
+    group: &mut Group,
+    reporter: &mut Reporter,
+) -> Result<Started, Fault> {
     let pipe = || pipe_with(PipeFlags::CLOEXEC).step(|| "make a pipe".to_owned());
     let (report, child_report) = pipe()?;
     let (child_gate, gate) = pipe()?;
@@ -103,12 +108,19 @@ fn start(spec: &InstanceSpec, group: &Group, reporter: &mut Reporter) -> Result<
             Stdio { stdin, stdout: child_stdout, stderr: child_stderr, tty: false, epilogue: None };
         let scratch = Path::new(SCRATCH);
         let mut child = Reporter::new(child_report);
+        let child_gate = Gate::new(child_gate);
         let fault = sandbox::enter(&spec.sandbox, scratch, stdio, &mut child, &child_gate);
         sandbox::give_up(child, fault)
     };
     drop((child_report, child_gate, child_stdout, child_stderr));
-    let through = connect(spec, group, pid)
-        .and_then(|()| rustix::io::write(&gate, &[1]).step(|| "open the gate".to_owned()));
+    let open = || rustix::io::write(&gate, &[1]).step(|| "open the gate".to_owned());
+    // Its limits hold before it reads a byte of the image; its network may come later.
+    let through = group
+        .attach(pid)
+        .and_then(|()| open())
+        .and_then(|_| keep_to_devices(group, pid, reporter))
+        .and_then(|()| connect(spec, pid))
+        .and_then(|()| open());
     let said = match through {
         Ok(_) => read_all(report).step(|| "wait for the exec".to_owned()).and_then(sum_up),
         Err(fault) => {
@@ -133,9 +145,16 @@ fn start(spec: &InstanceSpec, group: &Group, reporter: &mut Reporter) -> Result<
     }
 }
 
+/// While the root is being made, which opens no device.
+fn keep_to_devices(group: &mut Group, pid: i32, reporter: &mut Reporter) -> Result<(), Fault> {
+    if let Some(warning) = group.keep_to_devices(Others::Refused, Some(pid))? {
+        reporter.send(&Report::Warning(warning));
+    }
+    Ok(())
+}
+
 /// What the program needs from outside; it goes on in parallel with the making of its root.
-fn connect(spec: &InstanceSpec, group: &Group, pid: i32) -> Result<(), Fault> {
-    group.attach(pid)?;
+fn connect(spec: &InstanceSpec, pid: i32) -> Result<(), Fault> {
     if let Network::Routed(net) = &spec.sandbox.network {
         let pid = rustix::process::Pid::from_raw(pid)
             .ok_or_else(|| Fault::new("attach the network", "there is no process"))?;

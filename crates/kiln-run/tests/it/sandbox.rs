@@ -93,7 +93,7 @@ fn mounts_files_and_nested_targets() {
         "cat /srv/a/b/file; touch /srv/a/b/x; touch /rw/new && echo rw; cat /one; \
         cat /run/secrets/key; stat -c %a:%u:%g /run/secrets/key; \
         echo no > /run/secrets/key; pwd; touch /var/run/pid && ls /run; \
-        stat -c %a:%s /small; mknod /rw/disk b 254 0; cat /rw/disk",
+        stat -c %a:%s /small; mknod /rw/disk b 254 0",
     );
     let bind = |source: &std::path::Path, target: &str, read_only| BindMount {
         source: source.to_owned(),
@@ -130,7 +130,7 @@ fn mounts_files_and_nested_targets() {
         "\n/made/up\n",
         "\npid\nsecrets\n",
         "\n700:40",
-        "cat: can't open '/rw/disk': Permission denied",
+        "mknod: /rw/disk: Operation not permitted",
     ] {
         assert!(format!("\n{text}\n").contains(expected), "{expected:?} in {text}");
     }
@@ -150,8 +150,8 @@ fn a_volume_cannot_lead_out() {
     spec.sandbox.mounts =
         vec![BindMount { source: volume, target: "/v".into(), read_only: false, node: None }];
     spec.sandbox.tmpfs = vec![Tmpfs { target: "/v/link/x".into(), size: None, mode: None }];
-    // The link leads to a folder that the instance does not have.
-    assert!(kit.runtime.start(&spec).is_err());
+    let refused = kit.runtime.start(&spec).unwrap_err().to_string();
+    assert!(refused.contains("`/v/link/x`") && refused.contains("leads out"), "{refused}");
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
     kit.assert_clean();
 }

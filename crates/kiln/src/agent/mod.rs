@@ -9,6 +9,7 @@
 //! | [`stage`] | stages, slots and instances: the state |
 //! | [`bake`] | lock, bases and Dockerfiles → images → settings |
 //! | [`git`] | a project's repository, read without trusting it |
+//! | [`policy`] | what the root allows a stage |
 //! | [`provision`] | candidate slots: opened, filled, switched to, cleared away |
 //! | [`instances`] | one instance: started, stopped |
 //! | [`volumes`], [`fill`] | where data lies; a new volume takes what the image has |
@@ -37,6 +38,7 @@ pub(crate) mod git;
 mod instances;
 mod mend;
 mod places;
+pub(crate) mod policy;
 pub(crate) mod privacy;
 pub(crate) mod provision;
 pub(crate) mod record;

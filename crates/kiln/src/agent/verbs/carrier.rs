@@ -278,6 +278,12 @@ pub(super) fn import(
         .and_then(|opened| opened.load(&selector).map_err(|error| report(&error)));
     node.end(&imported, "");
     let imported = imported?;
+    let tree = agent.store.get_tree(&imported.image.tree).because(|| "reading the image".into())?;
+    if let Some(place) = kiln_core::policy::taken_place(&tree) {
+        let message = format!("{shown}: the image has something else than a folder at `/{place}`");
+        return Err(Report::refused(message)
+            .hint("no program runs on it: make that a directory, or leave it out"));
+    }
     agent.flush_objects()?;
     if let Some(name) = name {
         let digests = [imported.image.tree, imported.image.config].into();

@@ -1,0 +1,74 @@
+//! The root's own policy for a stage: `policy/PROJECT/STAGE` below the root.
+
+use std::io::{self, Read as _};
+
+use kiln_core::policy::{RootPolicy, Undoing, undoing};
+use kiln_core::{Release, exit::Exit};
+
+use super::Agent;
+use super::session::Session;
+use super::stage::StageId;
+use crate::report::{Because, Report};
+
+/// No policy is longer.
+const MOST: u64 = 1 << 20;
+
+/// Names what of `release` undoes the sandbox, and refuses what `stage` may not have.
+pub(crate) fn judge(
+    agent: &Agent,
+    session: &Session,
+    stage: &StageId,
+    release: &Release,
+) -> Result<(), Report> {
+    // What states none has the usual ones, which undo nothing.
+    let services = release.services.iter().filter_map(|(name, released)| {
+        Some((name.as_str(), released.settings.capabilities.as_ref()?))
+    });
+    let found = undoing(services.clone(), &stage.stage, &RootPolicy::default());
+    if found.is_empty() {
+        return Ok(());
+    }
+    let found = if found.iter().all(|one| one.allowed) {
+        found
+    } else {
+        undoing(services, &stage.stage, &read(agent, stage)?)
+    };
+    let (allowed, refused): (Vec<_>, Vec<_>) = found.iter().partition(|one| one.allowed);
+    if refused.is_empty() {
+        for one in allowed {
+            session.notice(format!("{}: what runs there is not kept in its sandbox", told(one)));
+        }
+        return Ok(());
+    }
+    let names: Vec<String> = refused.iter().map(|one| told(one)).collect();
+    let lines: Vec<String> = refused
+        .iter()
+        .map(|one| format!("allow-capability {} {}", one.service, one.capability))
+        .collect();
+    Err(Report::refused(format!("`{stage}` may not run {}", names.join(", "))).hint(format!(
+        "leave it out of `cap_add`, or allow it on this root by `{}` in {}, which begins with \
+         `kiln-policy 1`",
+        lines.join("`, `"),
+        path(agent, stage).display()
+    )))
+}
+
+fn told(one: &Undoing) -> String {
+    format!("service `{}` with CAP_{}, which {}", one.service, one.capability, one.why)
+}
+
+fn path(agent: &Agent, stage: &StageId) -> std::path::PathBuf {
+    agent.root.join("policy").join(&stage.project).join(&stage.stage)
+}
+
+fn read(agent: &Agent, stage: &StageId) -> Result<RootPolicy, Report> {
+    let path = path(agent, stage);
+    let doing = || format!("reading the policy {}", path.display());
+    let mut text = String::new();
+    match std::fs::File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(RootPolicy::default()),
+        file => file.because(doing)?.take(MOST).read_to_string(&mut text).because(doing)?,
+    };
+    RootPolicy::parse(&text)
+        .map_err(|error| Report::new(Exit::Usage, format!("{}: {error}", path.display())))
+}
