@@ -490,3 +490,32 @@ fn patience_may_be_endless() {
     world.kiln_in(&project, ["up"]).expect_done();
     assert_eq!(answer(&port), "two");
 }
+
+/// 800 services, each of which waits for the next: what grows with the square of that takes minutes.
+#[test]
+fn a_long_chain_is_planned_at_once_and_every_step_has_its_reason() {
+    let world = world();
+    let name = |nth: u32| format!("s{:03}", 999 - nth);
+    let mut compose = String::from("services:\n");
+    for nth in 0..800 {
+        let needs = match nth {
+            0 => String::new(),
+            nth => format!(", depends_on: [{}]", name(nth - 1)),
+        };
+        compose += &format!(
+            "  {}: {{ image: busybox, expose: ['80'], command: [sleep, '9']{needs} }}\n",
+            name(nth)
+        );
+    }
+    let project = project(&world, "chain", &compose);
+    world.kiln_in(&project, ["bake"]).expect_done();
+    let began = std::time::Instant::now();
+    let plan = world.kiln_in(&project, ["plan", "dev", "--json"]).expect_done().json();
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    let order = plan["plan"]["beside"].as_array().unwrap();
+    assert_eq!((order.len(), &order[0], &order[799]), (800, &"s999".into(), &"s200".into()));
+    let steps = plan["steps"].as_array().unwrap();
+    let acts: Vec<&str> = steps.iter().filter_map(|step| step["act"].as_str()).collect();
+    assert_eq!(acts, ["provision", "weigh", "commit", "drain"]);
+    assert!(steps.iter().all(|step| !step["why"].as_str().unwrap().is_empty()));
+}

@@ -183,9 +183,12 @@ impl Agent {
         Ok(keys.get(service).copied())
     }
 
-    /// All releases that were read so far.
+    /// All releases that were read so far and that can be written as they were read: one of an older
+    /// format would come out as another.
     pub(crate) fn read_releases(&self) -> Vec<Arc<Release>> {
-        lock(&self.releases).values().cloned().collect()
+        let releases = lock(&self.releases);
+        let same = |(digest, release): &(&Digest, &Arc<Release>)| release.digest() == **digest;
+        releases.iter().filter(same).map(|(_, release)| Arc::clone(release)).collect()
     }
 
     /// Records a release. It reaches the disk with [`Agent::flush_objects`].
