@@ -143,6 +143,8 @@ volumes: {{ data: }}
     });
     let said = kiln_testkit::http::get(port.number(), "/said").unwrap().text();
     assert_eq!(said, "once\nonce\n", "never two writers");
+    let log = std::fs::read_to_string(world.root().join("agent.log")).unwrap();
+    assert!(!log.contains("the front is not whole"), "nor was the front taken for gone: {log}");
 }
 
 #[test]

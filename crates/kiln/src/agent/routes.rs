@@ -61,14 +61,26 @@ impl Routes {
         result
     }
 
-    /// Whether front and minder are there. If not, the next request starts what is missing.
-    fn is_well(&self) -> bool {
+    /// Whether front and minder are certainly not both there. Then the next request starts what is
+    /// missing. One that cannot be asked, for want of descriptors say, or that takes its time, may
+    /// be there.
+    fn is_broken(&self) -> bool {
+        use std::io::ErrorKind;
         let pong = FrontClient::connect(&self.root).and_then(|mut front| front.ping());
-        let well = pong.is_ok_and(|pong| pong.minder);
-        if !well {
+        let broken = match &pong {
+            Ok(pong) => !pong.minder,
+            Err(FrontError::Connect { source, .. }) => {
+                matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+            }
+            Err(FrontError::Broken { source, .. }) => {
+                !matches!(source.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+            }
+            Err(_) => false,
+        };
+        if broken {
             *lock(&self.front) = None;
         }
-        well
+        broken
     }
 
     /// Ends front and minder.
@@ -241,7 +253,7 @@ impl Agent {
             self.renew_front();
         }
         let needed = self.stages().iter().any(|stage| !table(stage).is_empty());
-        if needed && !self.leaving() && !self.routes.is_well() {
+        if needed && !self.leaving() && self.routes.is_broken() {
             self.log("the front is not whole: starting what is missing");
             self.routes_changed();
         }

@@ -441,7 +441,10 @@ impl Supervisor {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => return None,
                 // Nobody can send any more: wait as long all the same.
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(left),
+                Err(RecvTimeoutError::Disconnected) => {
+                    std::thread::sleep(left);
+                    return None;
+                }
             }
         }
     }
