@@ -145,7 +145,9 @@ pub(crate) fn converge(
 ) -> Result<Converged, Report> {
     let _delivery = stage.deliver()?;
     let data = volumes::data(agent, stage, &target.release)?;
-    let plan = plan(&target.release, &stage.state().observe(), &data);
+    let observed = stage.state().observe();
+    let observed = volumes::none_goes_on(stage, observed);
+    let plan = plan(&target.release, &observed, &data);
     let serving = stage.state().serves(&target.digest);
     if plan.is_empty() && serving {
         return Ok(Converged { plan, switched: false });
@@ -153,6 +155,7 @@ pub(crate) fn converge(
     policy::judge(agent, session, &stage.id, &target.release)?;
     volumes::free(agent, stage, &target.digest, &plan, &data)?;
     provision::announce(session, target, &plan);
+    provision::name_what_leaves(session, stage, target);
     record::intent(agent, stage, target, reason, &plan);
 
     let failed = |report| record::failed(agent, stage, target, reason, report);

@@ -103,7 +103,14 @@ pub(crate) enum Verb {
     /// `kiln diff`. What is folded is the client's business.
     Diff { project: ProjectArgs, names: Vec<String>, text: bool, files: bool, all: bool },
     /// `kiln up`.
-    Up { project: ProjectArgs, timeout: Option<u64> },
+    Up {
+        project: ProjectArgs,
+        timeout: Option<u64>,
+        #[serde(default)]
+        renew: bool,
+        #[serde(default)]
+        take_over: bool,
+    },
     /// `kiln plan`.
     Plan { project: ProjectArgs, stage: String },
     /// `kiln rollback`.

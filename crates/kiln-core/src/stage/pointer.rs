@@ -24,8 +24,19 @@ pub struct Pointer {
     /// The policy that the stage holds.
     #[serde(default, skip_serializing_if = "Policy::is_empty")]
     pub policy: Policy,
+    /// The project's folder that was deployed here last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<String>,
+    /// How often the volumes without a name were renewed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub renewed: u64,
     /// Counts the moves; the first makes it 1.
     pub generation: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde asks for it
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Why a pointer moves to a release.

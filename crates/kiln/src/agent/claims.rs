@@ -80,6 +80,12 @@ impl Claims {
         let claims = lock(&self.0);
         meeting(claim, claims.values().filter(|theirs| theirs.stage != claim.stage))
     }
+
+    /// Somebody who writes `data`, whoever it is.
+    pub(crate) fn writer(&self, data: &Data) -> Option<Claim> {
+        let claims = lock(&self.0);
+        claims.values().find(|theirs| data.overlap(&theirs.data).is_some()).cloned()
+    }
 }
 
 fn meeting<'a>(claim: &Claim, others: impl Iterator<Item = &'a Claim>) -> Result<(), Report> {

@@ -70,6 +70,8 @@ pub(crate) fn launch(
     let key = agent.instance_key(&release, service)?.ok_or_else(missing)?;
     let id = fresh_id(stage, service);
     let address = agent.addresses.take_instance(&agent.host)?;
+    let old = instead_of.and_then(|id| stage.state().instances.get(id)?.renewed);
+    let of = volumes::Of { stage, service, renewal: old.unwrap_or_else(|| stage.renewal()) };
     let mut instance = Instance {
         id: id.clone(),
         service: service.to_owned(),
@@ -85,10 +87,10 @@ pub(crate) fn launch(
         unknown: None,
         inbox: None,
         data: Data::default(),
+        renewed: volumes::has_anonymous(&released.settings).then_some(of.renewal),
         running: None,
     };
     let exec = |instance: &mut Instance| -> Result<Running, Report> {
-        let of = volumes::Of { stage, service };
         let sources = volumes::prepare(agent, of, released, &agent.instance_dir(&id))?;
         instance.data = sources.data;
         let beside = companions(stage, &release, instead_of);

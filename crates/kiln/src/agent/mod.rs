@@ -13,6 +13,7 @@
 //! | [`provision`] | candidate slots: opened, filled, switched to, cleared away |
 //! | [`instances`] | one instance: started, stopped |
 //! | [`volumes`], [`fill`] | where data lies; a new volume takes what the image has |
+//! | [`folder`] | which folder a stage was deployed from |
 //! | [`places`], [`claims`] | what a path really is; who writes it |
 //! | [`supervise`] | ends, fresh instances: one supervisor for each instance |
 //! | [`watch`] | readiness and health |
@@ -34,6 +35,7 @@ mod claims;
 pub(crate) mod commands;
 mod door;
 mod fill;
+mod folder;
 pub(crate) mod git;
 mod instances;
 mod mend;
@@ -144,6 +146,16 @@ impl Agent {
             Arc::new(Stage::new(id.clone(), pointer.unwrap_or_default()))
         });
         Arc::clone(stage)
+    }
+
+    /// Whether something was ever deployed there, or is left of it.
+    pub(crate) fn is_known(&self, id: &StageId) -> Result<bool, Report> {
+        let known = lock(&self.stages).get(id).cloned();
+        let met = known.is_some_and(|stage| {
+            let state = stage.state();
+            state.pointer.generation > 0 || !state.instances.is_empty()
+        });
+        Ok(met || !volumes::list(self, id)?.is_empty())
     }
 
     /// All stages that this agent has met.

@@ -72,6 +72,11 @@ impl Mounts {
         Ok(Self(table.split(|byte| *byte == b'\n').filter_map(Mounted::parse).collect()))
     }
 
+    /// Something that is mounted at `path` or below it.
+    pub(crate) fn below(&self, path: &Path) -> Option<&Path> {
+        self.0.iter().map(|mount| mount.point.as_path()).find(|point| point.starts_with(path))
+    }
+
     /// What is at `path`, links followed. What is not there is named by what is above it.
     pub(crate) fn place(&self, path: &Path) -> io::Result<Place> {
         let mut rest: Vec<&OsStr> = Vec::new();

@@ -15,7 +15,7 @@ use kiln_core::steps::{Act, way_back};
 
 use super::instances;
 use super::session::Session;
-use super::stage::{Illegal, Instance, Life, Seen, Stage, StageState};
+use super::stage::{Illegal, Instance, Life, Role, Seen, Stage, StageState};
 use super::{Agent, watch, who};
 use crate::deliver::Published;
 use crate::report::Report;
@@ -77,6 +77,24 @@ pub(crate) fn announce(session: &Session, target: &Published, plan: &Plan) {
     if !plan.share.is_empty() {
         let names: Vec<&str> = plan.share.keys().map(String::as_str).collect();
         session.kept("start", "unchanged", &names.join(", "));
+    }
+}
+
+/// Names what serves now and is no part of the release that follows: before it is touched.
+pub(crate) fn name_what_leaves(session: &Session, stage: &Stage, target: &Published) {
+    let gone: Vec<String> = {
+        let state = stage.state();
+        let serving = state.with_role(Role::Active).map(|slot| slot.members.keys());
+        let services = &target.release.services;
+        let left = serving.into_iter().flatten().filter(|name| !services.contains_key(*name));
+        left.map(|name| format!("`{name}`")).collect()
+    };
+    if !gone.is_empty() {
+        session.notice(format!(
+            "runs now and is not in the new release, so it is stopped with the release before: {}; \
+             what it has written stays",
+            gone.join(", ")
+        ));
     }
 }
 
@@ -185,6 +203,7 @@ impl Drop for Candidate<'_> {
             return;
         }
         let Self { agent, stage, .. } = *self;
+        stage.give_up_wish();
         let session = self.session.unstoppable();
         let steps = way_back(&stage.state());
         for step in steps {

@@ -129,6 +129,9 @@ pub(crate) fn commit(
         Reason::Restore => Cause::Restored,
     };
     let mut pointer = pointer.moved(target.digest, cause);
+    let wish = stage.wished();
+    pointer.folder = wish.folder.or(pointer.folder);
+    pointer.renewed += u64::from(wish.renew);
     if pointer.has_stray_quarantines() {
         let cuts = released::of(agent, &stage.id.project)?;
         pointer = pointer.forgetting(&cuts.into_iter().map(|cut| cut.release).collect());

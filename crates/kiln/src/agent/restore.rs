@@ -257,6 +257,10 @@ fn take_over(
                 }
             }
             doubts.extend(instance.unknown.clone().map(|why| (instance.id.clone(), why)));
+            // Its volumes were being renewed, and that has not come to its end.
+            if instance.renewed.is_some_and(|since| since > state.pointer.renewed) {
+                instance.life = Life::Stopping;
+            }
             there.push(instance);
         }
         for instance in &there {

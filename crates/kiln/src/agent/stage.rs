@@ -72,6 +72,9 @@ pub(crate) struct Instance {
     /// What it can write and others could too.
     #[serde(default)]
     pub data: Data,
+    /// Since which renewal it has its volumes without a name, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewed: Option<u64>,
     /// Why it is not known whether it runs, while that is so.
     #[serde(skip)]
     pub unknown: Option<String>,
@@ -134,6 +137,25 @@ pub(crate) struct Written {
     pub slot: Slot,
 }
 
+/// What a command says beside the release.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wish {
+    /// The project's folder.
+    pub folder: Option<String>,
+    /// Volumes without a name begin anew.
+    pub renew: bool,
+}
+
+/// A [`Wish`] that is over when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Wishing<'a>(&'a Stage);
+
+impl Drop for Wishing<'_> {
+    fn drop(&mut self) {
+        self.0.give_up_wish();
+    }
+}
+
 /// A stage of this root.
 #[derive(Debug)]
 pub(crate) struct Stage {
@@ -141,6 +163,7 @@ pub(crate) struct Stage {
     pub id: StageId,
     turn: Mutex<()>,
     saving: Mutex<()>,
+    wish: Mutex<Wish>,
     state: Mutex<StageState>,
     changed: Condvar,
 }
@@ -149,8 +172,30 @@ impl Stage {
     /// A stage with nothing in it.
     pub(crate) fn new(id: StageId, pointer: Pointer) -> Self {
         let state = StageState::new(pointer);
-        let (turn, saving) = (Mutex::new(()), Mutex::new(()));
-        Self { id, turn, saving, state: Mutex::new(state), changed: Condvar::new() }
+        let (turn, saving, wish) = (Mutex::new(()), Mutex::new(()), Mutex::default());
+        Self { id, turn, saving, wish, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// Holds what a command wishes while it is carried out. Whoever has the turn may wish.
+    pub(crate) fn wish(&self, wish: Wish) -> Wishing<'_> {
+        *self.wish.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = wish;
+        Wishing(self)
+    }
+
+    /// Nothing is wished any more: what was there before is brought back as it was.
+    pub(crate) fn give_up_wish(&self) {
+        *self.wish.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Wish::default();
+    }
+
+    /// What the command under way wishes.
+    pub(crate) fn wished(&self) -> Wish {
+        self.wish.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// What fresh instances have as volumes without a name: those since the last renewal, or since
+    /// the one that is wished.
+    pub(crate) fn renewal(&self) -> u64 {
+        self.state().pointer.renewed + u64::from(self.wished().renew)
     }
 
     /// The turn of this delivery, if nobody else has it.

@@ -8,13 +8,14 @@
 //! A volume without a name belongs to stage, service, replica and target; `N` counts how often they
 //! were renewed. Names that Kiln makes begin with a dot, which no name of a volume does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use kiln_core::compose::{Mount, MountSource, valid_volume};
 use kiln_core::data::{Data, Held};
-use kiln_core::plan::Plan;
-use kiln_core::release::ReleasedService;
+use kiln_core::exit::Exit;
+use kiln_core::plan::{Observed, Plan};
+use kiln_core::release::{ReleasedService, Settings};
 use kiln_core::{Digest, Release};
 use kiln_run::BindMount;
 
@@ -46,6 +47,8 @@ pub(crate) struct Of<'a> {
     pub stage: &'a Stage,
     /// The service.
     pub service: &'a str,
+    /// Which of its volumes without a name: see [`Stage::renewal`].
+    pub renewal: u64,
 }
 
 impl Of<'_> {
@@ -66,7 +69,7 @@ impl Of<'_> {
                 Err(Report::usage(format!("`{name}` is no valid name of a volume")))
             }
             MountSource::Anonymous => {
-                let of_service = anonymous(agent, id, 0).join(encoded(self.service));
+                let of_service = anonymous(agent, id, self.renewal).join(encoded(self.service));
                 Ok(of_service.join(ONLY).join(encoded(&mount.target)))
             }
             MountSource::Volatile => Ok(dir.join("volumes").join(number.to_string())),
@@ -75,12 +78,12 @@ impl Of<'_> {
 }
 
 /// Folder of the volumes without a name.
-fn anonymous(agent: &Agent, id: &StageId, generation: u64) -> PathBuf {
-    agent.volumes_dir(id).join(ANONYMOUS).join(generation.to_string())
+fn anonymous(agent: &Agent, id: &StageId, renewal: u64) -> PathBuf {
+    agent.volumes_dir(id).join(ANONYMOUS).join(renewal.to_string())
 }
 
 /// Any text as the name of a folder.
-fn encoded(text: &str) -> String {
+pub(crate) fn encoded(text: &str) -> String {
     use std::fmt::Write as _;
     let mut name = String::new();
     for (at, byte) in text.trim_end_matches('/').bytes().enumerate() {
@@ -97,6 +100,32 @@ fn encoded(text: &str) -> String {
         0..=200 => name,
         _ => Digest::of(text).hex(),
     }
+}
+
+/// What was [`encoded`], for people: what stands for too long a text stays as it is.
+fn decoded(name: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = name.as_bytes();
+    while let [first, after @ ..] = rest {
+        let code = after.get(..2).and_then(|code| std::str::from_utf8(code).ok());
+        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(byte) if *first == b'%' => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether a service has data in volumes without a name.
+pub(crate) fn has_anonymous(settings: &Settings) -> bool {
+    let anonymous = |mount: &Mount| mount.source == MountSource::Anonymous && !mount.read_only;
+    settings.mounts.iter().any(anonymous)
 }
 
 fn name(mount: &Mount) -> String {
@@ -122,12 +151,21 @@ pub(crate) fn data(
 ) -> Result<BTreeMap<String, Data>, Report> {
     let table = mounts()?;
     let mut all = BTreeMap::new();
+    // What is about to be renewed is replaced in the pause like all data: so the old ones count too.
+    let now = stage.state().pointer.renewed;
+    let renewals = BTreeSet::from([now, stage.renewal()]);
     for (service, released) in &release.services {
-        let of = Of { stage, service };
         let mut data = Data::default();
         for mount in released.settings.mounts.iter().filter(|mount| writes(mount)) {
-            let path = of.path(agent, mount, 0, Path::new(""))?;
-            let spots = place(&table, service, mount, &path)?.spots;
+            let mut spots = Vec::new();
+            for renewal in &renewals {
+                let of = Of { stage, service, renewal: *renewal };
+                let path = of.path(agent, mount, 0, Path::new(""))?;
+                spots.extend(place(&table, service, mount, &path)?.spots);
+                if mount.source != MountSource::Anonymous {
+                    break;
+                }
+            }
             if !spots.is_empty() {
                 data.0.push(Held { name: name(mount), spots });
             }
@@ -148,6 +186,16 @@ fn place(
     path: &Path,
 ) -> Result<super::places::Place, Report> {
     table.place(path).because(|| format!("finding out what {} of `{service}` is", name(mount)))
+}
+
+/// With volumes to be renewed, no instance that has any goes on.
+pub(crate) fn none_goes_on(stage: &Stage, mut observed: Vec<Observed>) -> Vec<Observed> {
+    if stage.wished().renew {
+        let state = stage.state();
+        let has_any = |id: &str| state.instances.get(id).is_some_and(|one| one.renewed.is_some());
+        observed.iter_mut().filter(|old| has_any(&old.id)).for_each(|old| old.sound = false);
+    }
+    observed
 }
 
 /// Refuses what would start if another stage or project writes its data: before anything is done.
@@ -229,6 +277,117 @@ fn missing(path: &Path) -> Report {
         .hint("create it, or use a named volume")
 }
 
+/// One volume that is there.
+#[derive(Debug)]
+pub(crate) struct Volume {
+    /// What a person calls it.
+    pub name: String,
+    /// What it belongs to.
+    pub kind: Kind,
+    path: PathBuf,
+}
+
+/// What a volume belongs to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The stage, under this name.
+    Named(String),
+    /// A service, whose name is [`encoded`].
+    Anonymous {
+        /// Which.
+        service: String,
+    },
+}
+
+/// The entries of a folder by name; none if it is not there.
+fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>, Report> {
+    let doing = || format!("reading {}", dir.display());
+    let read = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read.because(doing)?,
+    };
+    let mut all = Vec::new();
+    for entry in read {
+        let entry = entry.because(doing)?;
+        all.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// All volumes of a stage.
+pub(crate) fn list(agent: &Agent, id: &StageId) -> Result<Vec<Volume>, Report> {
+    let dir = agent.volumes_dir(id);
+    let mut all = Vec::new();
+    for (name, path) in entries(&dir)? {
+        if !name.starts_with('.') {
+            all.push(Volume { name: format!("`{name}`"), kind: Kind::Named(name), path });
+        }
+    }
+    for (_, generation) in entries(&dir.join(ANONYMOUS))? {
+        for (service, replicas) in entries(&generation)? {
+            for (_, targets) in entries(&replicas)? {
+                for (target, path) in entries(&targets)? {
+                    let name = format!("`{}` of `{}`", decoded(&target), decoded(&service));
+                    let kind = Kind::Anonymous { service: service.clone() };
+                    all.push(Volume { name, kind, path });
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Removes a volume that nobody writes and in which nothing is mounted. It goes in one step; what
+/// was in it is cleared away afterwards, by the next time at the latest.
+pub(crate) fn remove(agent: &Agent, id: &StageId, volume: &Volume) -> Result<(), Report> {
+    let doing = || format!("removing the volume {}", volume.name);
+    let stays =
+        |why: String| Err(Report::refused(format!("the volume {} stays: {why}", volume.name)));
+    let table = mounts()?;
+    let spots = table.place(&volume.path).because(doing)?.spots;
+    let held = Data(vec![Held { name: volume.name.clone(), spots }]);
+    if let Some(writer) = agent.claims.writer(&held) {
+        return stays(format!("`{}` of {} may still write it", writer.service, writer.stage));
+    }
+    let real = volume.path.canonicalize().because(doing)?;
+    if let Some(point) = table.below(&real) {
+        return stays(format!("something is mounted at {}", point.display()));
+    }
+    let dir = agent.volumes_dir(id);
+    let gone = dir.join(format!(".gone-{}", &Digest::of(format!("{real:?}")).hex()[..16]));
+    kiln_store::mount::remove_tree(&gone).because(doing)?;
+    std::fs::rename(&volume.path, &gone).because(doing)?;
+    kiln_store::mount::remove_tree(&gone).because(doing)?;
+    // Folders that hold nothing any more; the first that does ends it.
+    for above in volume.path.ancestors().skip(1).take_while(|above| above.starts_with(&dir)) {
+        if std::fs::remove_dir(above).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Clears away volumes without a name that no renewal leads to any more, but those that somebody
+/// still writes; and what is half renewed, if nothing is under way.
+pub(crate) fn drop_renewed(agent: &Agent, stage: &Stage) -> Result<(), Report> {
+    let now = stage.state().pointer.renewed.to_string();
+    let dir = agent.volumes_dir(&stage.id).join(ANONYMOUS);
+    for (name, path) in entries(&dir)? {
+        if name == now {
+            continue;
+        }
+        let kind = Kind::Anonymous { service: String::new() };
+        let old = Volume { name: format!("of renewal {name}"), kind, path };
+        match remove(agent, &stage.id, &old) {
+            // The release before may keep one running.
+            Err(report) if report.exit == Exit::Refused => {}
+            removed => removed?,
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +404,7 @@ mod tests {
             ("ä\n", "%c3%a4%0a"),
         ] {
             assert_eq!(encoded(text), name);
+            assert_eq!(decoded(name), text.trim_end_matches('/'));
         }
         assert_eq!(encoded(&"/long".repeat(60)).len(), 64);
     }

@@ -115,6 +115,12 @@ pub(crate) enum Command {
         /// Seconds that a service may take to get healthy
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<u64>,
+        /// Volumes without a name begin anew, as their images have them
+        #[arg(short = 'V', long)]
+        renew_anon_volumes: bool,
+        /// Replace what another folder of the same project name deployed
+        #[arg(long)]
+        take_over: bool,
         /// Accepted for the habit: Kiln always returns when the release serves
         #[arg(short, long)]
         detach: bool,
@@ -243,7 +249,7 @@ pub(crate) enum Command {
         project: ProjectArgs,
         #[arg(default_value = "dev")]
         stage: String,
-        /// Remove the stage's named volumes too
+        /// Remove the volumes too that the project declares, and those without a name
         #[arg(short, long)]
         volumes: bool,
     },
@@ -341,8 +347,8 @@ impl Command {
             Self::Import { path, select, name, remove: None } => {
                 Verb::Import { path: path.unwrap_or_default(), select, name }
             }
-            Self::Up { project: p, timeout, detach: _ } => {
-                Verb::Up { project: project.and(p), timeout }
+            Self::Up { project: p, timeout, renew_anon_volumes: renew, take_over, detach: _ } => {
+                Verb::Up { project: project.and(p), timeout, renew, take_over }
             }
             Self::Plan { project: p, stage } => Verb::Plan { project: project.and(p), stage },
             Self::Rollback { project: p, stage, release, timeout } => {

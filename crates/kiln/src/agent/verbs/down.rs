@@ -1,60 +1,238 @@
 //! `down` and `shutdown`.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiln_core::compose::{MountSource, Project};
 use kiln_core::exit::Exit;
 use serde_json::json;
 
-use super::{Answer, with_turn};
+use super::{Answer, COMPOSE_FILES, load, name_of_broken, with_turn};
 use crate::agent::session::Session;
-use crate::agent::stage::{Illegal, Seen, Stage, StageState};
-use crate::agent::{Agent, instances, record, who};
-use crate::report::{Because, Report};
+use crate::agent::stage::{Illegal, Seen, Stage, StageId, StageState};
+use crate::agent::volumes::{Kind, Volume};
+use crate::agent::{Agent, folder, instances, record, volumes, who};
+use crate::protocol::ProjectArgs;
+use crate::report::Report;
 
 /// How long requests under way may take to end.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// What the command line and the files at hand say.
+struct Asked {
+    project: String,
+    /// `-p`: then it does not matter where the command is given.
+    named: bool,
+    files: Files,
+}
+
+/// The project's files.
+enum Files {
+    /// Read.
+    Read(Project),
+    /// There, and not to be read.
+    Broken(Report),
+    /// There are none: the project is only named.
+    None,
+}
 
 /// `kiln down`: clients first, then instances; the pointer says so.
 pub(super) fn down(
     agent: &Arc<Agent>,
     session: &Session,
-    stage: &Arc<Stage>,
+    args: &ProjectArgs,
+    stage: &str,
     volumes: bool,
 ) -> Result<Answer, Report> {
-    with_turn(session, stage, || {
+    let asked = read(session, args)?;
+    let id = StageId { project: asked.project.clone(), stage: stage.to_owned() };
+    let there = agent.is_known(&id)?;
+    if !there && asked.named && stage == "dev" {
+        return Err(no_such_project(agent, &asked.project));
+    }
+    let stage = match there {
+        true => agent.stage(&id),
+        false => super::find_stage(agent, session, args, stage)?,
+    };
+    with_turn(session, &stage, || {
         agent.ledger_is_whole("the stage is not taken down")?;
-        stop_and_remove(agent, session, stage, volumes)
+        stop_and_remove(agent, session, &stage, &asked, volumes)
     })
+}
+
+fn read(session: &Session, args: &ProjectArgs) -> Result<Asked, Report> {
+    let named = args.project_name.is_some();
+    let report = match load(session, args) {
+        Ok(project) => {
+            return Ok(Asked { project: project.name.clone(), named, files: Files::Read(project) });
+        }
+        Err(report) => report,
+    };
+    let file = args.file.first().map(|file| session.cwd.join(file));
+    let project = match &args.project_name {
+        Some(name) => Some(name.clone()),
+        None => name_of_broken(session, file.as_deref()),
+    };
+    let Some(project) = project else { return Err(report) };
+    let has_file = |dir: &Path| COMPOSE_FILES.iter().any(|name| dir.join(name).exists());
+    let there = file.is_some()
+        || session.env.contains_key("COMPOSE_FILE")
+        || session.cwd.ancestors().any(has_file);
+    if !there {
+        return Ok(Asked { project, named, files: Files::None });
+    }
+    // A file that is broken by now must not keep anybody from taking its project down.
+    session.notice(format!("{}; going on for project `{project}`", report.message));
+    Ok(Asked { project, named, files: Files::Broken(report) })
+}
+
+fn no_such_project(agent: &Agent, name: &str) -> Report {
+    let known: BTreeSet<String> =
+        agent.stages().into_iter().map(|s| s.id.project.clone()).collect();
+    let report = Report::usage(format!("there is no project `{name}`: nothing of it was deployed"));
+    let near = kiln_core::compose::closest(name, known.iter().map(String::as_str));
+    match (near, known.len()) {
+        (Some(near), _) => report.hint(format!("did you mean `{near}`?")),
+        (None, 0) => report.hint("there are none yet"),
+        (None, _) => report.hint(format!(
+            "there are {}",
+            known.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+        )),
+    }
+}
+
+/// What of the stage's data the user calls part of the project.
+#[derive(Debug, Default)]
+struct Declared {
+    volumes: BTreeSet<String>,
+    services: BTreeSet<String>,
+}
+
+impl Declared {
+    fn has(&self, volume: &Volume) -> bool {
+        match &volume.kind {
+            Kind::Named(name) => self.volumes.contains(name),
+            Kind::Anonymous { service } => {
+                self.services.iter().any(|own| volumes::encoded(own) == *service)
+            }
+        }
+    }
+}
+
+/// What `--volumes` is about: what the files declare. Where there are none, or those at hand are of
+/// another folder, what the last release does.
+fn declared(agent: &Agent, stage: &Stage, asked: &Asked) -> Result<Declared, Report> {
+    match &asked.files {
+        Files::Read(project) if folder::is_own(stage, &project.dir) => Ok(Declared {
+            volumes: project.volumes.clone(),
+            services: project.services.keys().cloned().collect(),
+        }),
+        Files::Broken(report) => Err(Report::usage(format!(
+            "which volumes the project declares cannot be read, so nothing is stopped and none is \
+             removed: {}",
+            report.message
+        ))
+        .hint("mend the file, or leave `--volumes` out")),
+        Files::Read(_) | Files::None => {
+            let last = stage.state().last_served();
+            let Some(last) = last else { return Ok(Declared::default()) };
+            let release = agent.release(&last)?;
+            let mounts = release.services.values().flat_map(|released| &released.settings.mounts);
+            let named = mounts.filter_map(|mount| match &mount.source {
+                MountSource::Volume(name) => Some(name.clone()),
+                _ => None,
+            });
+            let volumes = named.collect();
+            Ok(Declared { volumes, services: release.services.keys().cloned().collect() })
+        }
+    }
 }
 
 fn stop_and_remove(
     agent: &Arc<Agent>,
     session: &Session,
     stage: &Arc<Stage>,
+    asked: &Asked,
     volumes: bool,
 ) -> Result<Answer, Report> {
+    if let Files::Read(project) = &asked.files {
+        let hint =
+            format!("give the command there, or name the project: kiln down -p {}", project.name);
+        let nothing = "nothing is stopped";
+        let consent = folder::Consent { given: asked.named, nothing, hint: &hint };
+        folder::check(agent, session, stage, &project.dir, &consent)?;
+        if folder::is_own(stage, &project.dir) {
+            name_strangers(session, stage, project);
+        }
+    }
+    let (going, staying) = match volumes {
+        true => {
+            let declared = declared(agent, stage, asked)?;
+            volumes::list(agent, &stage.id)?.into_iter().partition(|one| declared.has(one))
+        }
+        false => (Vec::new(), Vec::new()),
+    };
+    name_volumes(session, volumes, &going, &staying);
     let mut stopped = stop_stage(agent, session, stage, false)?;
     stopped.sort();
-    let mut removed = false;
-    if volumes {
+    let mut removed = Vec::new();
+    let mut result = Ok(());
+    for volume in &going {
         // Data of somebody who has changed their mind stays.
-        session.check()?;
-        let dir = agent.volumes_dir(&stage.id);
-        if dir.exists() {
-            std::fs::remove_dir_all(&dir).because(|| format!("removing {}", dir.display()))?;
-            removed = true;
+        result = session.check().and_then(|()| volumes::remove(agent, &stage.id, volume));
+        if result.is_err() {
+            break;
         }
-        record::note(agent, stage, "volumes.removed", json!({ "volumes": removed }));
+        removed.push(volume.name.clone());
     }
+    let left: Vec<String> = staying.into_iter().map(|volume| volume.name).collect();
+    if volumes {
+        let entry = json!({ "removed": removed, "left": left });
+        record::note(agent, stage, "volumes.removed", entry);
+    }
+    result?;
     Ok(json!({
         "project": stage.id.project,
         "stage": stage.id.stage,
         "stopped": stopped,
-        "volumes_removed": removed,
+        "volumes_removed": !removed.is_empty(),
+        "removed": removed,
+        "left": left,
     })
     .into())
+}
+
+/// A stage is taken down as a whole; what of it the files do not have is named before.
+fn name_strangers(session: &Session, stage: &Stage, project: &Project) {
+    let services: BTreeSet<String> =
+        stage.state().instances.values().map(|instance| instance.service.clone()).collect();
+    let strangers: Vec<String> = services
+        .into_iter()
+        .filter(|service| !project.services.contains_key(service))
+        .map(|service| format!("`{service}`"))
+        .collect();
+    if !strangers.is_empty() {
+        session.notice(format!(
+            "not among the services of the project's files, and stopped with them: {}",
+            strangers.join(", ")
+        ));
+    }
+}
+
+fn name_volumes(session: &Session, asked: bool, going: &[Volume], staying: &[Volume]) {
+    let names = |volumes: &[Volume]| {
+        volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    if !going.is_empty() {
+        session.notice(format!("to be removed, with all data: {}", names(going)));
+    }
+    if asked && !staying.is_empty() {
+        let staying = names(staying);
+        session.notice(format!("not declared by the project's files, and left: {staying}"));
+    }
 }
 
 /// Whole or not at all: that nothing serves is on the disk before anything ends. When it cannot be

@@ -96,7 +96,9 @@ pub(crate) fn run(
             let wish = release::Wish { project: &project, commit: commit.as_deref(), env: &env };
             release::release(agent, session, &wish)
         }
-        Verb::Up { project, timeout } => serve::up(agent, session, &project, timeout),
+        Verb::Up { project, timeout, renew, take_over } => {
+            serve::up(agent, session, &project, &serve::Up { timeout, renew, take_over })
+        }
         Verb::Plan { project, stage } => serve::plan(agent, session, &project, &stage),
         Verb::Rollback { project, stage, release, timeout } => {
             let stage = find_stage(agent, session, &project, &stage)?;
@@ -133,8 +135,7 @@ pub(crate) fn run(
             look::history(agent, session, only.as_deref(), stage.as_deref(), limit)
         }
         Verb::Down { project, stage, volumes } => {
-            let stage = find_stage(agent, session, &project, &stage)?;
-            down::down(agent, session, &stage, volumes)
+            down::down(agent, session, &project, &stage, volumes)
         }
         Verb::Images => look::images(agent),
         Verb::Fsck { repair } => fsck::fsck(agent, session, repair),

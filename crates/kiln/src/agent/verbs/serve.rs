@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::{Answer, load_and_tell, nothing_serves, with_turn};
 use crate::agent::provision::Patience;
 use crate::agent::session::Session;
-use crate::agent::stage::{Seen, Stage, StageId};
-use crate::agent::{Agent, released, volumes};
+use crate::agent::stage::{Seen, Stage, StageId, Wish};
+use crate::agent::{Agent, folder, released, volumes};
 use crate::deliver::{Converged, Published, Reason, assemble, converge, publish};
 use crate::protocol::ProjectArgs;
 use crate::report::Report;
@@ -20,12 +20,23 @@ fn patience(timeout: Option<u64>) -> Patience {
     Patience { limit: timeout.map(Duration::from_secs) }
 }
 
+/// What `up` is asked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Up {
+    /// Seconds that a service may take to get ready.
+    pub timeout: Option<u64>,
+    /// Volumes without a name begin anew.
+    pub renew: bool,
+    /// What another folder deployed may be replaced.
+    pub take_over: bool,
+}
+
 /// `kiln up`.
 pub(super) fn up(
     agent: &Arc<Agent>,
     session: &Session,
     args: &ProjectArgs,
-    timeout: Option<u64>,
+    asked: &Up,
 ) -> Result<Answer, Report> {
     let began = Instant::now();
     let project = load_and_tell(session, args)?;
@@ -33,6 +44,13 @@ pub(super) fn up(
     let stage = agent.stage(&id);
     with_turn(session, &stage, || {
         agent.ledger_is_whole("nothing is delivered")?;
+        let consent = folder::Consent {
+            given: asked.take_over,
+            nothing: "nothing of that is touched",
+            hint: "give one of the two another name (`name:` in its file, or -p), or say that this \
+                   folder is the project now: kiln up --take-over",
+        };
+        folder::check(agent, session, &stage, &project.dir, &consent)?;
         let _lease = agent.lease()?;
         let target = publish(agent, session, &stage, &project)?;
         let quarantined = stage.state().pointer.quarantined.contains(&target.digest);
@@ -42,7 +60,19 @@ pub(super) fn up(
                 target.digest.short()
             ));
         }
-        let done = converge(agent, session, &stage, &target, Reason::Up, patience(timeout))?;
+        if asked.renew {
+            // What a killed agent left half renewed.
+            volumes::drop_renewed(agent, &stage)?;
+        }
+        let folder = Some(folder::of(&project.dir).to_string_lossy().into_owned());
+        let wishing = stage.wish(Wish { folder, renew: asked.renew });
+        let patience = patience(asked.timeout);
+        let done = converge(agent, session, &stage, &target, Reason::Up, patience)?;
+        folder::keep(agent, &stage)?;
+        drop(wishing);
+        if asked.renew {
+            volumes::drop_renewed(agent, &stage)?;
+        }
         say_unknown(session, &stage);
         let mut outcome = outcome(&stage, &target, &done, began);
         outcome["front"] = json!(agent.front_says(&stage));

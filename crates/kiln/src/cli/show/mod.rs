@@ -425,9 +425,14 @@ fn gc(data: &Value) -> String {
 fn down(data: &Value) -> String {
     let place = format!("{}/{}", text(&data["project"]), text(&data["stage"]));
     let count = list(&data["stopped"]).count();
-    let volumes = match data["volumes_removed"].as_bool() {
-        Some(true) => "its volumes are gone",
-        _ => "records, artifacts and volumes stay",
+    let names = |key: &str| list(&data[key]).map(text).collect::<Vec<_>>().join(", ");
+    let volumes = match (names("removed"), names("left")) {
+        (removed, left) if removed.is_empty() && left.is_empty() => {
+            "records, artifacts and volumes stay".to_owned()
+        }
+        (removed, left) if left.is_empty() => format!("removed {removed}"),
+        (removed, left) if removed.is_empty() => format!("left {left}"),
+        (removed, left) => format!("removed {removed}; left {left}"),
     };
     match count {
         0 => format!("{place}: nothing ran; {volumes}\n"),
