@@ -6,6 +6,7 @@
 //! | `cargo xtask check` | format, lints, dependencies, rules of the repository |
 //! | `cargo xtask bench` | measures Kiln beside Docker Compose |
 //! | `cargo xtask fuzz` | runs the fuzz targets, for a minute each or as long as one likes |
+//! | `cargo xtask soak` | damages every file of a root that serves, replays every crash point |
 //! | `cargo xtask probe` | asks a port at a fixed rate and counts what is lost |
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "printing is what these tools are for")]
@@ -16,6 +17,7 @@ mod fuzz;
 mod packages;
 mod probe;
 mod shell;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -39,6 +41,8 @@ enum Command {
     Bench(bench::Options),
     /// Runs the fuzz targets of `fuzz/`
     Fuzz(fuzz::Options),
+    /// Damages every file of a root that serves, replays every crash point, takes out each sync
+    Soak(soak::Options),
     /// Asks a port on 127.0.0.1 at a fixed rate and counts what is lost
     Probe(probe::Options),
 }
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         Command::Check(options) => check::check(&options),
         Command::Bench(options) => bench::bench(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
+        Command::Soak(options) => soak::soak(&options),
         Command::Probe(options) => probe::probe(&options),
     };
     match outcome {

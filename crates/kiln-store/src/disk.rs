@@ -30,6 +30,21 @@ pub(crate) enum Site {
     Mark,
 }
 
+#[cfg(test)]
+impl Site {
+    pub(crate) const EVERY: [Self; 9] = [
+        Self::Ledger,
+        Self::LedgerFolder,
+        Self::File,
+        Self::Folder,
+        Self::Object,
+        Self::ObjectFolder,
+        Self::All,
+        Self::Steps,
+        Self::Mark,
+    ];
+}
+
 /// Syncs the data of a file, and what of its metadata is needed to read it.
 pub(crate) fn sync(site: Site, file: &File, path: &Path) -> io::Result<()> {
     #[cfg(test)]

@@ -181,7 +181,7 @@ impl Look<'_> {
         }
         match self.store.refs() {
             Ok(refs) => {
-                for ((kind, name), digests) in refs.into_iter().filter(|((k, _), _)| k != "locks") {
+                for ((kind, name), digests) in refs {
                     for digest in digests {
                         roots.entry(digest).or_default().push(format!("refs/{kind}/{name}"));
                     }

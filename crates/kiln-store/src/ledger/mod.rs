@@ -112,6 +112,7 @@ impl Ledger {
         let mut options = File::options();
         let file = options.create(true).append(true).read(true).mode(0o600).open(&path);
         let file = file.doing("opening", &path)?;
+        disk::named(&path);
         if file.metadata().doing("looking at", &path)?.len() == 0 {
             // Syncing a file does not promise that its name lasts.
             for dir in [root, &root.join("ledger")] {
@@ -122,6 +123,7 @@ impl Ledger {
         let mut options = File::options();
         let options = options.create(true).truncate(false).write(true).read(true).mode(0o600);
         let head = options.open(&beside).doing("opening", &beside)?;
+        disk::named(&beside);
         let known = Mutex::new(Known::nothing());
         let (root, synced) = (root.to_owned(), Mutex::new(At::START));
         let mut ledger = Self { root, path, file, head, known, synced, ahead: BTreeMap::new() };

@@ -3,6 +3,7 @@
 mod backings;
 mod collect;
 mod crash;
+mod cuts;
 mod objects;
 mod pointers;
 pub(crate) mod tape;
