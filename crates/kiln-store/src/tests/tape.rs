@@ -155,13 +155,19 @@ pub(crate) fn made(path: &Path) {
     });
 }
 
+/// The content of a file that lasts, if any does, and those that it had since.
+type Contents = (Option<Vec<u8>>, Vec<Vec<u8>>);
+
+/// The file that a name leads to for sure, and those, or none, that it led to since.
+type Leads = (Option<u64>, Vec<Option<u64>>);
+
 /// What there is at one moment: what lasts, and what may or may not.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Moment {
-    /// By file: the content that lasts, if any does, and those that it had since.
-    contents: BTreeMap<u64, (Option<Vec<u8>>, Vec<Vec<u8>>)>,
-    /// By name: what lasts, and what it led to since.
-    names: BTreeMap<PathBuf, (Option<u64>, Vec<Option<u64>>)>,
+    /// By file.
+    contents: BTreeMap<u64, Contents>,
+    /// By name.
+    names: BTreeMap<PathBuf, Leads>,
     /// Folders: whether they last.
     folders: BTreeMap<PathBuf, bool>,
     /// What was promised so far.
