@@ -10,7 +10,8 @@
 //!   set hairpin  { type ipv4_addr . ipv4_addr; }     (each instance with itself)
 //!   set member, set source                           (see `places`)
 //!   chain sources     { type filter hook prerouting priority -300;
-//!     iifname "kl1a2b3c*" iifname . ip saddr != @source drop }
+//!     iifname "kl1a2b3c*" iifname . ip saddr != @source drop
+//!     iifname "kl1a2b3c*" ip daddr 127.0.0.0/8 drop }
 //!   chain prerouting  { type nat hook prerouting priority -100;
 //!     iifname "kl1a2b3c*" dnat to ip daddr map @virtual }
 //!   chain unmapped    { type filter hook prerouting priority -90;
@@ -52,12 +53,12 @@ const MAP: &str = "virtual";
 const HAIRPIN: &str = "hairpin";
 const NO_IPV6: &str = "nothing";
 /// Raise it with every change of the table: an older agent's table is then replaced.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const TCP: u8 = 6;
 /// How many rules each chain has, of a root with so many blocks: fewer, and somebody emptied it.
 fn chains(blocks: usize) -> [(&'static str, usize); 5] {
     [
-        ("sources", 1),
+        ("sources", 2),
         ("prerouting", 1),
         ("unmapped", 2 * blocks),
         ("forward", 6),
@@ -179,6 +180,10 @@ impl Table {
         // Nobody sends in another's name, whatever the host's reverse path filter is set to.
         change.chain(table, "sources", filter(PREROUTING, -300));
         change.rule(table, "sources", &[Term::In(ours), Term::NotItself(SOURCES), Term::Drop]);
+        // Where `route_localnet` is set, as by Kubernetes, the host takes such a packet for its own
+        // loopback (CVE-2020-8558).
+        let loopback = Term::DestinationIn(Ipv4Addr::new(127, 0, 0, 0), 8);
+        change.rule(table, "sources", &[Term::In(ours), loopback, Term::Drop]);
 
         change.chain(table, "prerouting", nat(PREROUTING, -100));
         change.rule(table, "prerouting", &[Term::In(ours), Term::TranslateBy(MAP)]);

@@ -192,6 +192,7 @@ fn the_table_reads_as_documented() {
             ),
             "iifgroup . ip daddr @member accept".to_owned(),
             format!("iifname \"{}*\" iifname . ip saddr != @source drop", range.interface_prefix()),
+            format!("iifname \"{}*\" ip daddr 127.0.0.0/8 drop", range.interface_prefix()),
             "ip saddr . ip daddr @hairpin snat to 169.254.1.1".to_owned(),
             format!(
                 "ip saddr {} oifname != \"{}*\" masquerade",

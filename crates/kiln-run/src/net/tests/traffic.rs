@@ -296,6 +296,41 @@ fn no_ipv6_comes_from_an_instance() {
 }
 
 #[test]
+fn the_hosts_loopback_is_out_of_reach_wherever_it_is_routed() {
+    if !super::world::have("ip") {
+        return;
+    }
+    on_a_host(|| {
+        // What Kubernetes sets.
+        std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap();
+        let world = World::new();
+        let web = world.instance(1);
+        let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 53)).unwrap();
+        receiver.set_read_timeout(Some(PATIENCE / 5)).unwrap();
+        let everywhere = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 54)).unwrap();
+        everywhere.set_read_timeout(Some(PATIENCE)).unwrap();
+        // What takes CAP_NET_ADMIN here, CAP_NET_RAW can do by writing whole packets.
+        web.namespace.run(|| {
+            super::world::sh(
+                "ip route del local 127.0.0.1 table local 2>/dev/null
+                 ip route del local 127.0.0.0/8 table local 2>/dev/null
+                 ip route add 127.0.0.1 via 169.254.1.1 dev eth0 onlink",
+            );
+            let socket = UdpSocket::bind((web.spec.address, 0)).unwrap();
+            socket.send_to(b"!", (Ipv4Addr::LOCALHOST, 53)).unwrap();
+            socket.send_to(b"!", (Ipv4Addr::new(169, 254, 1, 1), 54)).unwrap();
+        });
+        assert!(everywhere.recv_from(&mut [0; 9]).is_ok(), "what it serves on all addresses is");
+        let heard = receiver.recv_from(&mut [0; 9]);
+        assert!(heard.is_err(), "{heard:?}");
+        let own = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        own.send_to(b"!", (Ipv4Addr::LOCALHOST, 53)).unwrap();
+        assert!(receiver.recv_from(&mut [0; 9]).is_ok(), "the host's own does");
+        world.host.teardown().unwrap();
+    });
+}
+
+#[test]
 fn nobody_sends_in_anothers_name() {
     on_a_host(|| {
         // Loose: what a host with several uplinks has.
