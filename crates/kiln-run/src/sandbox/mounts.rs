@@ -92,10 +92,7 @@ fn attach(mount: OwnedFd, target: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd>
 }
 
 /// A detached tmpfs.
-pub(super) fn tmpfs(
-    options: &[(&str, &str)],
-    attrs: MountAttrFlags,
-) -> rustix::io::Result<OwnedFd> {
+fn tmpfs(options: &[(&str, &str)], attrs: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
     make("tmpfs", options, attrs)
 }
 
@@ -107,6 +104,14 @@ pub(super) fn user_tmpfs(spec: &Tmpfs, target: BorrowedFd<'_>) -> rustix::io::Re
     let (size, files) = (bytes.to_string(), inodes(bytes));
     let options = [("mode", mode.as_str()), ("size", &size), ("nr_inodes", &files)];
     attach(tmpfs(&options, NOSUID | NODEV)?, target)
+}
+
+/// A detached tmpfs for the runtime's own files, some of which a program may write to.
+pub(super) fn scratch() -> rustix::io::Result<OwnedFd> {
+    let bytes = TMPFS_SIZE.min(memory() / 4);
+    let (size, files) = (bytes.to_string(), inodes(bytes));
+    let options = [("mode", "0700"), ("size", size.as_str()), ("nr_inodes", &files)];
+    tmpfs(&options, NODEV)
 }
 
 /// How many files may be in a tmpfs of `bytes`; a small one need not be counted.
@@ -217,6 +222,15 @@ pub(super) fn sys(target: BorrowedFd<'_>) -> Result<OwnedFd, Fault> {
     Ok(mount)
 }
 
+/// The host's own `/dev/NAME`, for making a node takes a capability that may be missing: its mode
+/// and owner are not for changing. Devices are written to all the same.
+fn hosts_node(name: &str) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, format!("/dev/{name}"), flags)?;
+    sys::mount_setattr(tree.as_fd(), NOSUID | NOEXEC | RDONLY, false)?;
+    Ok(tree)
+}
+
 /// `/dev`: the standard nodes and links, terminals, message queues and shared memory of its own.
 pub(super) fn dev(target: BorrowedFd<'_>, shm_size: u64) -> Result<OwnedFd, Fault> {
     let step = || "set up /dev".to_owned();
@@ -226,13 +240,9 @@ pub(super) fn dev(target: BorrowedFd<'_>, shm_size: u64) -> Result<OwnedFd, Faul
     for name in NODES {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         let node = openat(&mount, name, flags, Mode::from(0o644)).step(step)?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        // The node is the host's own, for making one takes a capability that may be missing: its
-        // mode and owner are not for changing. Devices are written to all the same.
-        let step = || format!("bind /dev/{name}");
-        let tree = open_tree(CWD, format!("/dev/{name}"), flags).step(step)?;
-        sys::mount_setattr(tree.as_fd(), NOSUID | NOEXEC | RDONLY, false).step(step)?;
-        attach(tree, node.as_fd()).step(step)?;
+        hosts_node(name)
+            .and_then(|tree| Ok(attach(tree, node.as_fd())?))
+            .step(|| format!("bind /dev/{name}"))?;
     }
     for (name, to) in LINKS {
         symlinkat(to, &mount, name).step(step)?;
@@ -263,16 +273,16 @@ fn there(mount: &OwnedFd, path: &str) -> rustix::io::Result<Option<OwnedFd>> {
 }
 
 /// Covers `path` of `mount`; false if there is none such.
-fn hide(mount: &OwnedFd, path: &str) -> rustix::io::Result<bool> {
+fn hide(mount: &OwnedFd, path: &str) -> io::Result<bool> {
     let Some(place) = there(mount, path)? else { return Ok(false) };
     let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode);
     let over = if kind.is_dir() {
-        tmpfs(&[("mode", "0755"), ("nr_inodes", "1")], STRICT | RDONLY)
+        tmpfs(&[("mode", "0755"), ("nr_inodes", "1")], STRICT | RDONLY)?
     } else {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        open_tree(CWD, "/dev/null", flags)
+        hosts_node("null")?
     };
-    attach(over?, place.as_fd()).map(|_| true)
+    attach(over, place.as_fd())?;
+    Ok(true)
 }
 
 #[cfg(test)]

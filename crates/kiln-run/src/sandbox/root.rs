@@ -60,7 +60,7 @@ pub(super) fn assemble(sandbox: &Sandbox, scratch: &Path) -> Result<(), Fault> {
 
 fn prepare_scratch(scratch: &Path) -> Result<(), Fault> {
     let step = || format!("prepare {}", scratch.display());
-    let fd = mounts::tmpfs(&[("mode", "0700")], MountAttrFlags::MOUNT_ATTR_NODEV).step(step)?;
+    let fd = mounts::scratch().step(step)?;
     let from_fd = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&fd, "", CWD, scratch, from_fd).step(step)?;
     for name in ["stub", "files", "images", "root"] {

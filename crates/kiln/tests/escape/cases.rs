@@ -126,6 +126,8 @@ pub(crate) const CASES: &[Case] = &[
     case("sched-debug", "moby#21263: names of all processes", Mask, ALL),
     case("timer-list", "CVE-2017-5967 (Linux): names of all processes", Mask, ALL),
     case("timer-stats", "CVE-2015-3630 (Docker): /proc/timer_stats", Mask, ALL),
+    case("nodes-of-the-host", "CVE-2025-31133 class (runc): the host's /dev/null, its mode changed", Device, ALL),
+    case("masks-of-the-host", "CVE-2025-31133 class (runc): the host's /dev/null, as a mask", Mask, ALL),
     case("firmware", "moby#26618: ACPI tables", Mask, ALL),
     case("powercap", "CVE-2020-8694 (PLATYPUS): energy as a side channel", Mask, ALL),
     case("thermal", "moby#49560: side channels by thermal_throttle", Mask, ALL),
@@ -147,6 +149,7 @@ pub(crate) const CASES: &[Case] = &[
     case("run-size", "moby#47248 class: memory filled by tmpfs", Resource, ALL),
     case("var-tmp-size", "moby#47248 class: memory filled by tmpfs", Resource, ALL),
     case("shm-size", "moby#47248 class: memory filled by /dev/shm", Resource, ALL),
+    case("hosts-size", "moby#47248 class: memory filled by /etc/hosts", Resource, ALL),
     case("core-size", "CVE-2022-4415 class: cores of others", Resource, ALL),
 
     // Tried by `probe devices`, for one that may mount.

@@ -113,6 +113,20 @@ static void descriptors(const char *name) {
     say(name, seen[0] != 0, "%s", seen);
 }
 
+// Nodes of the host's, in /dev and over what is hidden: whoever changes one here has changed the
+// host's. What is there is set, so that nothing is broken if it can be.
+static void unchanged(const char *name, const char *const *paths) {
+    struct stat stat;
+    for (; *paths; paths++) {
+        if (lstat(*paths, &stat) != 0 || !S_ISCHR(stat.st_mode)) continue;
+        if (chmod(*paths, stat.st_mode & 07777) == 0) {
+            say(name, 1, "the mode of %s was set", *paths);
+            return;
+        }
+    }
+    say(name, 0, "");
+}
+
 // The files that a program in here was given as input and output: never those of whoever asked.
 static void standard(const char *name) {
     for (int fd = 0; fd < 3; fd++) {
@@ -320,6 +334,11 @@ static void all(void) {
     blank("sched-debug", "/proc/sched_debug");
     blank("timer-list", "/proc/timer_list");
     blank("timer-stats", "/proc/timer_stats");
+    unchanged("nodes-of-the-host", (const char *const[]){
+        "/dev/full", "/dev/null", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero", 0 });
+    unchanged("masks-of-the-host", (const char *const[]){
+        "/proc/kcore", "/proc/keys", "/proc/interrupts", "/proc/latency_stats",
+        "/proc/sched_debug", "/proc/timer_list", "/proc/timer_stats", 0 });
     blank("firmware", "/sys/firmware");
     blank("powercap", "/sys/devices/virtual/powercap");
     blank("thermal", "/sys/devices/system/cpu/cpu0/thermal_throttle");
@@ -349,6 +368,7 @@ static void all(void) {
     bounded("run-size", "/run", 4ULL << 30);
     bounded("var-tmp-size", "/var/tmp", 4ULL << 30);
     bounded("shm-size", "/dev/shm", 1ULL << 30);
+    bounded("hosts-size", "/etc/hosts", 1ULL << 30);
     struct rlimit limit;
     getrlimit(RLIMIT_CORE, &limit);
     say("core-size", limit.rlim_cur != 0, "%llu", (unsigned long long)limit.rlim_cur);
