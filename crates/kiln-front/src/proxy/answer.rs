@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::fields::{self, Field, Malformed, elements};
-use super::head::{Framing, Kind, coding, kind, names_hop, put, put_length};
+use super::head::{Framing, Kind, coding, kind, names_hop, put, put_length, sort_hops};
 
 /// An answer, fit to be sent on.
 #[derive(Debug)]
@@ -38,6 +38,7 @@ pub(super) fn answer(
             _ => dated |= name.eq_ignore_ascii_case(b"date"),
         }
     }
+    sort_hops(&mut connection);
     let bodiless = to_head || status < 200 || status == 204 || status == 304;
     // Where there is no body, its length is not worth breaking off for.
     let length = fields::length(lengths.iter().copied());

@@ -67,8 +67,6 @@ struct Told<'a, C, H> {
 #[derive(Debug, Default)]
 struct Shared {
     progress: Progress,
-    /// Something of the request got to the upstream.
-    begun: AtomicBool,
     /// All of it did.
     sent: AtomicBool,
     /// The client got the beginning of the answer.
@@ -151,11 +149,7 @@ async fn send(
     shared: &Shared,
 ) -> Result<(), Sending> {
     let progress = &shared.progress;
-    let write = async |bytes: &[u8]| {
-        write_all(upstream, bytes, STALL, progress).await?;
-        shared.begun.store(true, Relaxed);
-        Ok::<_, Stop>(())
-    };
+    let write = async |bytes: &[u8]| write_all(upstream, bytes, STALL, progress).await;
     match request.body {
         Framing::Length(length) => {
             let here = usize::try_from(length).unwrap_or(usize::MAX).min(buf.len());
@@ -170,13 +164,17 @@ async fn send(
             let mut decoder = Decoder::new();
             loop {
                 let taken = decoder.take(buf, |data| chunked::put(&mut out, data));
-                buf.advance(taken.map_err(|_| Sending::Fault(400))?);
+                let taken = taken.map_err(|_| Sending::Fault(400))?;
                 if decoder.is_done() {
                     let finished = chunked::finish(&mut out, decoder.trailers(), trailer_passes);
                     finished.map_err(|_| Sending::Fault(400))?;
-                    return Ok(write(&out).await?);
                 }
                 write(&out).await?;
+                // Not before: what was never sent is sent again from its beginning.
+                buf.advance(taken);
+                if decoder.is_done() {
+                    return Ok(());
+                }
                 out.clear();
                 read_more(client, buf, CHUNK_READ, Instant::now() + BODY_PATIENCE).await?;
                 progress.moved();
@@ -201,7 +199,8 @@ async fn receive(
         let length = match read {
             Ok(length) => length,
             Err(Stop::End | Stop::From) if buf.is_empty() && interim == 0 => {
-                return Carried::Unanswered { unsent: !shared.begun.load(Relaxed) };
+                // The client was told nothing yet: what moved was of the request.
+                return Carried::Unanswered { unsent: !progress.has_moved() };
             }
             Err(Stop::Silent) => return Carried::Silent,
             Err(_) => return Carried::NoAnswer,
@@ -261,7 +260,11 @@ async fn receive(
         Framing::UntilClose => rest(client, upstream, buf, out, chunks, progress).await,
     };
     match streamed {
-        Ok(()) => Carried::Answered { reusable: answer.reusable && buf.is_empty(), close },
+        Ok(()) => {
+            // One that waits for the rest of this request would take the next one for it.
+            let whole = shared.sent.load(Relaxed);
+            Carried::Answered { reusable: answer.reusable && buf.is_empty() && whole, close }
+        }
         Err(Stop::To) => Carried::Gone,
         Err(_) => Carried::BrokenOff,
     }
@@ -342,4 +345,44 @@ async fn rest(
     }
     let end: &[u8] = if chunks { b"0\r\n\r\n" } else { b"" };
     write_all(client, end, STALL, progress).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::head::{Client, request};
+
+    #[test]
+    fn what_was_never_sent_is_still_there_to_be_sent_again() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let rows = [
+            ("Content-Length: 5", "hello"),
+            ("Content-Length: 50", "hello"),
+            ("Transfer-Encoding: chunked", "5\r\nhello\r\n"),
+            ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1\r\n"),
+        ];
+        for (framing, body) in rows {
+            let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
+            let who = Client::new("10.0.0.9".parse().unwrap());
+            let request = request(head.as_bytes(), &who).unwrap();
+            let mut buf = BytesMut::from(body);
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let addr = listener.local_addr().unwrap();
+                let client = TcpStream::connect(addr).await.unwrap();
+                let _client = listener.accept().await.unwrap();
+                let upstream = TcpStream::connect(addr).await.unwrap();
+                let (accepted, _) = listener.accept().await.unwrap();
+                crate::proxy::stream::abort(&accepted);
+                drop(accepted);
+                // The reset has arrived once there is something to read.
+                upstream.readable().await.unwrap();
+                let shared = Shared::default();
+                let sent = send(&client, &mut buf, &request, &upstream, &shared).await;
+                assert!(matches!(sent, Err(Sending::Upstream)), "{framing}, {body:?}");
+                assert!(!shared.progress.has_moved(), "{framing}, {body:?}");
+            });
+            assert_eq!(&buf[..], body.as_bytes(), "{framing}");
+        }
+    }
 }

@@ -61,6 +61,11 @@ impl Progress {
         self.moves.fetch_add(1, Relaxed);
     }
 
+    /// Whether anything was written, a part of it at least.
+    pub(super) fn has_moved(&self) -> bool {
+        self.moves.load(Relaxed) > 0
+    }
+
     pub(super) fn answering(&self) {
         self.answering.store(true, Relaxed);
     }

@@ -1,14 +1,14 @@
 //! Requests and answers of strangers, byte for byte: what is refused, and what the other side got
 //! to see.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_front::{App, Route};
 
 use crate::raw::{Raw, Then, hear, outside, say, status};
-use crate::root::{Root, route};
+use crate::root::{Root, route, wait_for};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const NEXT: &str = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -316,5 +316,58 @@ fn answers_that_break_off_never_look_whole() {
         assert!(!text.contains("\r\n0\r\n"), "{says:?}: {text}");
         // Without a length or chunks only the way it ends can tell.
         assert!(version == "1.1" || ended.is_err(), "{says:?}: {text}");
+    }
+}
+
+#[test]
+fn an_upstream_that_waits_for_the_rest_of_a_request_gets_no_other_one() {
+    let says = "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno";
+    let rows = [
+        // What the client sends of its body, and connections for it and the next request.
+        ("Content-Length: 4\r\n\r\npart", 1),
+        ("Content-Length: 100\r\n\r\npart", 2),
+        ("Content-Length: 100\r\nExpect: 100-continue\r\n\r\n", 2),
+        ("Transfer-Encoding: chunked\r\n\r\n40\r\npart", 2),
+        ("Transfer-Encoding: chunked\r\n\r\n4\r\npart\r\n", 2),
+        ("Transfer-Encoding: chunked\r\n\r\n4\r\npart\r\n0\r\n", 2),
+    ];
+    for (body, connections) in rows {
+        let (mut root, raw) = (Root::new(), Raw::start(says, Then::Keep));
+        let addr = root.serve(App::Http, raw.addr);
+        let heard = say(addr, format!("POST / HTTP/1.1\r\nHost: a\r\n{body}").as_bytes());
+        assert_eq!(status(&heard), 413, "{body:?}: {heard}");
+        // So that the next one comes to the same core.
+        wait_for("the client's end", || root.front.stats().unwrap().connections == 0);
+        let heard = say(addr, b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(status(&heard), 413, "{body:?}: {heard}");
+        assert_eq!(raw.opened(), connections, "{body:?}: {}", raw.seen());
+    }
+}
+
+#[test]
+fn no_head_costs_more_than_its_length() {
+    let words = "a,".repeat(16_000);
+    let (fields, answered) = ("b:\n".repeat(10_000), "b:\n".repeat(30_000));
+    let rows = [
+        (
+            format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: {words}\r\n{fields}\r\n"),
+            OK.to_owned(),
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+            OK.replace("\r\n\r\n", &format!("\r\nConnection: {words}\r\n{answered}\r\n")),
+        ),
+    ];
+    for (asked, says) in rows {
+        let (mut root, raw) = (Root::new(), Raw::start(says, Then::Keep));
+        let addr = root.serve(App::Http, raw.addr);
+        let start = Instant::now();
+        let mut client = TcpStream::connect(addr).unwrap();
+        client.write_all(asked.as_bytes()).unwrap();
+        let mut first = [0; 12];
+        client.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200", "{}", &asked[..40]);
+        // Each word held against each field took 2.7 s here.
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     }
 }
