@@ -151,9 +151,8 @@ mod tests {
         }
         let text = fs::read_to_string(day(&folder, today)).unwrap();
         assert!(text.contains("hush") && text.contains("shop-dev-db-2"));
-        for entry in fs::read_dir(&folder).unwrap() {
-            let meta = entry.unwrap().metadata().unwrap();
-            assert_eq!(meta.mode() & 0o077, 0);
+        for own in [day(&folder, today), folder.join("key")] {
+            assert_eq!(fs::metadata(&own).unwrap().mode() & 0o077, 0, "{}", own.display());
         }
         assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o077, 0);
     }
