@@ -37,7 +37,7 @@ pub(crate) fn source(agent: &Agent, session: &Session, project: &Project) -> Che
 /// The commit that the project's folder is a checkout of, whatever was changed since.
 pub(crate) fn head(agent: &Agent, session: &Session, project: &Project) -> Option<String> {
     let repository = Repository::find(&project.dir)?;
-    cage(agent, session, &repository).ok()?.commit("HEAD").ok()
+    repository.head().or_else(|| cage(agent, session, &repository).ok()?.commit("HEAD").ok())
 }
 
 fn checkout(

@@ -72,6 +72,25 @@ impl Repository {
         is_git.then(|| Self { top: top.to_owned(), own, common })
     }
 
+    /// The commit that is checked out, as the files of references tell it, without a process.
+    /// `None`: they do not (a reference of a reference, another form of storage): ask Git.
+    pub(crate) fn head(&self) -> Option<String> {
+        let text = small_file(&self.own.join("HEAD"))?;
+        let Some(name) = text.strip_prefix("ref: ") else { return full_name(&text) };
+        let name = name.trim_end();
+        let plain = name.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+        if !name.starts_with("refs/") || !plain {
+            return None;
+        }
+        let loose = [&self.own, &self.common].map(|folder| folder.join(name));
+        if let Some(loose) = loose.iter().find(|path| path.exists()) {
+            return full_name(&small_file(loose)?);
+        }
+        let packed = small_file(&self.common.join("packed-refs"))?;
+        let mut lines = packed.lines().filter_map(|line| line.split_once(' '));
+        lines.find(|(_, other)| *other == name).and_then(|(commit, _)| full_name(commit))
+    }
+
     /// `path`, which may not exist, relative to the top folder; `None` if it is elsewhere.
     pub(crate) fn relative(&self, path: &Path) -> Option<PathBuf> {
         if let Ok(inside) = path.strip_prefix(&self.top) {
@@ -83,6 +102,13 @@ impl Repository {
         let rest = path.strip_prefix(there).ok()?;
         real.join(rest).strip_prefix(&self.top).ok().map(Path::to_owned)
     }
+}
+
+/// `text` if it is the full name of an object: 40 or 64 hexadecimal digits.
+fn full_name(text: &str) -> Option<String> {
+    let text = text.trim_end();
+    let is_name = matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_hexdigit());
+    is_name.then(|| text.to_owned())
 }
 
 /// A small file that really is one: no pipe that never ends.
@@ -282,5 +308,48 @@ fn run_with(command: &mut Command, input: Vec<u8>) -> Result<Vec<u8>, Failure> {
     match output.status.success() {
         true => Ok(output.stdout),
         false => Err(Failure::Ended(String::from_utf8_lossy(&output.stderr).into_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn git(dir: &Path, args: &[&str]) -> String {
+        let mut command = Command::new("git");
+        command.arg("-C").arg(dir).args(args);
+        for name in ["AUTHOR", "COMMITTER"] {
+            command.env(format!("GIT_{name}_NAME"), "x").env(format!("GIT_{name}_EMAIL"), "x@x");
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "git {args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    #[test]
+    fn the_commit_is_read_as_git_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (top, beside) = (dir.path().join("a"), dir.path().join("b"));
+        fs::create_dir(&top).unwrap();
+        git(&top, &["init", "-q"]);
+        assert_eq!(Repository::find(&top).unwrap().head(), None, "no commit yet");
+        git(&top, &["commit", "-q", "--allow-empty", "-m", "one"]);
+        let agree = |dir: &Path, what: &str| {
+            let read = Repository::find(dir).unwrap().head();
+            assert_eq!(read, Some(git(dir, &["rev-parse", "HEAD"])), "{what}");
+        };
+        agree(&top, "a loose reference");
+        git(&top, &["pack-refs", "--all"]);
+        agree(&top, "a packed one");
+        git(&top, &["commit", "-q", "--allow-empty", "-m", "two"]);
+        agree(&top, "a loose one over a packed one");
+        git(&top, &["worktree", "add", "-q", "-b", "other", beside.to_str().unwrap()]);
+        git(&beside, &["commit", "-q", "--allow-empty", "-m", "three"]);
+        agree(&beside, "another working tree");
+        git(&top, &["checkout", "-q", "--detach"]);
+        agree(&top, "no branch");
+        git(&top, &["symbolic-ref", "refs/heads/alias", "refs/heads/other"]);
+        git(&top, &["symbolic-ref", "HEAD", "refs/heads/alias"]);
+        assert_eq!(Repository::find(&top).unwrap().head(), None, "left to Git");
     }
 }
