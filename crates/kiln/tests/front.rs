@@ -1,12 +1,31 @@
-//! The front as a user of `kiln` meets it: a port that somebody else has, a newer program.
+//! The front as a user of `kiln` meets it: a port that somebody else has, what a switch leaves
+//! behind, a newer program.
 
 mod common;
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
-use common::{KILN, PATIENCE, answer, kill, page, project, wait_for_answer, web};
-use kiln_testkit::{Call, Port, wait_until};
+use common::{KILN, PATIENCE, answer, instances, kill, page, project, wait_for_answer, web, world};
+use kiln_testkit::{Call, Port, Project, World, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+
+/// A service that gives back what it gets, over TCP.
+fn echo(world: &World, port: &Port) -> Project {
+    let compose = format!(
+        "name: echo\nservices:\n  echo:\n    image: busybox\n    environment: {{ V: '1' }}\n    \
+         command: [busybox, nc, -ll, -p, '8080', -e, busybox, cat]\n    \
+         ports: [\"{}:8080\"]\n",
+        port.number()
+    );
+    project(world, "echo", &compose)
+}
+
+fn says(stream: &mut TcpStream, word: &[u8]) -> bool {
+    let mut back = vec![0; word.len()];
+    stream.write_all(word).is_ok() && stream.read_exact(&mut back).is_ok() && back == word
+}
 
 #[test]
 fn a_port_that_somebody_else_took_stops_no_other_project() {
@@ -42,6 +61,42 @@ fn a_port_that_somebody_else_took_stops_no_other_project() {
     wait_for_answer(&port, "one");
     let said = world.kiln_in(&first, ["status", "--json"]).expect_done().json();
     assert_eq!(said["front"], serde_json::json!([]));
+}
+
+#[test]
+fn what_stays_behind_is_told_and_an_agent_that_dies_changes_nothing() {
+    let world = world();
+    let port = Port::claim();
+    let project = echo(&world, &port);
+    world.kiln_in(&project, ["up"]).expect_done();
+    let mut client = TcpStream::connect(("127.0.0.1", port.number())).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(says(&mut client, b"one"));
+    let switched = Instant::now();
+    project.edit("compose.yaml", "V: '1'", "V: '2'");
+    let left = "1 connection is still with release";
+    let says_so = |verb: &str| {
+        let said = world.kiln_in(&project, [verb]).expect_done().stdout;
+        assert!(said.contains(left), "{verb}: {said}");
+    };
+    says_so("up");
+    // From here on its release is neither active nor standby.
+    project.edit("compose.yaml", "V: '2'", "V: '3'");
+    says_so("up");
+    kill(world.role("agent").pid);
+    assert_eq!(instances(&world, &project).len(), 3, "found again by the next agent");
+    assert!(says(&mut client, b"two"), "it goes on");
+    says_so("status");
+    while says(&mut client, b"more") {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Ten seconds in `dev`, counted from the switch away from it.
+    let lived = switched.elapsed();
+    assert!(lived > Duration::from_secs(9), "{lived:?}");
+    assert!(lived < Duration::from_secs(20), "{lived:?}");
+    wait_until(PATIENCE, "its instance to be stopped", || {
+        (instances(&world, &project).len() == 2).then_some(())
+    });
 }
 
 #[test]

@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::detect::{Guess, guess};
+use super::detect::{Guess, guess, is_foreign, looks_like_request};
 use super::relay::Kind;
 use super::stream::{Stop, read_more};
 use super::{Conn, Failure, connect, http, http2, rewound, tcp};
@@ -25,8 +25,10 @@ use crate::upstream::Upstream;
 
 /// How long a client may say nothing at all.
 const SILENCE: Duration = Duration::from_secs(120);
-/// How long a client may take over what it begins with.
+/// How long a client may take over what it begins with, if that looks like a request.
 const FIRST_PATIENCE: Duration = Duration::from_secs(60);
+/// The same of what may become one or not. Then it is bytes, and looked at as they go by.
+const WORD_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a client has to be silent before an upstream is asked whether it speaks first although
 /// the one before it spoke HTTP; how long it may take to do so; and how long it is then left alone.
 const DOUBT: Duration = Duration::from_secs(5);
@@ -85,7 +87,8 @@ pub(super) async fn serve(conn: Arc<Conn>, stream: TcpStream) {
         First::Other if is_http_only(&conn) => http::refuse_other(&conn, &stream).await,
         First::Other | First::Upstream => {
             conn.front.count_request(conn.listener);
-            tcp(&conn, rewound(bytes.freeze(), stream), early, Kind::Guessed).await;
+            let kind = if is_foreign(&bytes) { Kind::Tcp } else { Kind::Guessed };
+            tcp(&conn, rewound(bytes.freeze(), stream), early, kind).await;
         }
         First::Nobody => conn.front.count_error(conn.listener),
         First::Gone => {}
@@ -116,6 +119,7 @@ fn keep(conn: &Conn, early: Option<Early>) {
 /// Reads until it is clear what the client speaks. Loses nothing when dropped.
 async fn client_speaks(conn: &Conn, stream: &TcpStream, bytes: &mut BytesMut) -> First {
     let mut until = Instant::now() + SILENCE;
+    let mut begun = None;
     loop {
         match read_more(stream, bytes, FIRST_READ, until).await {
             Ok(()) => {}
@@ -124,16 +128,23 @@ async fn client_speaks(conn: &Conn, stream: &TcpStream, bytes: &mut BytesMut) ->
                 let known = is_known(conn) || guess(bytes, false) == Guess::Http;
                 return if known { First::Http } else { First::Other };
             }
-            Err(Stop::Silent) if !bytes.is_empty() && is_known(conn) => return First::Http,
+            Err(Stop::Silent) if !bytes.is_empty() => {
+                let http = is_known(conn) || looks_like_request(bytes);
+                return if http { First::Http } else { First::Other };
+            }
             // A client may half-close at once and only listen.
             Err(Stop::End) if !is_known(conn) => return First::Other,
             Err(_) => return First::Gone,
         }
+        let begun = *begun.get_or_insert_with(Instant::now);
         match guess(bytes, is_known(conn)) {
             Guess::Http => return First::Http,
             Guess::Http2 => return First::Http2,
             Guess::Other => return First::Other,
-            Guess::Unknown => until = until.min(Instant::now() + FIRST_PATIENCE),
+            Guess::Unknown if is_known(conn) || looks_like_request(bytes) => {
+                until = begun + FIRST_PATIENCE;
+            }
+            Guess::Unknown => until = begun + WORD_PATIENCE,
         }
     }
 }

@@ -33,10 +33,9 @@ pub(super) fn guess(bytes: &[u8], known: bool) -> Guess {
     if PREFACE.starts_with(bytes) {
         return Guess::Unknown;
     }
-    // A TLS record of a handshake: RFC 8446 5.1.
     match bytes {
         [0x16] if known => return Guess::Unknown,
-        [0x16, 3, ..] => return Guess::Other,
+        _ if is_foreign(bytes) && !(known && bytes[0] != 0x16) => return Guess::Other,
         _ if known => return Guess::Http,
         _ => {}
     }
@@ -65,6 +64,53 @@ pub(super) fn guess(bytes: &[u8], known: bool) -> Guess {
     }
 }
 
+/// Protocols that are told by their first bytes, and that may well mention HTTP: a TLS handshake
+/// (RFC 8446 5.1), whose client names what it wants to speak inside; FastCGI.
+pub(super) fn is_foreign(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x16, 3, ..] | [1, 1, ..])
+}
+
+/// Whether an unfinished line can hardly be anything but a request.
+pub(super) fn looks_like_request(bytes: &[u8]) -> bool {
+    let method = bytes.iter().take_while(|byte| is_method_byte(byte)).count();
+    let target = bytes[method..].strip_prefix(b" ").unwrap_or_default();
+    method > 0 && matches!(target, [b'/' | b'*' | b'h', ..])
+}
+
+/// Looks on while a connection of which nothing is known goes by as bytes: a request that comes in
+/// pieces shows only then.
+#[derive(Debug)]
+pub(super) struct Lookout {
+    first: Vec<u8>,
+    over: bool,
+}
+
+impl Lookout {
+    /// After `first`.
+    pub(super) fn new(first: &[u8]) -> Self {
+        Self { first: first.to_vec(), over: false }
+    }
+
+    /// The server has said something else than HTTP.
+    pub(super) fn call_off(&mut self) {
+        self.over = true;
+        self.first = Vec::new();
+    }
+
+    /// Whether what the client has said so far, and says now, would be HTTP.
+    pub(super) fn sees_http(&mut self, bytes: &[u8]) -> bool {
+        if self.over {
+            return false;
+        }
+        self.first.extend_from_slice(&bytes[..bytes.len().min(LINE_LIMIT)]);
+        let seen = mentions_http(&self.first);
+        if self.first.len() >= LINE_LIMIT {
+            self.call_off();
+        }
+        seen
+    }
+}
+
 /// Whether the first of what came has the word that makes servers think of HTTP.
 fn mentions_http(bytes: &[u8]) -> bool {
     let first = &bytes[..bytes.len().min(LINE_LIMIT)];
@@ -75,12 +121,33 @@ fn mentions_http(bytes: &[u8]) -> bool {
 }
 
 fn is_method_byte(byte: &u8) -> bool {
-    byte.is_ascii_alphabetic() || *byte == b'-' || *byte == b'_'
+    byte.is_ascii_uppercase() || *byte == b'-' || *byte == b'_'
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_in_pieces_is_seen_and_a_conversation_is_not() {
+        let mut lookout = Lookout::new(b"g");
+        assert!(!lookout.sees_http(b"et / HT"));
+        assert!(lookout.sees_http(b"TP/1.1\r\n"));
+        let mut lookout = Lookout::new(b"hello");
+        lookout.call_off();
+        assert!(!lookout.sees_http(b"mail about HTTP/1.1"));
+        let rows: [(&[u8], bool); 6] = [
+            (b"GET /", true),
+            (b"GET http://", true),
+            (b"OPTIONS *", true),
+            (b"GET", false),
+            (b"GET key", false),
+            (b"", false),
+        ];
+        for (bytes, expected) in rows {
+            assert_eq!(looks_like_request(bytes), expected, "{}", bytes.escape_ascii());
+        }
+    }
 
     #[test]
     fn tells_http_from_the_rest() {
@@ -98,7 +165,9 @@ mod tests {
             (b"\r\nGET / HTTP/1.1\r\n", Http, Http),
             (b"\n\n\nGET", Unknown, Http),
             (b"get / HTTP/1.1\r\n", Http, Http),
-            (b"get", Unknown, Http),
+            (b"get", Other, Http),
+            (b"hello world", Other, Http),
+            (b"\x01\x01\0\x01SERVER_PROTOCOL HTTP/1.1", Other, Http),
             (b"GET  / HTTP/1.1\r\n", Http, Http),
             (b" GET / HTTP/1.1\r\n", Http, Http),
             (b"\0GET / HTTP/1.1\r\n", Http, Http),

@@ -100,10 +100,8 @@ async fn tcp(conn: &Conn, client: Rewound, early: Option<auto::Early>, kind: rel
         let relayed = relay::run(client, Rewound::new(upstream), &active, kind).await;
         if let (relay::Ended::Http, mut client) = relayed {
             // It was read as bytes, so nobody looked at what it claims: it is not answered.
-            if active.upstream().learn_http() {
-                conn.front.learnt.store(true, Relaxed);
-                conn.front.tell_change();
-            }
+            conn.front.learnt.store(true, Relaxed);
+            conn.front.tell_change();
             let _ = client.write_all(&page::page(400, false, true)).await;
             stream::linger(&client).await;
         }

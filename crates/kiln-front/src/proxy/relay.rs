@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Rewound;
+use super::detect::Lookout;
 use super::frames::{Frames, SERVICE_RESTART};
 use crate::upstream::Active;
 
@@ -44,7 +45,8 @@ pub(super) enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     Over,
-    /// What was taken for bytes is HTTP: the upstream answers in it.
+    /// What was taken for bytes is HTTP: the client says so after all, or the upstream answers in
+    /// it.
     Http,
 }
 
@@ -57,13 +59,22 @@ pub(super) async fn run(
 ) -> (Ended, TcpStream) {
     let mut cut = active.upstream().when_cut();
     let frames = (kind == Kind::WebSocket).then(|| Mutex::new(Frames::default()));
+    let lookout = (kind == Kind::Guessed).then(|| Mutex::new(Lookout::new(&client.bytes)));
     let ended = {
-        let up = pump(&client.stream, &upstream.stream, client.bytes, None);
+        let looks = Looks { frames: None, lookout: lookout.as_ref() };
+        let up = pump(&client.stream, &upstream.stream, client.bytes, looks);
         let down = async {
-            if kind == Kind::Guessed && speaks_http(&upstream.stream).await {
-                return Err(Broken::Http);
+            if let Some(lookout) = &lookout {
+                if speaks_http(&upstream.stream).await {
+                    active.upstream().learn_http();
+                    return Err(Broken::Http);
+                }
+                if let Ok(mut lookout) = lookout.lock() {
+                    lookout.call_off();
+                }
             }
-            pump(&upstream.stream, &client.stream, upstream.bytes, frames.as_ref()).await
+            let looks = Looks { frames: frames.as_ref(), lookout: None };
+            pump(&upstream.stream, &client.stream, upstream.bytes, looks).await
         };
         let both = both(up, down);
         let mut both = std::pin::pin!(both);
@@ -89,7 +100,8 @@ async fn both(
     let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
     let ended = tokio::select! {
         ended = &mut up => match ended {
-            Err(Broken::From | Broken::Http) => return Ended::Over,
+            Err(Broken::From) => return Ended::Over,
+            Err(Broken::Http) => return Ended::Http,
             Ok(()) | Err(Broken::To) => timeout(AFTER_CLIENT, down).await.unwrap_or(Ok(())),
         },
         ended = &mut down => match ended {
@@ -113,30 +125,50 @@ async fn speaks_http(upstream: &TcpStream) -> bool {
     matches!(upstream.peek(&mut first).await, Ok(count) if first[..count] == *b"HTTP/1.")
 }
 
+/// Who looks at what goes by.
+#[derive(Clone, Copy)]
+struct Looks<'a> {
+    /// What has been written.
+    frames: Option<&'a Mutex<Frames>>,
+    /// What is about to be.
+    lookout: Option<&'a Mutex<Lookout>>,
+}
+
+impl Looks<'_> {
+    fn before(self, bytes: &[u8]) -> Result<(), Broken> {
+        match self.lookout.and_then(|lookout| lookout.lock().ok()) {
+            Some(mut lookout) => match lookout.sees_http(bytes) {
+                true => Err(Broken::Http),
+                false => Ok(()),
+            },
+            None => Ok(()),
+        }
+    }
+
+    fn after(self, bytes: &[u8]) {
+        if let Some(mut frames) = self.frames.and_then(|frames| frames.lock().ok()) {
+            frames.see(bytes);
+        }
+    }
+}
+
 async fn pump(
     from: &TcpStream,
     to: &TcpStream,
     first: Bytes,
-    frames: Option<&Mutex<Frames>>,
+    looks: Looks<'_>,
 ) -> Result<(), Broken> {
-    let see = |bytes: &[u8]| {
-        if let Some(frames) = frames
-            && let Ok(mut frames) = frames.lock()
-        {
-            frames.see(bytes);
-        }
-    };
     write_all(to, &first).await?;
-    see(&first);
+    looks.after(&first);
     drop(first);
     loop {
         from.readable().await.map_err(|_| Broken::From)?;
-        match step(from, to, see)? {
+        match step(from, to, looks)? {
             Step::End => break,
             Step::Moved | Step::Nothing => {}
             Step::Left(rest) => {
                 write_all(to, &rest).await?;
-                see(&rest);
+                looks.after(&rest);
             }
         }
         tokio::task::consume_budget().await;
@@ -156,7 +188,7 @@ enum Step {
     Left(Vec<u8>),
 }
 
-fn step(from: &TcpStream, to: &TcpStream, see: impl Fn(&[u8])) -> Result<Step, Broken> {
+fn step(from: &TcpStream, to: &TcpStream, looks: Looks<'_>) -> Result<Step, Broken> {
     SHARED.with_borrow_mut(|buffer| {
         let count = match from.try_read(buffer) {
             Ok(0) => return Ok(Step::End),
@@ -165,12 +197,13 @@ fn step(from: &TcpStream, to: &TcpStream, see: impl Fn(&[u8])) -> Result<Step, B
             Err(_) => return Err(Broken::From),
         };
         let bytes = &buffer[..count];
+        looks.before(bytes)?;
         let taken = match to.try_write(bytes) {
             Ok(taken) => taken,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(_) => return Err(Broken::To),
         };
-        see(&bytes[..taken]);
+        looks.after(&bytes[..taken]);
         Ok(if taken == count { Step::Moved } else { Step::Left(bytes[taken..].to_vec()) })
     })
 }

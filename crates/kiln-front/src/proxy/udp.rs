@@ -11,13 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::generation::Front;
 use crate::upstream::Active;
 
 /// A client that neither asks nor is answered for so long is forgotten.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
+/// The same where new work goes elsewhere by now.
+const RETIRED_LIMIT: Duration = Duration::from_secs(5);
 /// Clients remembered on one listener; more are dropped, as a full queue would.
 const FLOW_LIMIT: usize = 4096;
 const DATAGRAM: usize = 64 << 10;
@@ -92,13 +94,15 @@ async fn forward(
 async fn answers(from: Arc<UdpSocket>, to: Arc<UdpSocket>, client: SocketAddr, active: Active) {
     let mut cut = active.upstream().when_cut();
     let mut buffer = vec![0; DATAGRAM];
+    let mut heard = Instant::now();
     loop {
         let received = tokio::select! {
-            received = timeout(IDLE_LIMIT, from.recv(&mut buffer)) => received,
+            received = timeout(RETIRED_LIMIT, from.recv(&mut buffer)) => received,
             _ = cut.pinned() => return,
         };
         match received {
             Ok(Ok(count)) => {
+                heard = Instant::now();
                 if to.send_to(&buffer[..count], client).await.is_err() {
                     return;
                 }
@@ -109,6 +113,7 @@ async fn answers(from: Arc<UdpSocket>, to: Arc<UdpSocket>, client: SocketAddr, a
                     return;
                 }
             }
+            Err(_) if !active.upstream().retired() && heard.elapsed() < IDLE_LIMIT => {}
             _ => return,
         }
     }

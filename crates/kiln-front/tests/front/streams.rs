@@ -32,6 +32,30 @@ fn a_client_that_speaks_no_http_gets_bytes() {
 }
 
 #[test]
+fn words_without_an_end_of_line_get_through() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let upstream = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut other = stream.try_clone().unwrap();
+            std::thread::spawn(move || std::io::copy(&mut stream, &mut other));
+        }
+    });
+    let mut root = Root::new();
+    let addr = root.serve(App::Auto, upstream);
+    let mail = "later on, a line about GET / HTTP/1.1 is nobody's affair";
+    for first in ["hello", "hello world", "PING", "x", "{}"] {
+        let mut client = Client::connect(addr);
+        for word in [first, mail] {
+            client.send(word).unwrap();
+            let mut back = vec![0; word.len()];
+            client.stream.read_exact(&mut back).unwrap();
+            assert_eq!(String::from_utf8(back).unwrap(), word);
+        }
+    }
+}
+
+#[test]
 fn each_half_closes_for_itself() {
     for app in [App::Auto, App::Tcp] {
         let mut root = Root::new();
