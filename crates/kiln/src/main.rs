@@ -5,6 +5,7 @@
 //! | [`deliver`] | **the flow**: source → image → release → running → switched → watched |
 //! | [`cli`] | the verbs: arguments, the client of the agent, what a person sees |
 //! | [`protocol`] | what client and agent say to each other |
+//! | [`answers`] | what a verb answers, for both of them and for `--json` |
 //! | [`terminal`] | text of strangers, made safe to be shown |
 //! | [`agent`] | `kiln serve`: stages, slots, instances, and who looks after them |
 //!
@@ -14,6 +15,7 @@
 #![cfg_attr(not(test), warn(clippy::print_stderr))]
 
 mod agent;
+mod answers;
 mod cli;
 mod deliver;
 mod protocol;

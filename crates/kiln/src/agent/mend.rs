@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
 use super::provision::Patience;
 use super::session::Session;
 use super::stage::{Stage, StageId};
 use super::{Agent, lock};
+use crate::answers;
 use crate::deliver::{Published, Reason, converge};
 use crate::report::Report;
 
@@ -40,11 +39,11 @@ struct Trouble {
 
 impl Troubles {
     /// What `status` shows of a stage that could not be built up again so far.
-    pub(crate) fn of(&self, id: &StageId) -> Option<Value> {
+    pub(crate) fn of(&self, id: &StageId) -> Option<answers::Trouble> {
         let trouble = lock(&self.0).get(id).filter(|trouble| trouble.tries > 0).cloned()?;
         let left = trouble.next.map(|next| next.saturating_duration_since(Instant::now()));
         let again_ms = left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
-        Some(json!({ "why": trouble.why, "tries": trouble.tries, "again_ms": again_ms }))
+        Some(answers::Trouble { why: trouble.why, tries: trouble.tries, again_ms })
     }
 
     /// Whether a try may begin now; from then on it is under way.
@@ -157,7 +156,7 @@ mod tests {
         assert!(troubles.of(&id).is_none(), "nothing has failed so far");
         troubles.end(&id, Err(Report::failed("the port is taken")));
         let shown = troubles.of(&id).unwrap();
-        assert_eq!((&shown["why"], &shown["tries"]), (&"the port is taken".into(), &1.into()));
+        assert_eq!((shown.why.as_str(), shown.tries), ("the port is taken", 1));
         assert!(!troubles.begin(&id), "not yet");
         lock(&troubles.0).get_mut(&id).unwrap().next = Some(Instant::now());
         assert!(troubles.begin(&id));

@@ -15,6 +15,7 @@ use crate::agent::session::Session;
 use crate::agent::stage::{Illegal, Seen, Stage, StageId, StageState};
 use crate::agent::volumes::{Kind, Volume};
 use crate::agent::{Agent, folder, instances, record, volumes, who};
+use crate::answers;
 use crate::protocol::ProjectArgs;
 use crate::report::Report;
 
@@ -194,15 +195,14 @@ fn stop_and_remove(
         record::note(agent, stage, "volumes.removed", entry);
     }
     result?;
-    Ok(json!({
-        "project": stage.id.project,
-        "stage": stage.id.stage,
-        "stopped": stopped,
-        "volumes_removed": !removed.is_empty(),
-        "removed": removed,
-        "left": left,
-    })
-    .into())
+    Ok(Answer::of(&answers::Down {
+        project: stage.id.project.clone(),
+        stage: stage.id.stage.clone(),
+        stopped,
+        volumes_removed: !removed.is_empty(),
+        removed,
+        left,
+    }))
 }
 
 /// A stage is taken down as a whole; what of it the files do not have is named before.

@@ -14,6 +14,7 @@ use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
 use crate::agent::stage::{Instance, Life, Role, Stage, StageState};
 use crate::agent::{Agent, record, released};
+use crate::answers;
 use crate::report::{Because, Report};
 
 /// So long a cache of steps that nobody uses is kept.
@@ -21,53 +22,57 @@ const CACHE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// `kiln ps`: every instance, with its slots.
 pub(super) fn ps(agent: &Agent, project: Option<&str>) -> Answer {
-    let mut rows = Vec::new();
+    let mut instances = Vec::new();
     for stage in agent.stages() {
         if project.is_some_and(|project| project != stage.id.project) {
             continue;
         }
         let state = stage.state();
-        for instance in state.instances.values() {
-            let mut row = describe(&state, instance);
-            row["project"] = json!(stage.id.project);
-            row["stage"] = json!(stage.id.stage);
-            rows.push(row);
-        }
+        instances.extend(state.instances.values().map(|instance| answers::Placed {
+            project: stage.id.project.clone(),
+            stage: stage.id.stage.clone(),
+            instance: describe(&state, instance),
+        }));
     }
-    json!({ "instances": rows }).into()
+    Answer::of(&answers::Ps { instances })
 }
 
-fn describe(state: &StageState, instance: &Instance) -> Value {
-    let slots: Vec<Value> = state
+fn describe(state: &StageState, instance: &Instance) -> answers::Instance {
+    let slots = state
         .slots
         .iter()
         .filter(|slot| slot.has(&instance.service, &instance.id))
-        .map(|slot| (state.role(&slot.release), slot.release))
-        .filter(|(role, _)| *role != Role::Names)
-        .map(|(role, release)| json!({ "role": role, "release": release }))
+        .map(|slot| answers::Slot { role: state.role(&slot.release), release: slot.release })
+        .filter(|slot| slot.role != Role::Names)
         .collect();
-    json!({
-        "id": instance.id,
-        "service": instance.service,
-        "slots": slots,
-        "state": if instance.unknown.is_some() { "unknown" } else { instance.life.word() },
-        "how": match (&instance.unknown, &instance.life) {
-            (Some(why), _) => Some(why),
-            (None, Life::BackOff { how } | Life::Failed { how }) => Some(how),
-            _ => None,
-        },
-        "verdict": verdict(instance),
-        "tainted": instance.tainted,
-        "restarts": instance.restarts,
-        "address": instance.address,
-        "pid": instance.running.as_ref().map(|running| running.pid()),
-        "started": instance.started,
-    })
+    let (word, how) = match (&instance.unknown, &instance.life) {
+        (Some(why), _) => ("unknown", Some(why)),
+        (None, life @ (Life::BackOff { how } | Life::Failed { how })) => (life.word(), Some(how)),
+        (None, life) => (life.word(), None),
+    };
+    let verdict = match instance.tainted {
+        Some(_) => answers::Verdict::Drifted,
+        None => answers::Verdict::Unknown,
+    };
+    answers::Instance {
+        id: instance.id.clone(),
+        service: instance.service.clone(),
+        slots,
+        state: word.to_owned(),
+        how: how.cloned(),
+        verdict,
+        tainted: instance.tainted.clone(),
+        restarts: instance.restarts,
+        address: instance.address,
+        pid: instance.running.as_ref().map(|running| running.pid()),
+        started: instance.started,
+    }
 }
 
-/// Nothing watches files and programs of instances yet, so congruence is never claimed.
-fn verdict(instance: &Instance) -> &'static str {
-    if instance.tainted.is_some() { "drifted" } else { "unknown" }
+/// What of the ledger is damaged.
+fn damaged(agent: &Agent) -> Result<Vec<String>, Report> {
+    let faults = agent.store.ledger().faults().because(|| "looking at the ledger".into())?;
+    Ok(faults.iter().map(ToString::to_string).collect())
 }
 
 /// `kiln status`.
@@ -82,34 +87,31 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
             state.slot(&active).map(|s| s.members.keys().cloned().collect()).unwrap_or_default()
         }
     };
-    let services: Vec<Value> = names
-        .iter()
-        .map(|name| match state.member(&active, name) {
-            Some(instance) => describe(&state, instance),
-            None => json!({ "service": name, "state": "missing" }),
-        })
-        .collect();
+    let services = names.into_iter().map(|name| match state.member(&active, &name) {
+        Some(instance) => answers::Member::There(Box::new(describe(&state, instance))),
+        None => answers::Member::missing(name),
+    });
+    let services = services.collect();
     drop(state);
-    let ledger = agent.store.ledger().faults().because(|| "looking at the ledger".into())?;
     let front = agent.front_says(stage);
     let state = stage.state();
-    Ok(json!({
-        "front": front,
-        "broken": release.as_ref().err().map(|report| &report.message),
-        "ledger": ledger.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "project": stage.id.project,
-        "stage": stage.id.stage,
-        "active": active,
-        "standby": state.pointer.standby,
-        "source": release.as_ref().ok().map(|release| &release.source),
-        "paused": state.is_held(),
-        "trouble": agent.troubles.of(&stage.id),
-        "services": services,
-        "ports": release.map(|release| ports(&release, &stage.id.stage)).unwrap_or_default(),
-        "scope": agent.host.range().scope(),
-        "backing": agent.store.backing().to_string(),
-    })
-    .into())
+    let status = answers::StageStatus {
+        front,
+        broken: release.as_ref().err().map(|report| report.message.clone()),
+        ledger: damaged(agent)?,
+        project: stage.id.project.clone(),
+        stage: stage.id.stage.clone(),
+        active,
+        standby: state.pointer.standby,
+        source: release.as_ref().ok().map(|release| release.source.clone()),
+        paused: state.is_held(),
+        trouble: agent.troubles.of(&stage.id),
+        services,
+        ports: release.map(|release| ports(&release, &stage.id.stage)).unwrap_or_default(),
+        scope: agent.host.range().scope().to_owned(),
+        backing: agent.store.backing().to_string(),
+    };
+    Ok(Answer::of(&answers::Status::Stage(Box::new(status))))
 }
 
 /// `kiln status` outside of any project: the root at a glance.
@@ -121,32 +123,31 @@ pub(super) fn overview(agent: &Agent) -> Result<Answer, Report> {
         if state.instances.is_empty() && state.pointer.generation == 0 {
             continue;
         }
-        stages.push(json!({
-            "project": stage.id.project,
-            "stage": stage.id.stage,
-            "active": state.pointer.active,
-            "standby": state.pointer.standby,
-            "instances": state.instances.len(),
-            "trouble": agent.troubles.of(&stage.id),
-        }));
+        stages.push(answers::StageLine {
+            project: stage.id.project.clone(),
+            stage: stage.id.stage.clone(),
+            active: state.pointer.active,
+            standby: state.pointer.standby,
+            instances: state.instances.len(),
+            trouble: agent.troubles.of(&stage.id),
+        });
     }
-    let ledger = agent.store.ledger().faults().because(|| "looking at the ledger".into())?;
-    Ok(json!({
-        "ledger": ledger.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "root": agent.root,
-        "scope": agent.host.range().scope(),
-        "network": agent.host.range().cidr(),
-        "backing": agent.store.backing().to_string(),
-        "notices": agent.host.notices(),
-        "stages": stages,
-    })
-    .into())
+    let overview = answers::Overview {
+        ledger: damaged(agent)?,
+        root: agent.root.clone(),
+        scope: agent.host.range().scope().to_owned(),
+        network: agent.host.range().cidr(),
+        backing: agent.store.backing().to_string(),
+        notices: agent.host.notices().to_vec(),
+        stages,
+    };
+    Ok(Answer::of(&answers::Status::Root(overview)))
 }
 
 /// `kiln releases`: the active one and those that can be restored.
 pub(super) fn releases(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
     let pointer = stage.state().pointer.clone();
-    let mut rows = Vec::new();
+    let mut releases = Vec::new();
     let mut seen = BTreeSet::new();
     for digest in pointer.active.iter().chain(&pointer.previous) {
         if !seen.insert(*digest) {
@@ -159,14 +160,14 @@ pub(super) fn releases(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
         } else {
             "kept"
         };
-        rows.push(restorable(agent, &pointer, digest, role, None));
+        releases.push(restorable(agent, &pointer, digest, role, None));
     }
     for cut in released::of(agent, &stage.id.project)? {
         if seen.insert(cut.release) {
-            rows.push(restorable(agent, &pointer, &cut.release, "released", Some(cut.time)));
+            releases.push(restorable(agent, &pointer, &cut.release, "released", Some(cut.time)));
         }
     }
-    Ok(json!({ "releases": rows }).into())
+    Ok(Answer::of(&answers::Releases { releases }))
 }
 
 /// A line of `releases`. One that cannot be read is listed all the same, as broken.
@@ -176,23 +177,20 @@ fn restorable(
     digest: &Digest,
     role: &str,
     time: Option<u64>,
-) -> Value {
-    let mut row = json!({
-        "release": digest,
-        "role": role,
-        "quarantined": pointer.quarantined.contains(digest),
-    });
-    if let Some(time) = time {
-        row["time"] = json!(time);
+) -> answers::Restorable {
+    let (source, services, broken) = match agent.release(digest) {
+        Ok(release) => (Some(release.source.clone()), Some(release.services.len()), None),
+        Err(report) => (None, None, Some(report.message)),
+    };
+    answers::Restorable {
+        release: *digest,
+        role: role.to_owned(),
+        quarantined: pointer.quarantined.contains(digest),
+        time,
+        source,
+        services,
+        broken,
     }
-    match agent.release(digest) {
-        Ok(release) => {
-            row["source"] = json!(release.source);
-            row["services"] = json!(release.services.len());
-        }
-        Err(report) => row["broken"] = json!(report.message),
-    }
-    row
 }
 
 /// `kiln history`: the ledger, oldest first, an entry a line.

@@ -40,6 +40,14 @@ pub(crate) struct Answer {
     pub data: Value,
 }
 
+impl Answer {
+    /// One of the documents in [`crate::answers`].
+    fn of(document: &impl serde::Serialize) -> Self {
+        // Nothing in them cannot be JSON.
+        serde_json::to_value(document).unwrap_or_default().into()
+    }
+}
+
 impl From<Value> for Answer {
     fn from(data: Value) -> Self {
         Self { exit: Exit::Done, data }

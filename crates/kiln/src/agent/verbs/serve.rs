@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_core::{Digest, Release};
-use serde_json::{Value, json};
 
 use super::{Answer, load_and_tell, nothing_serves, with_turn};
 use crate::agent::provision::Patience;
 use crate::agent::session::Session;
 use crate::agent::stage::{Seen, Stage, StageId, Wish};
 use crate::agent::{Agent, folder, released, volumes};
+use crate::answers;
 use crate::deliver::{Converged, Published, Reason, assemble, converge, publish};
 use crate::protocol::ProjectArgs;
 use crate::report::Report;
@@ -74,9 +74,8 @@ pub(super) fn up(
             volumes::drop_renewed(agent, &stage)?;
         }
         say_unknown(session, &stage);
-        let mut outcome = outcome(&stage, &target, &done, began);
-        outcome["front"] = json!(agent.front_says(&stage));
-        Ok(outcome.into())
+        let front = agent.front_says(&stage);
+        Ok(outcome(&stage, &target, &done, Some(front), began))
     })
 }
 
@@ -90,35 +89,37 @@ fn say_unknown(session: &Session, stage: &Stage) {
     }
 }
 
-fn outcome(stage: &Stage, target: &Published, done: &Converged, began: Instant) -> Value {
+fn outcome(
+    stage: &Stage,
+    target: &Published,
+    done: &Converged,
+    front: Option<Vec<String>>,
+    began: Instant,
+) -> Answer {
     let state = stage.state();
-    let services: serde_json::Map<String, Value> = target
-        .release
-        .services
-        .keys()
-        .map(|name| {
-            let did = if done.plan.share.contains_key(name) { "kept" } else { "started" };
-            let health = state.member(&target.digest, name).map(|i| i.life.word());
-            (name.clone(), json!({ "did": did, "health": health }))
-        })
-        .collect();
-    json!({
-        "project": stage.id.project,
-        "stage": stage.id.stage,
-        "release": target.digest,
-        "switched": done.switched,
-        "fresh": target.fresh,
-        "source": target.release.source,
-        "differences": target.differences.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "services": services,
-        "ports": ports(&target.release, &stage.id.stage),
-        "paused": done.plan.paused,
-        "ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+    let services = target.release.services.keys().map(|name| {
+        let did = if done.plan.share.contains_key(name) { "kept" } else { "started" };
+        let health = state.member(&target.digest, name).map(|i| i.life.word().to_owned());
+        (name.clone(), answers::Did { did: did.to_owned(), health })
+    });
+    Answer::of(&answers::Up {
+        project: stage.id.project.clone(),
+        stage: stage.id.stage.clone(),
+        release: target.digest,
+        switched: done.switched,
+        fresh: target.fresh,
+        source: target.release.source.clone(),
+        differences: target.differences.iter().map(ToString::to_string).collect(),
+        services: services.collect(),
+        ports: ports(&target.release, &stage.id.stage),
+        paused: done.plan.paused.clone(),
+        front,
+        ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
     })
 }
 
 /// Where clients find the release.
-pub(super) fn ports(release: &Release, stage: &str) -> Vec<Value> {
+pub(super) fn ports(release: &Release, stage: &str) -> Vec<answers::Port> {
     let mut all = Vec::new();
     for (service, released) in &release.services {
         for port in released.settings.ports.get(stage).into_iter().flatten() {
@@ -126,12 +127,12 @@ pub(super) fn ports(release: &Release, stage: &str) -> Vec<Value> {
                 std::net::IpAddr::V6(ip) => format!("[{ip}]"),
                 std::net::IpAddr::V4(ip) => ip.to_string(),
             });
-            all.push(json!({
-                "service": service,
-                "address": format!("{host}:{}", port.published),
-                "target": port.target,
-                "protocol": port.protocol,
-            }));
+            all.push(answers::Port {
+                service: service.clone(),
+                address: format!("{host}:{}", port.published),
+                target: port.target,
+                protocol: port.protocol,
+            });
         }
     }
     all
@@ -155,15 +156,14 @@ pub(super) fn plan(
     let data = volumes::data(agent, &stage, &target.release)?;
     let plan = kiln_core::plan::plan(&target.release, &stage.state().observe(), &data);
     volumes::free(agent, &stage, &target.digest, &plan, &data)?;
-    Ok(json!({
-        "project": stage.id.project,
-        "stage": stage.id.stage,
-        "release": target.digest,
-        "pause": plan.needs_pause(),
-        "plan": plan,
-        "steps": plan.steps(target.digest),
-    })
-    .into())
+    Ok(Answer::of(&answers::Planned {
+        project: stage.id.project.clone(),
+        stage: stage.id.stage.clone(),
+        release: target.digest,
+        pause: plan.needs_pause(),
+        steps: plan.steps(target.digest),
+        plan,
+    }))
 }
 
 /// `kiln rollback`.
@@ -181,7 +181,7 @@ pub(super) fn rollback(
         let release = agent.release(&digest)?;
         let target = Published::of(digest, release);
         let done = converge(agent, session, stage, &target, Reason::Rollback, patience(timeout))?;
-        Ok(outcome(stage, &target, &done, began).into())
+        Ok(outcome(stage, &target, &done, None, began))
     })
 }
 

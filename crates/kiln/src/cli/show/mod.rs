@@ -8,16 +8,21 @@ mod release;
 
 use std::fmt::Write as _;
 
+use kiln_core::Digest;
+use kiln_core::compose::Protocol;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::live::duration;
+use crate::agent::stage::Role;
+use crate::answers;
 use crate::protocol::Verb;
 
 /// The end of a verb, in words.
 pub(crate) fn done(verb: &Verb, data: &Value) -> String {
     match verb {
-        Verb::Up { .. } | Verb::Rollback { .. } => up(data),
-        Verb::Plan { .. } => plan(data),
+        Verb::Up { .. } | Verb::Rollback { .. } => told(data, up),
+        Verb::Plan { .. } => told(data, plan),
         Verb::Lock { .. } => lock(data),
         Verb::Bake { .. } => bake(data),
         Verb::Release { .. } => release::release(data),
@@ -25,13 +30,13 @@ pub(crate) fn done(verb: &Verb, data: &Value) -> String {
         Verb::Verify { .. } => verify::verify(data),
         Verb::Export { .. } => carrier::export(data),
         Verb::Import { .. } | Verb::Forget { .. } => carrier::import(data),
-        Verb::Ps { .. } => ps(data),
-        Verb::Status { .. } => status(data),
-        Verb::Releases { .. } => releases(data),
+        Verb::Ps { .. } => told(data, ps),
+        Verb::Status { .. } => told(data, status),
+        Verb::Releases { .. } => told(data, releases),
         Verb::Images => images(data),
         Verb::Fsck { .. } => fsck(data),
         Verb::Gc { .. } => gc(data),
-        Verb::Down { .. } => down(data),
+        Verb::Down { .. } => told(data, down),
         Verb::Shutdown => shutdown(data),
         Verb::Ping => text(&data["agent"]).to_owned(),
         Verb::Replace | Verb::Logs { .. } | Verb::Exec { .. } | Verb::History { .. } => {
@@ -45,6 +50,15 @@ pub(crate) fn item(verb: &Verb, item: &Value) -> String {
     match verb {
         Verb::Logs { .. } => format!("{:<10} | {}", text(&item["service"]), text(&item["text"])),
         _ => history(item),
+    }
+}
+
+/// The words for an answer. One of another form is shown as it is: agent and command line are of one
+/// build, so that is a bug, but what was done is done and its answer worth reading.
+fn told<T: DeserializeOwned>(data: &Value, words: impl FnOnce(&T) -> String) -> String {
+    match T::deserialize(data) {
+        Ok(answer) => words(&answer),
+        Err(error) => format!("{data}\n(a bug in Kiln: this answer cannot be read: {error})\n"),
     }
 }
 
@@ -64,6 +78,11 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 fn short(value: &Value) -> &str {
     let hex = text(value).trim_start_matches("sha256:");
     hex.get(..12).unwrap_or(hex)
+}
+
+/// As [`short`], of a digest that is known to be one.
+fn digits(digest: &Digest) -> String {
+    digest.hex().get(..12).unwrap_or_default().to_owned()
 }
 
 /// Rows with their columns aligned, without trailing blanks.
@@ -87,65 +106,54 @@ fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
-fn up(data: &Value) -> String {
-    let time = duration(number(&data["ms"]));
-    let place = format!("{}/{}", text(&data["project"]), text(&data["stage"]));
-    let release = short(&data["release"]);
-    let mut out = if data["switched"].as_bool() == Some(true) {
+fn up(done: &answers::Up) -> String {
+    let time = duration(done.ms);
+    let place = format!("{}/{}", done.project, done.stage);
+    let release = digits(&done.release);
+    let mut out = if done.switched {
         format!("{place} serves release {release} ({time})\n")
     } else {
         format!("{place} serves release {release} already: nothing to do ({time})\n")
     };
-    out.push_str(&release::source_line(data));
-    out.push_str(&addresses(&data["ports"]));
-    out.push_str(&front(data));
+    out.push_str(&release::source_line(&done.source, &done.differences));
+    out.push_str(&addresses(&done.ports));
+    out.push_str(&lines(done.front.as_deref().unwrap_or_default()));
     out
 }
 
-/// What is still with an older release, and which ports somebody else has.
-fn front(data: &Value) -> String {
-    list(&data["front"]).map(|line| format!("{}\n", text(line))).collect()
+/// Each on a line of its own.
+fn lines(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
-fn addresses(ports: &Value) -> String {
+fn addresses(ports: &[answers::Port]) -> String {
     let mut out = String::new();
-    for port in list(ports) {
-        let address = text(&port["address"]);
-        let service = text(&port["service"]);
-        let _ = match text(&port["protocol"]) {
-            "tcp" => writeln!(out, "  {service:<12} http://{address}/"),
-            other => writeln!(out, "  {service:<12} {address}/{other}"),
+    for answers::Port { service, address, protocol, .. } in ports {
+        let _ = match protocol {
+            Protocol::Tcp => writeln!(out, "  {service:<12} http://{address}/"),
+            Protocol::Udp => writeln!(out, "  {service:<12} {address}/udp"),
         };
     }
     out
 }
 
-fn plan(data: &Value) -> String {
-    let plan = &data["plan"];
-    let mut out = format!(
-        "release {} in {}/{}:\n",
-        short(&data["release"]),
-        text(&data["project"]),
-        text(&data["stage"])
-    );
-    let mut say = |services: Vec<&str>, what: &str| {
+fn plan(planned: &answers::Planned) -> String {
+    let plan = &planned.plan;
+    let release = digits(&planned.release);
+    let mut out = format!("release {release} in {}/{}:\n", planned.project, planned.stage);
+    let mut say = |services: Vec<&String>, what: &str| {
         if !services.is_empty() {
-            let _ = writeln!(out, "  {what}: {}", services.join(", "));
+            let names: Vec<&str> = services.into_iter().map(String::as_str).collect();
+            let _ = writeln!(out, "  {what}: {}", names.join(", "));
         }
     };
-    let names = |value: &'static str| list(&plan[value]).map(text).collect::<Vec<_>>();
-    say(plan["share"].as_object().into_iter().flatten().map(|(n, _)| n.as_str()).collect(), "keep");
-    say(names("beside"), "start beside what serves");
-    say(names("workers"), "start after the switch");
-    for paused in list(&plan["paused"]) {
-        let _ = writeln!(
-            out,
-            "  replace under a pause: {} ({})",
-            text(&paused["service"]),
-            text(&paused["why"])
-        );
+    say(plan.share.keys().collect(), "keep");
+    say(plan.beside.iter().collect(), "start beside what serves");
+    say(plan.workers.iter().collect(), "start after the switch");
+    for paused in &plan.paused {
+        let _ = writeln!(out, "  replace under a pause: {} ({})", paused.service, paused.why);
     }
-    if data["pause"].as_bool() == Some(true) {
+    if planned.pause {
         out.push_str("  requests wait while it is replaced; a rollback pauses likewise\n");
     } else {
         out.push_str("  no pause: clients notice nothing\n");
@@ -180,45 +188,61 @@ fn steps_done(steps: u64, cached: u64) -> String {
     }
 }
 
-fn slots(instance: &Value) -> String {
-    let words: Vec<String> = list(&instance["slots"])
-        .map(|slot| format!("{} {}", text(&slot["role"]), short(&slot["release"])))
+fn slots(instance: &answers::Instance) -> String {
+    let word = |role: Role| match role {
+        Role::Active => "active",
+        Role::Standby => "standby",
+        Role::Candidate => "candidate",
+        Role::Names => "names",
+    };
+    let words: Vec<String> = instance
+        .slots
+        .iter()
+        .map(|slot| format!("{} {}", word(slot.role), digits(&slot.release)))
         .collect();
     words.join(", ")
 }
 
-fn age(started: &Value) -> String {
-    match number(started) {
+fn age(started: u64) -> String {
+    match started {
         0 => String::new(),
         started => duration(crate::agent::now_ms().saturating_sub(started)),
     }
 }
 
-fn instance_row(instance: &Value) -> Vec<String> {
-    let mut state = text(&instance["state"]).to_owned();
-    if let Some(how) = instance["how"].as_str() {
+fn instance_row(instance: &answers::Instance) -> Vec<String> {
+    let mut state = instance.state.clone();
+    if let Some(how) = &instance.how {
         let _ = write!(state, " ({how})");
     }
-    let verdict = match instance["tainted"].as_str() {
-        Some(why) => format!("{}: {why}", text(&instance["verdict"])),
-        None => text(&instance["verdict"]).to_owned(),
+    let verdict = match &instance.tainted {
+        Some(why) => format!("{}: {why}", instance.verdict.word()),
+        None => instance.verdict.word().to_owned(),
     };
-    let restarts = number(&instance["restarts"]).to_string();
     vec![
-        text(&instance["service"]).to_owned(),
+        instance.service.clone(),
         state,
         verdict,
         slots(instance),
-        restarts,
-        age(&instance["started"]),
+        instance.restarts.to_string(),
+        age(instance.started),
     ]
+}
+
+fn member_row(member: &answers::Member) -> Vec<String> {
+    match member {
+        answers::Member::There(instance) => instance_row(instance),
+        answers::Member::Missing { service, .. } => row([service, "missing", "", "", "0", ""]),
+    }
 }
 
 const INSTANCE_HEAD: [&str; 6] = ["SERVICE", "STATE", "VERDICT", "SLOTS", "RESTARTS", "AGE"];
 
-fn ps(data: &Value) -> String {
-    let mut stages: Vec<(&str, &str)> = list(&data["instances"])
-        .map(|instance| (text(&instance["project"]), text(&instance["stage"])))
+fn ps(found: &answers::Ps) -> String {
+    let mut stages: Vec<(&str, &str)> = found
+        .instances
+        .iter()
+        .map(|placed| (placed.project.as_str(), placed.stage.as_str()))
         .collect();
     stages.sort_unstable();
     stages.dedup();
@@ -226,113 +250,113 @@ fn ps(data: &Value) -> String {
         return "nothing runs\n".into();
     }
     let mut out = String::new();
-    for stage in stages {
-        let _ = writeln!(out, "{}/{}", stage.0, stage.1);
+    for (project, stage) in stages {
+        let _ = writeln!(out, "{project}/{stage}");
         let mut rows = vec![row(INSTANCE_HEAD)];
-        for instance in list(&data["instances"]) {
-            if (text(&instance["project"]), text(&instance["stage"])) == stage {
-                rows.push(instance_row(instance));
-            }
-        }
+        let here = found.instances.iter().filter(|it| it.project == project && it.stage == stage);
+        rows.extend(here.map(|placed| instance_row(&placed.instance)));
         out.push_str(&table(&rows));
     }
     out
 }
 
 /// `status` outside of any project.
-fn overview(data: &Value) -> String {
+fn overview(root: &answers::Overview) -> String {
     let mut out = format!(
         "root {}: images by {}, addresses {}\n",
-        text(&data["root"]),
-        text(&data["backing"]),
-        text(&data["network"])
+        root.root.display(),
+        root.backing,
+        root.network
     );
     let mut rows = vec![row(["STAGE", "ACTIVE", "STANDBY", "INSTANCES"])];
-    for stage in list(&data["stages"]) {
+    let shown = |digest: &Option<Digest>| digest.as_ref().map(digits).unwrap_or_default();
+    for stage in &root.stages {
         rows.push(vec![
-            format!("{}/{}", text(&stage["project"]), text(&stage["stage"])),
-            short(&stage["active"]).to_owned(),
-            short(&stage["standby"]).to_owned(),
-            number(&stage["instances"]).to_string(),
+            format!("{}/{}", stage.project, stage.stage),
+            shown(&stage.active),
+            shown(&stage.standby),
+            stage.instances.to_string(),
         ]);
     }
-    out.push_str(&damage(data));
+    out.push_str(&damage(&root.ledger, None));
     if rows.len() > 1 {
         out.push_str(&table(&rows));
     }
-    for stage in list(&data["stages"]).filter(|stage| !stage["trouble"].is_null()) {
-        let name = format!("{}/{} ", text(&stage["project"]), text(&stage["stage"]));
-        out.push_str(&name);
-        out.push_str(&trouble(&stage["trouble"]));
+    for stage in &root.stages {
+        if let Some(trouble) = &stage.trouble {
+            let _ = write!(out, "{}/{} {}", stage.project, stage.stage, told_of(trouble));
+        }
     }
     out
+}
+
+/// Why a stage does not run as it should.
+fn told_of(trouble: &answers::Trouble) -> String {
+    let again = match trouble.again_ms {
+        Some(0) | None => "just now".to_owned(),
+        Some(ms) => format!("in {}", duration(ms)),
+    };
+    format!(
+        "could not be built up again: {}
+  tried {} times, again {again}
+",
+        trouble.why, trouble.tries
+    )
 }
 
 /// What of the root is damaged, as far as was noticed on the way.
-fn damage(data: &Value) -> String {
+fn damage(ledger: &[String], broken: Option<&String>) -> String {
     let mut out = String::new();
-    for what in list(&data["ledger"]).chain(data["broken"].is_string().then_some(&data["broken"])) {
-        let _ = writeln!(out, "damaged: {} (kiln fsck)", text(what));
+    for what in ledger.iter().chain(broken) {
+        let _ = writeln!(out, "damaged: {what} (kiln fsck)");
     }
     out
 }
 
-fn status(data: &Value) -> String {
-    if data["stages"].is_array() {
-        return overview(data);
-    }
-    let source = match release::source(&data["source"]) {
+fn status(status: &answers::Status) -> String {
+    let status = match status {
+        answers::Status::Root(root) => return overview(root),
+        answers::Status::Stage(status) => status,
+    };
+    let source = match status.source.as_ref().map(release::words).unwrap_or_default() {
         words if words.is_empty() => words,
         words => format!(" from {words}"),
     };
     let mut out = format!(
         "{}/{} serves release {}{source}\n",
-        text(&data["project"]),
-        text(&data["stage"]),
-        short(&data["active"])
+        status.project,
+        status.stage,
+        digits(&status.active)
     );
-    out.push_str(&trouble(&data["trouble"]));
-    match data["standby"].as_str() {
-        Some(_) => {
-            let _ = writeln!(out, "standby: {} (kiln rollback)", short(&data["standby"]));
+    out.push_str(&status.trouble.as_ref().map(told_of).unwrap_or_default());
+    match &status.standby {
+        Some(standby) => {
+            let _ = writeln!(out, "standby: {} (kiln rollback)", digits(standby));
         }
         None => out.push_str("standby: none\n"),
     }
-    out.push_str(&damage(data));
+    out.push_str(&damage(&status.ledger, status.broken.as_ref()));
     let mut rows = vec![row(INSTANCE_HEAD)];
-    rows.extend(list(&data["services"]).map(instance_row));
+    rows.extend(status.services.iter().map(member_row));
     out.push_str(&table(&rows));
-    out.push_str(&addresses(&data["ports"]));
-    out.push_str(&front(data));
+    out.push_str(&addresses(&status.ports));
+    out.push_str(&lines(&status.front));
     out
 }
 
-/// Why a stage does not run as it should, if it does not.
-fn trouble(trouble: &Value) -> String {
-    let Some(why) = trouble["why"].as_str() else { return String::new() };
-    let again = match trouble["again_ms"].as_u64() {
-        Some(0) | None => "just now".to_owned(),
-        Some(ms) => format!("in {}", duration(ms)),
-    };
-    format!(
-        "could not be built up again: {why}\n  tried {} times, again {again}\n",
-        number(&trouble["tries"])
-    )
-}
-
-fn releases(data: &Value) -> String {
+fn releases(found: &answers::Releases) -> String {
     let mut rows = vec![row(["RELEASE", "ROLE", "SERVICES", "SOURCE"])];
-    for release in list(&data["releases"]) {
-        let mut role = text(&release["role"]).to_owned();
-        if release["quarantined"].as_bool() == Some(true) {
+    for release in &found.releases {
+        let mut role = release.role.clone();
+        if release.quarantined {
             role.push_str(", quarantined");
         }
-        let source = match release["broken"].as_str() {
-            Some(why) => format!("broken: {why}"),
-            None => release::source(&release["source"]),
+        let source = match (&release.broken, &release.source) {
+            (Some(why), _) => format!("broken: {why}"),
+            (None, source) => source.as_ref().map(release::words).unwrap_or_default(),
         };
-        let services = number(&release["services"]).to_string();
-        rows.push(vec![short(&release["release"]).to_owned(), role, services, source]);
+        let services = release.services.unwrap_or(0).to_string();
+        rows.push(vec![digits(&release.release), role, services, source]);
     }
     if rows.len() == 1 { "no releases yet\n".into() } else { table(&rows) }
 }
@@ -422,11 +446,9 @@ fn gc(data: &Value) -> String {
     out
 }
 
-fn down(data: &Value) -> String {
-    let place = format!("{}/{}", text(&data["project"]), text(&data["stage"]));
-    let count = list(&data["stopped"]).count();
-    let names = |key: &str| list(&data[key]).map(text).collect::<Vec<_>>().join(", ");
-    let volumes = match (names("removed"), names("left")) {
+fn down(done: &answers::Down) -> String {
+    let place = format!("{}/{}", done.project, done.stage);
+    let volumes = match (done.removed.join(", "), done.left.join(", ")) {
         (removed, left) if removed.is_empty() && left.is_empty() => {
             "records, artifacts and volumes stay".to_owned()
         }
@@ -434,10 +456,10 @@ fn down(data: &Value) -> String {
         (removed, left) if removed.is_empty() => format!("left {left}"),
         (removed, left) => format!("removed {removed}; left {left}"),
     };
-    match count {
+    match done.stopped.len() {
         0 => format!("{place}: nothing ran; {volumes}\n"),
         1 => format!("{place}: stopped 1 instance; {volumes}\n"),
-        _ => format!("{place}: stopped {count} instances; {volumes}\n"),
+        count => format!("{place}: stopped {count} instances; {volumes}\n"),
     }
 }
 
@@ -497,7 +519,6 @@ fn time(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn times_are_rfc_3339() {
@@ -515,8 +536,20 @@ mod tests {
 
     #[test]
     fn nothing_to_do_is_said() {
-        let data = json!({ "project": "shop", "stage": "dev", "release": format!("sha256:{}",
-            "a".repeat(64)), "switched": false, "ms": 4, "ports": [] });
+        let data = answers::Up {
+            project: "shop".into(),
+            stage: "dev".into(),
+            release: Digest::from_bytes([0xaa; 32]),
+            switched: false,
+            fresh: false,
+            source: Default::default(),
+            differences: Vec::new(),
+            services: Default::default(),
+            ports: Vec::new(),
+            paused: Vec::new(),
+            front: None,
+            ms: 4,
+        };
         assert_eq!(
             up(&data),
             "shop/dev serves release aaaaaaaaaaaa already: nothing to do (4 ms)\n"

@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 
+use kiln_core::release::Source;
+use serde::Deserialize as _;
 use serde_json::Value;
 
-use super::{list, row, short, table, text};
+use super::{row, short, table, text};
 
 /// The end of `kiln release`: the digest in the first line, for scripts that have no JSON.
 pub(super) fn release(data: &Value) -> String {
@@ -20,17 +22,20 @@ pub(super) fn release(data: &Value) -> String {
 
 /// `commit 0123456789ab`, with `dirty` behind it if the working tree was not that; empty if the
 /// commit is not known.
-pub(super) fn source(source: &Value) -> String {
-    let Some(commit) = source["commit"].as_str() else { return String::new() };
-    let dirty = if source["dirty"].as_bool() == Some(true) { " dirty" } else { "" };
+pub(super) fn words(source: &Source) -> String {
+    let Some(commit) = &source.commit else { return String::new() };
+    let dirty = if source.dirty { " dirty" } else { "" };
     format!("commit {}{dirty}", commit.get(..12).unwrap_or(commit))
 }
 
+/// As [`words`], of a document; nothing if it is none.
+pub(super) fn source(source: &Value) -> String {
+    Source::deserialize(source).map(|source| words(&source)).unwrap_or_default()
+}
+
 /// Where what `up` brought up came from, as a line of its own.
-pub(super) fn source_line(data: &Value) -> String {
-    let words = source(&data["source"]);
-    let differences: Vec<&str> = list(&data["differences"]).map(text).collect();
-    match (words.as_str(), differences.as_slice()) {
+pub(super) fn source_line(source: &Source, differences: &[String]) -> String {
+    match (words(source).as_str(), differences) {
         ("", _) => String::new(),
         (words, []) => format!("from {words}\n"),
         (words, [one]) => format!("from {words}: {one}\n"),
@@ -41,20 +46,18 @@ pub(super) fn source_line(data: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
     fn a_dirty_source_is_named() {
         let data = |differences: &[&str]| {
-            let commit = "0123456789abcdef0123456789abcdef01234567";
-            let source = json!({ "commit": commit, "dirty": !differences.is_empty() });
-            source_line(&json!({ "source": source, "differences": differences }))
+            let commit = Some("0123456789abcdef0123456789abcdef01234567".to_owned());
+            let differences: Vec<String> = differences.iter().map(ToString::to_string).collect();
+            source_line(&Source { commit, dirty: !differences.is_empty() }, &differences)
         };
         assert_eq!(data(&[]), "from commit 0123456789ab\n");
         assert_eq!(data(&["a (changed)"]), "from commit 0123456789ab dirty: a (changed)\n");
         assert_eq!(data(&["a", "b", "c"]), "from commit 0123456789ab dirty: a and 2 more\n");
-        assert_eq!(source_line(&json!({ "source": {} })), "");
+        assert_eq!(source_line(&Source::default(), &[]), "");
     }
 }
