@@ -165,6 +165,7 @@ pub(crate) const CASES: &[Case] = &[
     // Tests of their own.
     case("joiner", "CVE-2016-9962 (runc), CVE-2016-8649 (LXC): a process on its way in", Joiner, &[Exec, Check]),
     case("workdir-raced", "CVE-2024-21626 (runc): WORKDIR exchanged for /proc/self/fd/N", Descriptor, &[Start, Exec, Check]),
+    case("workdir-linked", "CVE-2024-21626 (runc): WORKDIR is a link to /proc/self/fd/N", Descriptor, &[Exec]),
     case("program-is-runtime", "CVE-2019-5736 (runc): `#!/proc/self/exe`", Joiner, &[Start, Run]),
     case("proc-link", "CVE-2023-27561, CVE-2019-19921 (runc), CVE-2025-54867 (youki)", Link, &[Start, Run, Import]),
     case("sys-link", "CVE-2023-28642 (runc): /sys is a link", Link, &[Start, Run]),
