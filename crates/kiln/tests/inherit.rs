@@ -37,8 +37,8 @@ services:
   a:
     build: ./ctx
     user: '1000'
-    working_dir: /work/here
-    command: [sh, -c, 'sh /in/tell; stat -c \"%n %A %u %g\" / /srv /srv/deep /srv/deep/vol /etc/app /etc/app/c.conf /work /work/here /run/x /run/x/t /tmp; cat /etc/app/c.conf; echo all told; exec sleep 1000']
+    working_dir: /place/here
+    command: [sh, -c, 'sh /in/tell; stat -c \"%n %A %u %g\" / /srv /srv/deep /srv/deep/vol /etc/app /etc/app/c.conf /place /place/here /run/x /run/x/t /tmp; cat /etc/app/c.conf; echo all told; exec sleep 1000']
     volumes: ['vol:/srv/deep/vol']
     tmpfs: ['/run/x/t']
     configs: [{ source: c, target: /etc/app/c.conf }]
