@@ -12,8 +12,12 @@ use tokio::net::TcpStream;
 use crate::upstream::Upstream;
 
 /// What may be on its way to the front on one stream, and on all of a connection.
-const STREAM_WINDOW: u32 = 1 << 20;
-const WINDOW: u32 = 4 << 20;
+const STREAM_WINDOW: u32 = 256 << 10;
+const WINDOW: u32 = 64 << 20;
+/// Requests on a connection, whatever the upstream would take.
+const STREAMS: usize = 256;
+// Clients that read nothing hold their streams' windows, never the connection's of all others.
+const _: () = assert!(STREAMS as u64 * STREAM_WINDOW as u64 <= WINDOW as u64);
 /// Longest list of fields in bytes.
 const FIELDS_LIMIT: u32 = 256 << 10;
 
@@ -45,8 +49,9 @@ impl Drop for Sender {
 pub(crate) fn take(upstream: &Upstream) -> Option<Sender> {
     POOL.with_borrow_mut(|pool| {
         // One handle is the pool's own.
-        let has_room =
-            |it: &&Sender| it.open.load(Relaxed) <= it.requests.current_max_send_streams();
+        let has_room = |it: &&Sender| {
+            it.open.load(Relaxed) <= it.requests.current_max_send_streams().min(STREAMS)
+        };
         pool.get(&upstream.id)?.iter().find(has_room).map(Sender::lend)
     })
 }
