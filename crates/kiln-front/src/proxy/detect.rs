@@ -33,10 +33,11 @@ pub(super) fn guess(bytes: &[u8], known: bool) -> Guess {
     if PREFACE.starts_with(bytes) {
         return Guess::Unknown;
     }
-    match bytes {
-        [0x16] if known => return Guess::Unknown,
-        _ if is_foreign(bytes) && !(known && bytes[0] != 0x16) => return Guess::Other,
-        _ if known => return Guess::Http,
+    match is_tls(bytes) {
+        Some(true) => return Guess::Other,
+        None if known => return Guess::Unknown,
+        Some(false) if known => return Guess::Http,
+        _ if is_foreign(bytes) => return Guess::Other,
         _ => {}
     }
     if mentions_http(bytes) {
@@ -67,7 +68,21 @@ pub(super) fn guess(bytes: &[u8], known: bool) -> Guess {
 /// Protocols that are told by their first bytes, and that may well mention HTTP: a TLS handshake
 /// (RFC 8446 5.1), whose client names what it wants to speak inside; FastCGI.
 pub(super) fn is_foreign(bytes: &[u8]) -> bool {
-    matches!(bytes, [0x16, 3, ..] | [1, 1, ..])
+    match bytes {
+        [0x16, 3, ..] => is_tls(bytes) != Some(false),
+        _ => matches!(bytes, [1, 1, ..]),
+    }
+}
+
+/// Whether a connection begins with a record that holds a ClientHello: handshake, version 3.0 to
+/// 3.4, at most 2^14 bytes, the message's type. `None`: as far as it goes.
+fn is_tls(bytes: &[u8]) -> Option<bool> {
+    let rules: [fn(u8) -> bool; 6] =
+        [|b| b == 0x16, |b| b == 3, |b| b <= 4, |b| b <= 0x40, |_| true, |b| b == 1];
+    if !bytes.iter().zip(rules).all(|(byte, rule)| rule(*byte)) {
+        return Some(false);
+    }
+    (bytes.len() >= rules.len()).then_some(true)
 }
 
 /// Whether an unfinished line can hardly be anything but a request.
@@ -188,7 +203,10 @@ mod tests {
             (b"PRI * HTTP/2.0\n", Http, Http),
             (b"PRINT / HTTP/1.1\r\n", Http, Http),
             (b"\x16", Other, Unknown),
-            (b"\x16\x03\x01", Other, Other),
+            (b"\x16\x03\x01", Other, Unknown),
+            (b"\x16\x03\x01\x02\x00\x01\x00", Other, Other),
+            (b"\x16\x03GET / HTTP/1.1\r\n", Http, Http),
+            (b"\x16\x03\x01\x02\x00GET / HTTP/1.1\r\n", Http, Http),
             (b"\x16GET / HTTP/1.1\r\n", Http, Http),
             (b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJKL", Other, Http),
         ];
