@@ -153,20 +153,39 @@ impl Look<'_> {
             let entry = entry.doing("reading", &dir)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let Ok(release) = name.parse::<Digest>() else { continue };
-            if fs::read(entry.path()).is_ok_and(|bytes| Digest::of(bytes) == release) {
-                continue;
+            if !fs::read(entry.path()).is_ok_and(|bytes| Digest::of(bytes) == release) {
+                self.spare(&release, "its content is another one")?;
             }
-            let mut damage = Damage::at(format!("spare/{name}"), "its content is another one");
-            if self.repair
-                && let Ok(bytes) = self.store.get(&release)
-            {
-                let path = entry.path();
-                let _unsynced = self.store.inner.unsynced.mark(Published::File(&path))?;
-                write_atomic(&path, &bytes).doing("writing", &path)?;
-                damage.healed = Some("made again from the release".to_owned());
-            }
-            self.tell(damage);
         }
+        let pointers = self.store.pointers()?;
+        let kept = pointers.values().flat_map(|pointer| {
+            pointer.active.iter().chain(&pointer.standby).chain(&pointer.previous)
+        });
+        for release in kept.copied().collect::<BTreeSet<_>>() {
+            let gone = fs::symlink_metadata(self.store.spare(&release))
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+            if gone {
+                self.spare(&release, "there is no second copy of this release")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells of the second copy of `release`, and makes it again from the first if that is whole.
+    fn spare(&mut self, release: &Digest, what: &str) -> Result<()> {
+        let path = self.store.spare(release);
+        let mut damage = Damage::at(format!("spare/{}", release.hex()), what);
+        if self.repair
+            && let Ok(bytes) = self.store.get(release)
+        {
+            let _unsynced = self.store.inner.unsynced.mark(Published::File(&path))?;
+            write_atomic(&path, &bytes).doing("writing", &path)?;
+            damage.healed = Some("made again from the release".to_owned());
+        } else {
+            damage.cure =
+                Some("kiln fsck --repair makes it again if the first is whole".to_owned());
+        }
+        self.tell(damage);
         Ok(())
     }
 

@@ -212,9 +212,8 @@ fn whatever_is_damaged_what_serves_goes_on_and_nothing_needed_is_lost() {
             let at = dice();
             let name = path.strip_prefix(scene.world.root()).unwrap();
             // In CI the records always, of the rest some.
-            let record = ["ledger", "stages", "spare", "run"]
-                .iter()
-                .any(|part| name.starts_with(part));
+            let record =
+                ["ledger", "stages", "spare", "run"].iter().any(|part| name.starts_with(part));
             // References carry no sum yet: one that was changed cannot be told from one that
             // somebody meant to change. docs/store.md says so.
             if name.starts_with("refs") {
