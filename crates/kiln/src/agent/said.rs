@@ -1,6 +1,7 @@
 //! What instances make the ledger say: their starts and ends, and the words that come with them.
 //! They are strangers, and the ledger is kept for ever, so it takes a bounded amount of it: each
-//! word is cut, and what goes beyond ten entries a minute and service is counted and told in one.
+//! word is cut, and what goes beyond ten entries a minute and service is counted and told in one. What
+//! a command started or ended is recorded in any case: commands are given by people.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -38,6 +39,10 @@ impl Said {
     pub(super) fn take(&self, mut record: Record) -> Vec<Record> {
         let Some(service) = service(&record) else { return vec![record] };
         cut(&mut record.data, 3);
+        // What a command did is as much as somebody ordered.
+        if record.data.get("by").is_some() {
+            return vec![record];
+        }
         let mut windows = lock(&self.0);
         let mut out = Vec::new();
         let over = windows.get(&service).is_some_and(|window| window.is_over(record.time));
@@ -159,6 +164,9 @@ mod tests {
         for _ in 0..30 {
             assert_eq!(said.take(record(1300, "deploy.intent", json!({}))).len(), 1);
         }
+        // What somebody ordered is told however much has been said.
+        let ordered = json!({ "instance": "shop-dev-web-00000000", "by": { "uid": 0 } });
+        assert_eq!(said.take(record(1300, "instance.start", ordered)).len(), 1);
         assert_eq!(said.due(1400), []);
         let due = said.due(1000 + WINDOW_MS);
         assert_eq!(due.len(), 1);
