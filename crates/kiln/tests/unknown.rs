@@ -178,7 +178,10 @@ fn what_could_not_be_built_up_again_is_tried_again_and_shown() {
     }
     wait_until(PATIENCE, "all to be gone", || world.processes().is_empty().then_some(()));
     std::fs::remove_dir_all(world.root().join("run")).unwrap();
-    let other = std::net::TcpListener::bind(("0.0.0.0", port.number())).unwrap();
+    // A killed process has no command line any more before its sockets are closed.
+    let other = wait_until(PATIENCE, "the port to be free", || {
+        std::net::TcpListener::bind(("0.0.0.0", port.number())).ok()
+    });
     let trouble = wait_until(PATIENCE, "the trouble", || {
         let status = world.kiln_in(&project, ["status", "--json"]).expect_done().json();
         (!status["trouble"].is_null()).then(|| status["trouble"].clone())
