@@ -65,8 +65,6 @@ pub struct GcReport {
     pub steps: u64,
     /// Caches of build contexts that went.
     pub contexts: u64,
-    /// References that no project has needed since another took their place.
-    pub pins: u64,
     /// Bytes of all that went; what links share counts once.
     pub bytes: u64,
     /// Whether bakes kept it from going on to the end.

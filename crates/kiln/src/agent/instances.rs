@@ -28,6 +28,9 @@ use super::supervise::{Order, Word, begin};
 use super::{Agent, now_ms, record, volumes};
 use crate::report::{Because, Report};
 
+/// How long an instance that may have started is tried to be ended, before it is left as it is.
+const STRAY: Duration = Duration::from_secs(30);
+
 /// Starts a fresh instance of `service` in the slot of `release` and has it watched. It is a
 /// member of the slot from then on, and its name leads to it.
 pub(crate) fn start(
@@ -90,7 +93,8 @@ pub(crate) fn launch(
         renewed: volumes::has_anonymous(&released.settings).then_some(of.renewal),
         running: None,
     };
-    let exec = |instance: &mut Instance| -> Result<Running, Report> {
+    let mut stays = false;
+    let mut exec = |instance: &mut Instance| -> Result<Running, Report> {
         let sources = volumes::prepare(agent, of, released, &agent.instance_dir(&id))?;
         instance.data = sources.data;
         let beside = companions(stage, &release, instead_of);
@@ -101,10 +105,14 @@ pub(crate) fn launch(
         card.write(&agent.instance_dir(&id))?;
         let mut spec = spec(agent, stage, &pinned, &release, service, released, &id, address)?;
         spec.sandbox.mounts = sources.mounts;
-        run(agent, service, &spec)
+        run(agent, service, &spec, &mut stays)
     };
-    instance.running = match exec(&mut instance) {
+    let started = exec(&mut instance);
+    instance.running = match started {
         Ok(running) => Some(Arc::new(running)),
+        // It may still run: its data, its address and its card stay its own, and the next agent
+        // finds it by the card.
+        Err(report) if stays => return Err(report),
         Err(report) => {
             agent.claims.give_back(&id);
             leave_network(agent, address);
@@ -119,16 +127,26 @@ pub(crate) fn launch(
     Ok(instance)
 }
 
-/// Starts it. One that could not be started for certain is ended first: there may be another in its
-/// place only then.
-fn run(agent: &Agent, service: &str, spec: &InstanceSpec) -> Result<Running, Report> {
+/// Starts it. One of which it is not known whether it started is ended first: there may be another
+/// in its place only then. `stays`: that did not work either.
+fn run(
+    agent: &Agent,
+    service: &str,
+    spec: &InstanceSpec,
+    stays: &mut bool,
+) -> Result<Running, Report> {
     let started = agent.runtime.start(spec);
     if let Err(error @ RunError::Unknown { .. }) = &started {
         agent.log(&format!("{error}"));
         let stray = agent.runtime.attach(&spec.id, QUICK).running;
-        while !matches!(stray.kill(), Known::Ended(_)) {
-            std::thread::sleep(Duration::from_secs(1));
-        }
+        let deadline = Instant::now() + STRAY;
+        *stays = loop {
+            match stray.kill() {
+                Known::Ended(_) => break false,
+                _ if Instant::now() > deadline => break true,
+                _ => std::thread::sleep(Duration::from_secs(1)),
+            }
+        };
     }
     started.map_err(|error| cannot_run(service, &error))
 }
