@@ -11,7 +11,7 @@ use kiln_core::digest::Digest;
 use kiln_core::tree::{Kind, Node, Path, Tree};
 use kiln_store::Store;
 
-use crate::archive::{self, ArchiveError, Limits};
+use crate::archive::{self, Limits, UnpackError};
 use crate::context::Snapshot;
 use crate::error::BakeError;
 use crate::key::Key;
@@ -206,18 +206,16 @@ impl CopyOp {
         let mut from = source.archive(store)?;
         let into = archive::Destination { store, dest: &dest, chown, limits };
         let tree = std::mem::take(&mut editor.tree);
-        let failed = |error: ArchiveError| {
+        let failed = |error: UnpackError| {
             let name = String::from_utf8_lossy(&source.name);
             let what = format!("the archive `{name}` cannot be unpacked: {error}");
-            match error {
-                ArchiveError::Read(_) | ArchiveError::Store(_) => {
-                    EditError::Failed(BakeError::Failed(what))
-                }
-                _ => EditError::User(what),
+            match error.is_ours() {
+                true => EditError::Failed(BakeError::Failed(what)),
+                false => EditError::User(what),
             }
         };
         *editor = Editor::new(archive::unpack(tree, &into, &mut from).map_err(failed)?);
-        from.finish().map_err(|error| failed(error.into()))
+        from.finish().map_err(|error| failed(kiln_archive::ArchiveError::Read(error).into()))
     }
 
     /// Several files into what is no directory would each replace the one before.

@@ -1,11 +1,10 @@
 //! One layer onto a root file system, as the OCI image specification (`layer.md`) has it.
 
-use std::io::Read;
-
+use kiln_archive::Reader;
 use kiln_core::tree::{Kind, Node};
 use kiln_store::Store;
 
-use crate::entry::{Entry, Reader, Type};
+use crate::entry::{self, Entry, Type};
 use crate::error::{Error, Result, shown};
 use crate::rootfs::Rootfs;
 
@@ -19,10 +18,9 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 const AUFS: &[u8] = b".wh..wh.";
 
 /// Applies the uncompressed `layer`, and reads it to its very end.
-pub(crate) fn apply(store: &Store, rootfs: &mut Rootfs, layer: impl Read) -> Result<()> {
-    let mut reader = Reader::new(layer);
+pub(crate) fn apply(store: &Store, rootfs: &mut Rootfs, mut reader: Reader<'_>) -> Result<()> {
     rootfs.begin_layer();
-    while let Some(entry) = reader.next()? {
+    while let Some(entry) = entry::next(&mut reader)? {
         let (dir, name) = match entry.path.iter().rposition(|byte| *byte == b'/') {
             Some(at) => (&entry.path[..at], &entry.path[at + 1..]),
             None => (&entry.path[..0], entry.path.as_slice()),
@@ -45,19 +43,19 @@ pub(crate) fn apply(store: &Store, rootfs: &mut Rootfs, layer: impl Read) -> Res
         }
         place(store, rootfs, &mut reader, entry)?;
     }
-    reader.drain().map_err(|source| Error::Io { doing: "reading a layer".into(), source })
+    reader.finish().map_err(entry::failed)
 }
 
-fn place<R: Read>(
+fn place(
     store: &Store,
     rootfs: &mut Rootfs,
-    reader: &mut Reader<R>,
+    reader: &mut Reader<'_>,
     mut entry: Entry,
 ) -> Result<()> {
     let kind = match std::mem::replace(&mut entry.kind, Type::Dir) {
         Type::Hardlink(to) => return rootfs.link(&entry.path, &to),
         Type::File => {
-            let (digest, size) = store.put_reader(&mut reader.content(&entry))?;
+            let (digest, size) = store.put_reader(reader).map_err(entry::stored)?;
             Kind::File { size, digest }
         }
         Type::Symlink(target) => Kind::Symlink { target },

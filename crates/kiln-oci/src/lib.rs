@@ -16,7 +16,7 @@
 //! | `platform` | for which processor the programs in a tree are |
 //! | `source` | one file of a layout or archive |
 //! | `select` | index → the manifest that is meant |
-//! | `entry`, `rootfs`, `apply` | layers → tree |
+//! | `entry`, `rootfs`, `apply` | layers, which `kiln-archive` reads → tree |
 //! | `document` | the JSON of the OCI image specification |
 #![forbid(unsafe_code)]
 

@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use kiln_archive::{ArchiveError, Reader};
 use kiln_core::digest::Hasher;
 use kiln_core::{Digest, ImageConfig, ImageId};
 use kiln_store::Store;
@@ -21,7 +22,6 @@ use crate::error::{Error, Result};
 use crate::rootfs::Rootfs;
 use crate::select;
 pub use crate::source::Source;
-use crate::source::unpack;
 
 /// Layers of one image. Docker stops at 128.
 const MAX_LAYERS: usize = 512;
@@ -52,6 +52,17 @@ impl Default for Limits<'_> {
     fn default() -> Self {
         static NEVER: AtomicBool = AtomicBool::new(false);
         Self { unpacked: 64 << 30, cancel: &NEVER }
+    }
+}
+
+/// Bytes that come of one packed byte, beyond the first gigabyte: more than gzip can do (1,032).
+const RATIO: u64 = 1_100;
+
+impl Limits<'_> {
+    /// What one archive may unpack to.
+    pub(crate) fn archive(&self, bytes: u64) -> kiln_archive::Limits {
+        let ratio = Some(RATIO);
+        kiln_archive::Limits { bytes, ratio, ..kiln_archive::Limits::default() }
     }
 }
 
@@ -251,12 +262,23 @@ impl Found<'_> {
         // A size beyond the promised one is a mismatch; no need to read on.
         let promised = layer.packed.as_ref().map_or(u64::MAX - 1, |packed| packed.size);
         let from = self.source.stream(&layer.path)?.take(promised.saturating_add(1));
-        let from = Watched { from, tally: &packed, budget: None, cancel: limits.cancel };
-        let unpacked = unpack(Box::new(from)).map_err(|source| reading(&layer.path, source));
-        let mut applied = unpacked.and_then(|from| {
-            let cancel = limits.cancel;
-            apply(store, rootfs, Watched { from, tally: &plain, budget: Some(budget), cancel })
-        });
+        let cancel = limits.cancel;
+        let mut from = Watched { from, tally: &packed, budget: None, cancel };
+        // The budget is of all layers together; here it is for the packing's ratio, and for holes.
+        let bounds = limits.archive(budget.left.get());
+        let unbounded = kiln_archive::Limits { bytes: u64::MAX, ..bounds };
+        let mut applied = match kiln_archive::open(&mut from, unbounded) {
+            Ok(from) => {
+                let mut from = Watched { from, tally: &plain, budget: Some(budget), cancel };
+                apply(store, rootfs, Reader::new(kiln_archive::plain(&mut from, bounds)))
+            }
+            Err(error) => Err(unreadable(&layer.path, error.into())),
+        };
+        if applied.is_ok() {
+            // What follows the compressed stream is part of the blob.
+            let rest = io::copy(&mut from, &mut io::sink());
+            applied = rest.map(drop).map_err(|source| reading(&layer.path, source));
+        }
         if limits.cancel.load(Ordering::Acquire) {
             return Err(Error::Interrupted);
         }
@@ -308,6 +330,13 @@ impl Found<'_> {
             return Err(Error::Mismatch { what, expected: *diff_id, found });
         }
         Ok(())
+    }
+}
+
+fn unreadable(path: &str, error: ArchiveError) -> Error {
+    match error {
+        ArchiveError::Read(source) => reading(path, source),
+        other => Error::malformed(format!("layer `{path}`"), other),
     }
 }
 

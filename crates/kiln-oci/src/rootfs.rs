@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kiln_archive::PATH_MAX;
 use kiln_core::Tree;
 use kiln_core::tree::{Kind, Node};
 
-use crate::entry::MAX_PATH;
 use crate::error::{Error, Result, shown};
 
 /// Names that an image may have in all.
@@ -201,7 +201,7 @@ impl Rootfs {
                 here.push(b'/');
             }
             here.extend_from_slice(&part);
-            if here.len() > MAX_PATH {
+            if here.len() > PATH_MAX {
                 return bad("the links on its way make it too long");
             }
             if left.is_empty() {

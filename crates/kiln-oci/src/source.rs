@@ -6,18 +6,20 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek as _, SeekFrom};
+use std::io::{self, Read};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use kiln_archive::decode::Form;
+use kiln_archive::{ArchiveError, Reader};
 use kiln_store::Store;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use crate::entry::{Reader, Type};
+use crate::entry::{self, Type};
 use crate::error::{Doing as _, Error, Result};
 use crate::read::Limits;
 
@@ -87,14 +89,19 @@ impl Source {
         Ok(Self { name, kind: Where::Folder(fd) })
     }
 
-    fn of_archive(mut file: File, name: String) -> Result<Self> {
-        file.seek(SeekFrom::Start(0)).doing(|| format!("reading {name}"))?;
+    fn of_archive(file: File, name: String) -> Result<Self> {
         let file = Arc::new(file);
         let mut files = BTreeMap::new();
-        let mut reader = Reader::of_file(&file);
-        while let Some(entry) = reader.next()? {
+        let limits = kiln_archive::Limits { ratio: None, ..kiln_archive::Limits::default() };
+        let bare = kiln_archive::open_bare(&file, limits).doing(|| format!("reading {name}"))?;
+        let mut reader = Reader::new(bare);
+        while let Some(entry) = entry::next(&mut reader)? {
             let place = match entry.kind {
-                Type::File => Place::At(entry.offset, entry.size),
+                Type::File => match entry.extent {
+                    Some((offset, size)) => Place::At(offset, size),
+                    // Nobody writes the files of a layout so.
+                    None => continue,
+                },
                 Type::Hardlink(to) => Place::Link(to),
                 Type::Symlink(target) => match beside(&entry.path, &target) {
                     Some(to) => Place::Link(to),
@@ -107,6 +114,7 @@ impl Source {
                 return Err(Error::too_much(format!("{name}: the files in it"), "100,000"));
             }
         }
+        drop(reader);
         Ok(Self { name, kind: Where::Archive { file, files } })
     }
 
@@ -180,9 +188,9 @@ fn beside(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
 
 /// Whether a file is a tar as it is.
 fn uncompressed(file: &File, name: &str) -> Result<bool> {
-    let mut head = [0; 4];
+    let mut head = [0; 8];
     let read = file.read_at(&mut head, 0).doing(|| format!("reading {name}"))?;
-    Ok(Packing::of(&head[..read]) == Packing::None)
+    Ok(Form::of(&head[..read]) == Form::Plain)
 }
 
 /// Writes a pipe's or compressed file's content into a file without a name.
@@ -190,16 +198,20 @@ fn lay_down(from: File, name: &str, store: &Store, limits: &Limits<'_>) -> Resul
     let scratch = store.scratch_dir()?;
     let mut file = tempfile::tempfile_in(scratch.path()).doing(|| "preparing".into())?;
     let bound = limits.unpacked;
-    let waiting = Waiting { from, cancel: limits.cancel };
-    let copied =
-        unpack(Box::new(waiting)).and_then(|from| io::copy(&mut from.take(bound + 1), &mut file));
+    let mut waiting = Waiting { from, cancel: limits.cancel };
+    let copied = kiln_archive::open(&mut waiting, limits.archive(bound))
+        .and_then(|mut from| io::copy(&mut from, &mut file));
     if limits.cancel.load(Ordering::Acquire) {
         return Err(Error::Interrupted);
     }
-    if copied.doing(|| format!("unpacking {name}"))? > bound {
-        return Err(Error::too_much(format!("{name}, unpacked,"), format!("{bound} bytes")));
+    match copied.map_err(ArchiveError::from) {
+        Ok(_) => Ok(file),
+        Err(ArchiveError::TooLarge(limit)) => {
+            Err(Error::too_much(format!("{name}, unpacked,"), limit))
+        }
+        Err(ArchiveError::Read(source)) => Err(source).doing(|| format!("unpacking {name}")),
+        Err(other) => Err(Error::malformed(name, other)),
     }
-    Ok(file)
 }
 
 /// How long a wait may go on after it was given up.
@@ -224,47 +236,6 @@ impl Read for Waiting<'_> {
             }
         }
     }
-}
-
-/// How a stream is compressed, by its first bytes: media types are wrong too often, and the digest
-/// of what comes out is checked in any case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Packing {
-    None,
-    Gzip,
-    Zstd,
-}
-
-impl Packing {
-    fn of(head: &[u8]) -> Self {
-        match head {
-            [0x1f, 0x8b, ..] => Self::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
-            _ => Self::None,
-        }
-    }
-}
-
-/// Largest window of a Zstandard frame, as a power of two: 128 MiB, the library's own default.
-const ZSTD_WINDOW: u32 = 27;
-
-/// The stream without its compression, whichever it has.
-pub(crate) fn unpack<'a>(mut from: Box<dyn Read + 'a>) -> io::Result<Box<dyn Read + 'a>> {
-    let mut head = Vec::with_capacity(4);
-    (&mut from).take(4).read_to_end(&mut head)?;
-    let packing = Packing::of(&head);
-    let whole = io::Cursor::new(head).chain(from);
-    Ok(match packing {
-        Packing::None => Box::new(whole),
-        Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(
-            io::BufReader::with_capacity(256 << 10, whole),
-        )),
-        Packing::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::new(whole)?;
-            decoder.window_log_max(ZSTD_WINDOW)?;
-            Box::new(decoder)
-        }
-    })
 }
 
 /// Reads a part of a file without moving its offset.

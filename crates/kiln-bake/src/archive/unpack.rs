@@ -8,11 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 
+use kiln_archive::{
+    ArchiveError, Entry, EntryKind, Limits, NAME_MAX, PATH_MAX, Reader, parts, shown,
+};
 use kiln_core::tree::{Kind, Node, Path, Tree};
 use kiln_store::Store;
 
-use super::reader::{Entry, EntryKind, Reader};
-use super::{ArchiveError, Limits, decode, shown};
+use super::UnpackError;
 use crate::paths;
 use crate::users::Owner;
 
@@ -31,26 +33,23 @@ pub(crate) struct Destination<'a> {
 
 /// How many links may follow one another, as in `moby/go-archive`.
 const MAX_LINKS: usize = 255;
-/// Longest path and longest link, in bytes: no program could open a longer one.
-const PATH_MAX: usize = 4095;
-/// Longest name, in bytes.
-const NAME_MAX: usize = 255;
 /// Longest value of an attribute, in bytes, as in Linux.
 const XATTR_MAX: usize = 64 << 10;
 
 /// Unpacks all of `from` into `tree`.
 ///
 /// # Errors
-/// [`ArchiveError`]; contents that were put before stay in the store until it is collected.
+/// [`UnpackError`]; contents that were put before stay in the store until it is collected.
 pub(crate) fn unpack(
     tree: Tree,
     into: &Destination<'_>,
     from: &mut dyn Read,
-) -> Result<Tree, ArchiveError> {
+) -> Result<Tree, UnpackError> {
     let mut work = Unpacking::new(tree, into);
-    let mut reader = Reader::new(decode::open(from, into.limits)?);
-    while let Some(entry) = reader.next()? {
-        let named = |what| ArchiveError::Entry { entry: shown(&entry.name), what };
+    let mut reader =
+        Reader::new(kiln_archive::open(from, into.limits).map_err(ArchiveError::from)?);
+    while let Some(entry) = reader.next_entry()? {
+        let named = |what| UnpackError::Entry { entry: shown(&entry.name), what };
         let place = work.place(&entry).map_err(named)?;
         let Some(at) = place else { continue };
         if let EntryKind::Link(target) = &entry.kind {
@@ -61,7 +60,7 @@ pub(crate) fn unpack(
         if entry.kind == EntryKind::File {
             let put = into.store.put_reader(&mut reader).map_err(unwrap);
             let (digest, size) = put.map_err(|error| match error {
-                ArchiveError::Damaged(what) => named(what),
+                UnpackError::Archive(ArchiveError::Damaged(what)) => named(what),
                 other => other,
             })?;
             node.kind = Kind::File { size, digest };
@@ -73,10 +72,10 @@ pub(crate) fn unpack(
 }
 
 /// An error of the archive that the store passed on.
-fn unwrap(error: kiln_store::Error) -> ArchiveError {
+fn unwrap(error: kiln_store::Error) -> UnpackError {
     match error {
         kiln_store::Error::Io { doing, path, source } => match source.downcast::<ArchiveError>() {
-            Ok(own) => own,
+            Ok(own) => own.into(),
             Err(source) => kiln_store::Error::Io { doing, path, source }.into(),
         },
         other => other.into(),
@@ -341,10 +340,6 @@ impl<'a> Unpacking<'a> {
         }
         self.tree
     }
-}
-
-fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."))
 }
 
 /// A name below the destination, `.` and `..` undone; empty for the destination itself.

@@ -9,13 +9,12 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 
+use kiln_archive::{ArchiveError, Entry, EntryKind, Limits, Reader, ar};
 use kiln_core::tree::{Kind, Node, Path};
 use kiln_core::{Digest, ImageConfig, ImageId, Tree};
 use kiln_store::Store;
 use md5::{Digest as _, Md5};
-use tar::{Archive, Entry, EntryType};
 
-use super::ar;
 use super::error::BaseError;
 use super::lock::LockedPackage;
 
@@ -26,12 +25,10 @@ pub(crate) const OWNER: &[u8] = b"kiln.owner";
 /// md5 of a configuration file in hex, which dpkg's status wants.
 pub(crate) const MD5: &[u8] = b"kiln.md5";
 
-/// Memory that a decoder may take, in bytes: xz -9 needs 65 MiB.
-const DECODER_MEMORY: u64 = 256 << 20;
-/// The longest control archive, in bytes. It is kept in memory.
+/// The longest control archive, in bytes.
 const CONTROL_LIMIT: u64 = 64 << 20;
-/// Most entries of one package.
-const ENTRIES: usize = 1 << 20;
+/// How a member may be packed, by the end of its name; how it is, its first bytes say.
+const FORMS: [&str; 5] = ["", ".bz2", ".gz", ".xz", ".zst"];
 
 /// The decoded form of `package`, whose file is in the store.
 pub(crate) fn decoded(store: &Store, package: &LockedPackage) -> Result<Arc<Tree>, BaseError> {
@@ -65,14 +62,14 @@ pub(crate) fn read(store: &Store, file: File) -> io::Result<Tree> {
     while let Some(member) = ar::next(&mut from)? {
         let mut content = (&mut from).take(member.size);
         if let Some(form) = member.name.strip_prefix("control.tar") {
-            let mut unpacked = decoder(form, &mut content)?.take(CONTROL_LIMIT);
-            read_control(store, &mut unpacked, &mut tree)?;
+            known(form)?;
+            read_control(store, &mut content, &mut tree)?;
             conffiles = Some(conffiles_of(store, &tree)?);
         } else if let Some(form) = member.name.strip_prefix("data.tar") {
             let conffiles =
                 conffiles.as_ref().ok_or_else(|| bad("its data come before its control"))?;
-            let mut unpacked = decoder(form, &mut content)?;
-            read_data(store, &mut unpacked, &mut tree, conffiles)?;
+            known(form)?;
+            read_data(store, &mut content, &mut tree, conffiles)?;
             complete = true;
         }
         let rest = content.limit() + member.size % 2;
@@ -84,40 +81,30 @@ pub(crate) fn read(store: &Store, file: File) -> io::Result<Tree> {
     if complete { Ok(tree) } else { Err(bad("it has no data")) }
 }
 
-fn decoder<'a>(form: &str, from: &'a mut dyn Read) -> io::Result<Box<dyn Read + 'a>> {
-    Ok(match form {
-        "" => Box::new(from),
-        ".gz" => Box::new(flate2::read::GzDecoder::new(from)),
-        ".xz" => {
-            let stream = liblzma::stream::Stream::new_stream_decoder(DECODER_MEMORY, 0)
-                .map_err(io::Error::other)?;
-            Box::new(liblzma::read::XzDecoder::new_stream(from, stream))
-        }
-        ".zst" => {
-            let mut decoder = zstd::stream::read::Decoder::new(from)?;
-            decoder.window_log_max(27)?;
-            Box::new(decoder)
-        }
-        other => return Err(bad(&format!("compression `{other}` is not known"))),
-    })
+fn known(form: &str) -> io::Result<()> {
+    if FORMS.contains(&form) {
+        return Ok(());
+    }
+    Err(bad(&format!("compression `{form}` is not known")))
 }
 
 fn read_control(store: &Store, from: &mut dyn Read, tree: &mut Tree) -> io::Result<()> {
-    for entry in Archive::new(from).entries()? {
-        let mut entry = entry?;
-        let path = clean(&entry.path_bytes())?;
-        if path.is_empty() || entry.header().entry_type() != EntryType::Regular {
+    let limits = Limits { bytes: CONTROL_LIMIT, ..Limits::default() };
+    let mut reader = Reader::new(kiln_archive::open(from, limits)?);
+    while let Some(entry) = reader.next_entry().map_err(ArchiveError::into_io)? {
+        let path = clean(&entry.name)?;
+        if path.is_empty() || entry.kind != EntryKind::File {
             continue;
         }
         if path.contains(&b'/') {
             return Err(bad("its control archive has directories"));
         }
-        let mode = (entry.header().mode()? & 0o7777) as u16;
-        let (digest, size) = store.put_reader(&mut entry).map_err(io::Error::other)?;
+        let mode = (entry.mode & 0o7777) as u16;
+        let (digest, size) = store.put_reader(&mut reader).map_err(io::Error::other)?;
         let at = [b"control/".as_slice(), &path].concat();
         tree.insert(&at, Node::new(Kind::File { size, digest }, mode));
     }
-    Ok(())
+    reader.finish().map_err(ArchiveError::into_io)
 }
 
 /// Paths in `control/conffiles`, without those that are to be removed on upgrade.
@@ -140,60 +127,54 @@ fn read_data(
     conffiles: &BTreeSet<Path>,
 ) -> io::Result<()> {
     let mut links = Vec::new();
-    for (count, entry) in Archive::new(from).entries()?.enumerate() {
-        let mut entry = entry?;
-        if count > ENTRIES {
-            return Err(bad("it has too many files"));
-        }
-        let path = clean(&entry.path_bytes())?;
+    let mut reader = Reader::new(kiln_archive::open(from, Limits::default())?);
+    while let Some(entry) = reader.next_entry().map_err(ArchiveError::into_io)? {
+        let path = clean(&entry.name)?;
         let at = if path.is_empty() { b"data".to_vec() } else { [b"data/", &path[..]].concat() };
-        if entry.header().entry_type() == EntryType::Link {
-            let to = entry.link_name_bytes().ok_or_else(|| bad("a hard link has no target"))?;
-            links.push((at, [b"data/".as_slice(), &clean(&to)?].concat()));
+        if let EntryKind::Link(to) = &entry.kind {
+            links.push((at, [b"data/".as_slice(), &clean(to)?].concat()));
             continue;
         }
-        let node = read_entry(store, &mut entry, conffiles.contains(&path))?;
-        if let Some(node) = node {
-            tree.insert(&at, node);
-        }
+        let node = read_entry(store, entry, &mut reader, conffiles.contains(&path))?;
+        tree.insert(&at, node);
     }
+    reader.finish().map_err(ArchiveError::into_io)?;
     links.into_iter().try_for_each(|(at, to)| link(tree, at, to))
 }
 
-fn read_entry<R: Read>(
+fn read_entry(
     store: &Store,
-    entry: &mut Entry<'_, R>,
+    entry: Entry,
+    content: &mut Reader<'_>,
     conffile: bool,
-) -> io::Result<Option<Node>> {
-    let header = entry.header().clone();
-    let device = || -> io::Result<(u32, u32)> {
-        let (major, minor) = (header.device_major()?, header.device_minor()?);
-        major.zip(minor).ok_or_else(|| bad("a device has no number"))
-    };
+) -> io::Result<Node> {
+    let number = |number: u64| u32::try_from(number).map_err(|_| bad("a number is too large"));
     let mut md5 = None;
-    let kind = match header.entry_type() {
-        EntryType::Directory => Kind::Dir,
-        EntryType::Symlink => {
-            let target = entry.link_name_bytes().ok_or_else(|| bad("a link has no target"))?;
-            Kind::Symlink { target: target.into_owned() }
+    let kind = match entry.kind {
+        EntryKind::Dir => Kind::Dir,
+        EntryKind::Symlink(target) => Kind::Symlink { target },
+        EntryKind::Fifo => Kind::Fifo,
+        EntryKind::Char(major, minor) => {
+            Kind::CharDevice { major: number(major)?, minor: number(minor)? }
         }
-        EntryType::Fifo => Kind::Fifo,
-        EntryType::Char => device().map(|(major, minor)| Kind::CharDevice { major, minor })?,
-        EntryType::Block => device().map(|(major, minor)| Kind::BlockDevice { major, minor })?,
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-            let mut hashed = Hashed { from: entry, md5: conffile.then(Md5::new) };
+        EntryKind::Block(major, minor) => {
+            Kind::BlockDevice { major: number(major)?, minor: number(minor)? }
+        }
+        EntryKind::File => {
+            let mut hashed = Hashed { from: content, md5: conffile.then(Md5::new) };
             let (digest, size) = store.put_reader(&mut hashed).map_err(io::Error::other)?;
             md5 = hashed.md5;
             Kind::File { size, digest }
         }
-        EntryType::XGlobalHeader => return Ok(None),
-        other => return Err(bad(&format!("it has an entry of the unknown type {other:?}"))),
+        EntryKind::Link(_) => return Err(bad("a link is no entry of its own")),
+        EntryKind::Other(flag) => {
+            let flag = char::from(flag).escape_default();
+            return Err(bad(&format!("it has an entry of the unknown type `{flag}`")));
+        }
     };
-    let mut node = Node::new(kind, (header.mode()? & 0o7777) as u16);
-    let id = |id: u64| u32::try_from(id).map_err(|_| bad("an owner's number is too large"));
-    (node.uid, node.gid) = (id(header.uid()?)?, id(header.gid()?)?);
-    let user = header.username_bytes().unwrap_or_default();
-    let group = header.groupname_bytes().unwrap_or_default();
+    let mut node = Node::new(kind, (entry.mode & 0o7777) as u16);
+    (node.uid, node.gid) = (number(entry.uid)?, number(entry.gid)?);
+    let (user, group) = (&entry.user[..], &entry.group[..]);
     if (user, group) != (b"root", b"root") && !(user.is_empty() && group.is_empty()) {
         node.xattrs.insert(OWNER.to_vec(), [user, b":", group].concat());
     }
@@ -201,7 +182,7 @@ fn read_entry<R: Read>(
         let hex: String = md5.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         node.xattrs.insert(MD5.to_vec(), hex.into_bytes());
     }
-    Ok(Some(node))
+    Ok(node)
 }
 
 /// Makes `at` a further name of the file `to`. The name that sorts first holds the content.
@@ -235,22 +216,12 @@ fn link(tree: &mut Tree, at: Path, to: Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A path without `.`, doubled or outer slashes. One that could leave the tree is refused.
+/// A path below the package's root. One that could leave the tree is refused.
 fn clean(path: &[u8]) -> io::Result<Path> {
-    let mut out = Vec::with_capacity(path.len());
-    for part in path.split(|byte| *byte == b'/') {
-        if part == b".." || part.contains(&0) || part.len() > 255 {
-            let path = String::from_utf8_lossy(path);
-            return Err(bad(&format!("it has a path that is not allowed: {path}")));
-        }
-        if !part.is_empty() && part != b"." {
-            if !out.is_empty() {
-                out.push(b'/');
-            }
-            out.extend_from_slice(part);
-        }
-    }
-    Ok(out)
+    kiln_archive::clean(path).map_err(|_| {
+        let path = kiln_archive::shown(path);
+        bad(&format!("it has a path that is not allowed: {path}"))
+    })
 }
 
 struct Hashed<R> {

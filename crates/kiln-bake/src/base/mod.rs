@@ -25,7 +25,6 @@
 mod accounts;
 mod answer;
 mod apt;
-mod ar;
 mod assemble;
 mod configure;
 mod control;
@@ -56,6 +55,5 @@ pub use error::BaseError;
 pub use fetch::REF_KIND;
 pub use image::{RECIPE, bake_base, key, rebake_base};
 pub use lock::{Lock, LockedBase, LockedPackage};
-pub(crate) use process::{Output, run};
 pub use progress::{Phase, Progress, Watch};
 pub use resolve::resolve;

@@ -6,34 +6,26 @@
 //!
 //! | module | noun |
 //! |---|---|
-//! | [`reference`] | what a source names |
 //! | [`pins`] | the lock's part |
-//! | `http` | fetching a file |
-//! | `git`, `dot_git` | fetching a commit; its `.git`, always the same |
-//! | [`error`] | what can go wrong |
+//!
+//! `kiln-remote` does the fetching.
 
-mod dot_git;
-pub mod error;
-mod git;
-mod http;
 pub mod pins;
-pub mod reference;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kiln_core::{Digest, ImageConfig, ImageId};
+use kiln_remote::{Git, git, http, reference};
 use kiln_store::Store;
 
 use crate::dockerfile::Instruction;
 use crate::plan::Plan;
 
-pub use error::RemoteError;
-pub use http::Proxies;
-pub use pins::{LockedGit, LockedUrl, Pins};
-pub use reference::{GitReference, Reference};
-pub(crate) use reference::{checksum as commit_checksum, file_name};
+pub(crate) use kiln_remote::reference::{checksum as commit_checksum, file_name};
+pub use kiln_remote::{GitReference, LockedGit, Proxies, Reference, RemoteError};
+pub use pins::{LockedUrl, Pins};
 
 /// The build argument by which a user allows files larger than [`FETCH_BYTES`].
 pub const FETCH_LIMIT: &str = "KILN_FETCH_LIMIT";
@@ -172,7 +164,7 @@ impl<'a> Remotes<'a> {
             (options.told)(&format!("{remote}#{name}"));
             let (remote, name) = (remote.clone(), name.clone());
             let reference = GitReference { remote, name, ..GitReference::default() };
-            let git = git::Git::new(self.store, &reference, &options.proxies, self.cancel);
+            let git = Git::new(self.store, &reference, &options.proxies, self.cancel);
             *pin = git.resolve()?;
         }
         self.store.flush()?;
@@ -205,7 +197,7 @@ impl<'a> Remotes<'a> {
         });
         let by_lock = own.is_none();
         let pinned = own.or_else(|| locked(&self.pins).git.get(&key).cloned());
-        let git = git::Git::new(self.store, reference, &options.proxies, self.cancel);
+        let git = Git::new(self.store, reference, &options.proxies, self.cancel);
         let pin = match pinned {
             Some(pin) => pin,
             None if self.mode == Mode::Frozen => return Err(RemoteError::NotPinned(shown)),

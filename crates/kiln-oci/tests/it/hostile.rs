@@ -26,7 +26,7 @@ fn paths_that_lead_out() {
     refused(Layer::new().file("../x", "").done(), "`..`");
     refused(Layer::new().file("a/../../x", "").done(), "`..`");
     refused(Layer::new().file("a", "").hardlink("b", "../../etc/passwd").done(), "`..`");
-    refused(Layer::new().pax(&[("path", b"a\0b")]).file("x", "").done(), "no file name");
+    refused(Layer::new().pax(&[("path", b"a\0b")]).file("x", "").done(), "cannot be read");
     refused(Layer::new().file("a/.wh..", "").done(), "names no file");
     refused(Layer::new().file("a/.wh...", "").done(), "names no file");
 }
@@ -56,17 +56,33 @@ fn links_that_go_round() {
 #[test]
 fn entries_that_are_no_entries() {
     refused(Layer::new().entry(b'Z', b"a", b"", b"").done(), "unknown");
-    refused(Layer::new().entry(b'S', b"a", b"", b"").done(), "sparse");
-    refused(Layer::new().pax(&[("GNU.sparse.major", b"1")]).file("a", "").done(), "sparse");
+    let holes = [("GNU.sparse.major", &b"9"[..]), ("GNU.sparse.realsize", b"5")];
+    refused(Layer::new().pax(&holes).file("a", "").done(), "sparse");
     refused(Layer::new().file("", "x").done(), "no directory");
     refused(Layer::new().entry(b'2', b"a", b"", b"").done(), "nothing");
     let mut torn = Layer::new().file("a", &"x".repeat(5000)).done();
     torn.truncate(2048);
-    refused(torn, "too early");
+    refused(torn, "ends in the middle");
     let mut broken = Layer::new().file("a", "x").done();
     broken[0] = b'b';
-    refused(broken, "no header");
-    refused(b"this is no archive at all".repeat(100), "no header");
+    refused(broken, "checksum");
+    refused(b"this is no archive at all".repeat(100), "checksum");
+}
+
+/// A file that is one hole costs nothing to write down, and its size counts.
+#[test]
+fn holes_are_read_and_counted() {
+    let home = Home::new();
+    let hole = |size: &'static [u8]| {
+        let keys = [("GNU.sparse.size", size), ("GNU.sparse.map", b"0,3")];
+        Layer::new().pax(&keys).file("a", "abc").done()
+    };
+    Layout::new(&home, "in").image(&[hole(b"100")]);
+    let tree = home.tree(&home.read("in").unwrap());
+    assert_eq!(tree.get(b"a").unwrap().size(), 100);
+    Layout::new(&home, "large").image(&[hole(b"99999999")]);
+    let error = home.read_bounded("large", 1 << 20).unwrap_err();
+    assert!(matches!(error, Error::TooMuch { .. }), "{error}");
 }
 
 #[test]
@@ -76,7 +92,10 @@ fn huge_headers() {
     refused(Layer::new().entry(b'x', b"pax", b"", &large).file("a", "").done(), "1 MiB");
     let long = vec![b'x'; 5000];
     refused(Layer::new().pax(&[("path", &long)]).file("a", "").done(), "no file name");
-    refused(Layer::new().pax(&[("size", b"99999999999999999999")]).file("a", "").done(), "number");
+    refused(
+        Layer::new().pax(&[("size", b"99999999999999999999")]).file("a", "").done(),
+        "cannot be read",
+    );
     let most = u64::MAX.to_string();
     refused(Layer::new().pax(&[("size", most.as_bytes())]).file("a", "").done(), "size");
     refused(Layer::new().pax(&[("uid", b"4294967296")]).file("a", "").done(), "4294967296");

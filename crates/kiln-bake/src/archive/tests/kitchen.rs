@@ -10,7 +10,7 @@ use kiln_core::tree::{Kind, Node, Tree};
 use kiln_store::Store;
 use tar::{Builder, EntryType, Header};
 
-use crate::archive::{ArchiveError, Destination, Limits, unpack};
+use crate::archive::{Destination, Limits, UnpackError, unpack};
 use crate::users::Owner;
 
 /// A store in a folder of its own.
@@ -33,14 +33,14 @@ impl Kitchen {
         dest: &str,
         chown: Option<Owner>,
         mut archive: &[u8],
-    ) -> Result<Tree, ArchiveError> {
+    ) -> Result<Tree, UnpackError> {
         let (store, limits) = (&self.store, Limits::default());
         let into = Destination { store, dest: dest.as_bytes(), chown, limits };
         unpack(tree, &into, &mut archive)
     }
 
     /// Unpacks into an empty tree.
-    pub(super) fn unpack(&self, archive: &[u8]) -> Result<Tree, ArchiveError> {
+    pub(super) fn unpack(&self, archive: &[u8]) -> Result<Tree, UnpackError> {
         self.onto(Tree::new(), "", None, archive)
     }
 

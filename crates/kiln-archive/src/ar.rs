@@ -1,16 +1,21 @@
-//! The members of an ar(5) archive, the outer form of a package file.
+//! The members of an ar(5) archive, the outer form of a Debian package.
 
 use std::io::{self, Read};
 
 /// One member's head. Its content follows in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Member {
-    pub(crate) name: String,
-    pub(crate) size: u64,
+pub struct Member {
+    /// Without the slash that some writers put after it.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
 }
 
 /// Reads the magic at the start of the archive.
-pub(crate) fn magic(from: &mut impl Read) -> io::Result<()> {
+///
+/// # Errors
+/// It is another one, or cannot be read.
+pub fn magic(from: &mut impl Read) -> io::Result<()> {
     let mut magic = [0; 8];
     from.read_exact(&mut magic)?;
     if &magic == b"!<arch>\n" { Ok(()) } else { Err(bad("it is no ar archive")) }
@@ -18,7 +23,10 @@ pub(crate) fn magic(from: &mut impl Read) -> io::Result<()> {
 
 /// Reads the next head; `None` at the end. The caller consumes `size` bytes, and one more when
 /// `size` is odd, before asking again.
-pub(crate) fn next(from: &mut impl Read) -> io::Result<Option<Member>> {
+///
+/// # Errors
+/// It is damaged, or cannot be read.
+pub fn next(from: &mut impl Read) -> io::Result<Option<Member>> {
     let mut head = [0; 60];
     let mut filled = 0;
     while filled < head.len() {

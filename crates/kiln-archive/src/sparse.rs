@@ -2,15 +2,15 @@
 
 use std::io::Read;
 
-use super::ArchiveError;
-use super::header::{BLOCK, number};
-use super::pax::decimal;
+use crate::ArchiveError;
+use crate::header::{BLOCK, number};
+use crate::pax::decimal;
 
 /// A part of a file that is not a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) offset: u64,
-    pub(super) length: u64,
+pub(crate) struct Piece {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
 }
 
 /// Most pieces of one file; GNU tar writes one for each stretch of data.
@@ -18,7 +18,7 @@ const PIECES: usize = 1 << 16;
 
 /// The map of GNU's old format: four pieces in the header, 21 in each block that follows it. Also
 /// gives the file's real size.
-pub(super) fn old_map(
+pub(crate) fn old_map(
     header: &[u8; BLOCK],
     from: &mut impl Read,
 ) -> Result<(Vec<Piece>, u64), ArchiveError> {
@@ -29,7 +29,7 @@ pub(super) fn old_map(
     let mut more = header[482] != 0;
     while more {
         let mut block = [0; BLOCK];
-        super::reader::fill(from, &mut block)?;
+        crate::reader::fill(from, &mut block)?;
         take_pieces(&block[..504], &mut pieces).ok_or_else(broken)?;
         more = block[504] != 0;
     }
@@ -50,14 +50,14 @@ fn take_pieces(field: &[u8], pieces: &mut Vec<Piece>) -> Option<()> {
 
 /// The map of format 1.0: decimal lines at the beginning of the data, filled up to whole blocks.
 /// Also gives how many bytes of the data it takes.
-pub(super) fn map_in_data(from: &mut impl Read) -> Result<(Vec<Piece>, u64), ArchiveError> {
+pub(crate) fn map_in_data(from: &mut impl Read) -> Result<(Vec<Piece>, u64), ArchiveError> {
     let broken = || ArchiveError::damaged("the map of a sparse file cannot be read");
     let mut numbers: Vec<u64> = Vec::new();
     let mut line = Vec::new();
     let mut taken = 0;
     let mut block = [0; BLOCK];
     loop {
-        super::reader::fill(from, &mut block)?;
+        crate::reader::fill(from, &mut block)?;
         taken += BLOCK as u64;
         for byte in block {
             if byte != b'\n' {
@@ -84,7 +84,7 @@ pub(super) fn map_in_data(from: &mut impl Read) -> Result<(Vec<Piece>, u64), Arc
 }
 
 /// Whether the pieces follow one another inside of `size`, and have `data` bytes together.
-pub(super) fn check(pieces: &[Piece], size: u64, data: u64) -> Result<(), ArchiveError> {
+pub(crate) fn check(pieces: &[Piece], size: u64, data: u64) -> Result<(), ArchiveError> {
     let mut end = 0_u64;
     let mut sum = 0_u64;
     for piece in pieces {

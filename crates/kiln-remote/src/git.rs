@@ -14,13 +14,32 @@ use kiln_core::Tree;
 use kiln_core::tree::{Kind, Node};
 use kiln_store::Store;
 
-use super::dot_git;
-use super::error::RemoteError;
-use super::http::Proxies;
-use super::pins::LockedGit;
-use super::reference::{self, GitReference};
-use crate::base::{BaseError, Output, Watch, run};
-use crate::paths;
+use serde::{Deserialize, Serialize};
+
+use crate::dot_git;
+use crate::error::RemoteError;
+use crate::http::Proxies;
+use crate::program::{self, Output, ProgramError};
+use crate::reference::{self, GitReference};
+
+/// A commit of a repository, as `kiln.lock` pins it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedGit {
+    /// The address, a password in it masked.
+    pub remote: String,
+    /// As the Dockerfile names it; empty for the default branch.
+    #[serde(rename = "ref", default)]
+    pub name: String,
+    /// The full reference that it was: `refs/heads/main`.
+    #[serde(default)]
+    pub full: String,
+    /// Hash of the annotated tag, if it is one.
+    #[serde(default)]
+    pub tag: String,
+    /// Hash of the commit.
+    pub commit: String,
+}
 
 /// Configuration that every call has. `file:` and `ext:` would reach into this machine, for a
 /// repository names its submodules' addresses.
@@ -45,16 +64,42 @@ const CONFIG: [&str; 14] = [
 /// could be asked.
 const SSH: &str = "ssh -F /dev/null -o BatchMode=yes";
 
+impl LockedGit {
+    /// What must hold: the parts become arguments of Git.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        let hash = |text: &str| reference::is_hash(text);
+        if !hash(&self.commit) || !(self.tag.is_empty() || hash(&self.tag)) {
+            return Err(format!("`{}`: its commit or tag is no whole hash", self.remote));
+        }
+        let full = &self.full;
+        let odd = full.bytes().any(|byte| byte <= b' ' || b"~^:?*[\\\x7f".contains(&byte));
+        if !full.is_empty() && (!full.starts_with("refs/") || full.contains("..") || odd) {
+            return Err(format!("`{}`: `{full}` is no full name of a reference", self.remote));
+        }
+        Ok(())
+    }
+}
+
 /// One repository.
-pub(super) struct Git<'a> {
+pub struct Git<'a> {
     store: &'a Store,
     reference: &'a GitReference,
     proxies: &'a Proxies,
     cancel: &'a AtomicBool,
 }
 
+impl std::fmt::Debug for Git<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Git").field("remote", &self.remote()).finish_non_exhaustive()
+    }
+}
+
 impl<'a> Git<'a> {
-    pub(super) fn new(
+    /// What `reference` names, over `proxies`; ends soon after `cancel` is set.
+    pub fn new(
         store: &'a Store,
         reference: &'a GitReference,
         proxies: &'a Proxies,
@@ -68,7 +113,10 @@ impl<'a> Git<'a> {
     }
 
     /// Asks the repository which commit the name is. Branches win over tags, as with `git checkout`.
-    pub(super) fn resolve(&self) -> Result<LockedGit, RemoteError> {
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub fn resolve(&self) -> Result<LockedGit, RemoteError> {
         let home = self.store.scratch_dir()?;
         let remote = self.reference.remote.as_str();
         let mut name = self.reference.name.clone();
@@ -115,7 +163,10 @@ impl<'a> Git<'a> {
     }
 
     /// The files of a pinned commit, submodules among them.
-    pub(super) fn checkout(&self, pin: &LockedGit, keep: bool) -> Result<Tree, RemoteError> {
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub fn checkout(&self, pin: &LockedGit, keep: bool) -> Result<Tree, RemoteError> {
         let scratch = self.store.scratch_dir()?;
         let home = scratch.path();
         let work = home.join("work");
@@ -211,7 +262,7 @@ impl<'a> Git<'a> {
         }
     }
 
-    pub(super) fn run(
+    pub(crate) fn run(
         &self,
         home: &Path,
         what: &str,
@@ -229,22 +280,21 @@ impl<'a> Git<'a> {
     ) -> Result<String, RemoteError> {
         let mut command = self.command(home, dir);
         command.args(args);
-        let watch = Watch { progress: &|_| (), cancel: self.cancel };
         let failed = |output: String| RemoteError::Git {
             remote: self.remote(),
             what: format!("{what} failed"),
             output,
         };
-        let Output { success, stdout, stderr } =
-            run(command, watch).map_err(|error| match error {
-                BaseError::NoApt { source, .. }
-                    if source.kind() == std::io::ErrorKind::NotFound =>
-                {
-                    RemoteError::NoGit(self.remote())
-                }
-                BaseError::Cancelled => RemoteError::Cancelled,
-                other => failed(other.to_string()),
-            })?;
+        let run = program::run(command, self.cancel).map_err(|error| match error {
+            ProgramError::Cancelled => RemoteError::Cancelled,
+            ProgramError::Failed { source, .. }
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                RemoteError::NoGit(self.remote())
+            }
+            other => failed(other.to_string()),
+        });
+        let Output { success, stdout, stderr } = run?;
         if success {
             return Ok(stdout);
         }
@@ -254,7 +304,7 @@ impl<'a> Git<'a> {
     }
 
     /// Git with nothing of this machine but what the module's map names.
-    pub(super) fn command(&self, home: &Path, dir: &Path) -> Command {
+    pub(crate) fn command(&self, home: &Path, dir: &Path) -> Command {
         let mut command = Command::new("git");
         command.env_clear().current_dir(dir);
         for name in ["PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "SSH_AUTH_SOCK"] {
@@ -287,7 +337,7 @@ fn read(store: &Store, dir: &Path, at: &[u8], tree: &mut Tree) -> Result<(), Rem
         if name == ".git" {
             continue;
         }
-        let path = paths::join(at, name.as_bytes());
+        let path = join(at, name.as_bytes());
         let meta = entry.metadata()?;
         let kind = if meta.is_dir() {
             tree.insert(&path, Node::new(Kind::Dir, 0o755));
@@ -307,7 +357,7 @@ fn read(store: &Store, dir: &Path, at: &[u8], tree: &mut Tree) -> Result<(), Rem
 }
 
 /// What lies below a folder, as a tree of its own.
-pub(super) fn subtree(tree: &Tree, dir: &[u8]) -> Tree {
+pub fn subtree(tree: &Tree, dir: &[u8]) -> Tree {
     let mut found = Tree::new();
     let prefix = [dir, b"/"].concat();
     let below = tree.entries.range(prefix.clone()..);
@@ -315,4 +365,9 @@ pub(super) fn subtree(tree: &Tree, dir: &[u8]) -> Tree {
         found.entries.insert(path[prefix.len()..].to_vec(), node.clone());
     }
     found
+}
+
+/// `dir` and `name` as one key of a tree.
+fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
 }

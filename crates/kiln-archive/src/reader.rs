@@ -3,43 +3,63 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
 
-use super::ArchiveError;
-use super::decode::Decoded;
-use super::header::{BLOCK, Header};
-use super::pax::Pax;
-use super::sparse::{self, Piece};
+use crate::ArchiveError;
+use crate::decode::Decoded;
+use crate::header::{BLOCK, Header};
+use crate::pax::Pax;
+use crate::sparse::{self, Piece};
 
 /// Longest extended header or long name, in bytes: as in Go's reader.
 const EXTENSION: u64 = 1 << 20;
 
 /// One entry. Its content is read from the [`Reader`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) name: Vec<u8>,
-    pub(super) kind: EntryKind,
+pub struct Entry {
+    /// As it is written.
+    pub name: Vec<u8>,
+    /// What it is.
+    pub kind: EntryKind,
     /// With all bits that the archive has.
-    pub(super) mode: u64,
-    pub(super) uid: u64,
-    pub(super) gid: u64,
-    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub mode: u64,
+    /// Number of the owner.
+    pub uid: u64,
+    /// Number of the group.
+    pub gid: u64,
+    /// Name of the owner, where it has one.
+    pub user: Vec<u8>,
+    /// Name of the group, where it has one.
+    pub group: Vec<u8>,
+    /// Extended attributes by full name.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Where the content lies in the stream, and how many bytes it has there; of a file with holes,
+    /// `None`.
+    pub extent: Option<(u64, u64)>,
 }
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum EntryKind {
+pub enum EntryKind {
+    /// With a content.
     File,
+    /// A directory.
     Dir,
+    /// With what it says.
     Symlink(Vec<u8>),
+    /// A further name of the entry of this one.
     Link(Vec<u8>),
+    /// A named pipe.
     Fifo,
+    /// Major and minor number.
     Char(u64, u64),
+    /// Major and minor number.
     Block(u64, u64),
     /// Something else, by its flag.
     Other(u8),
 }
 
 /// Reads entries; as a [`Read`], the content of the latest of them.
-pub(super) struct Reader<'a> {
+#[derive(Debug)]
+pub struct Reader<'a> {
     from: Decoded<'a>,
     /// Bytes of the content that were not read yet.
     left: u64,
@@ -50,6 +70,7 @@ pub(super) struct Reader<'a> {
     ended: bool,
 }
 
+#[derive(Debug)]
 struct Holes {
     pieces: VecDeque<Piece>,
     at: u64,
@@ -65,7 +86,8 @@ struct Before {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(from: Decoded<'a>) -> Self {
+    /// Over what [`open`](crate::open) gave.
+    pub fn new(from: Decoded<'a>) -> Self {
         Self { from, left: 0, padding: 0, sparse: None, ended: false }
     }
 
@@ -73,7 +95,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`ArchiveError`].
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let mut before = Before::default();
         loop {
             self.skip()?;
@@ -92,7 +114,10 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads what is left to its end, so that checksums at the end are checked.
-    pub(super) fn finish(mut self) -> Result<(), ArchiveError> {
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
+    pub fn finish(mut self) -> Result<(), ArchiveError> {
         io::copy(&mut self.from, &mut io::sink())?;
         Ok(())
     }
@@ -127,7 +152,7 @@ impl<'a> Reader<'a> {
 
     fn skip(&mut self) -> Result<(), ArchiveError> {
         let rest = self.left + self.padding;
-        let skipped = io::copy(&mut (&mut self.from).take(rest), &mut io::sink())?;
+        let skipped = self.from.skip(rest)?;
         (self.left, self.padding, self.sparse) = (0, 0, None);
         if skipped < rest { Err(truncated()) } else { Ok(()) }
     }
@@ -136,7 +161,7 @@ impl<'a> Reader<'a> {
     fn extension(&mut self, what: &str) -> Result<Vec<u8>, ArchiveError> {
         if self.left > EXTENSION {
             return Err(ArchiveError::Damaged(format!(
-                "{what} has {} bytes; more than {EXTENSION} are never needed",
+                "{what} has {} bytes; more than 1 MiB are never needed",
                 self.left
             )));
         }
@@ -198,7 +223,10 @@ impl<'a> Reader<'a> {
             mode: header.mode,
             uid: pax.uid.unwrap_or(header.uid),
             gid: pax.gid.unwrap_or(header.gid),
+            user: pax.user.unwrap_or(header.user),
+            group: pax.group.unwrap_or(header.group),
             xattrs: pax.xattrs,
+            extent: self.sparse.is_none().then_some((self.from.at(), self.left)),
         })
     }
 
@@ -250,7 +278,7 @@ fn truncated() -> ArchiveError {
 }
 
 /// Fills `buffer`.
-pub(super) fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<(), ArchiveError> {
+pub(crate) fn fill(from: &mut impl Read, buffer: &mut [u8]) -> Result<(), ArchiveError> {
     match fill_or_end(from, buffer)? {
         false if !buffer.is_empty() => Err(truncated()),
         _ => Ok(()),

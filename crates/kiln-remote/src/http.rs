@@ -11,7 +11,7 @@ use kiln_store::Store;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Proxy};
 
-use super::error::RemoteError;
+use crate::error::RemoteError;
 
 /// How long a server may say nothing.
 const STALL: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ impl Proxies {
     }
 
     /// For a program's environment: each name in both spellings.
-    pub(super) fn variables(&self) -> impl Iterator<Item = (String, &str)> {
+    pub(crate) fn variables(&self) -> impl Iterator<Item = (String, &str)> {
         self.0.iter().flat_map(|(name, value)| {
             [(name.clone(), value.as_str()), (name.to_ascii_uppercase(), value.as_str())]
         })
@@ -56,7 +56,7 @@ impl Proxies {
         let wrong = |error: ureq::Error| {
             RemoteError::fetch(
                 url,
-                format!("the proxy `{}` cannot be used: {error}", super::reference::redacted(text)),
+                format!("the proxy `{}` cannot be used: {error}", crate::reference::redacted(text)),
             )
         };
         let plain = Proxy::new(text).map_err(wrong)?;
@@ -80,7 +80,7 @@ impl Proxies {
 ///
 /// # Errors
 /// [`RemoteError::Fetch`] says what was answered; [`RemoteError::Cancelled`].
-pub(super) fn fetch(
+pub fn fetch(
     store: &Store,
     url: &str,
     proxies: &Proxies,
@@ -139,12 +139,7 @@ fn get(
 }
 
 fn too_large(url: &str, limit: u64) -> RemoteError {
-    let what = format!(
-        "it is larger than {limit} bytes; where that is right, allow more by the build argument \
-         `{0}`, for example `{0}=100gb`",
-        super::FETCH_LIMIT
-    );
-    RemoteError::fetch(url, what)
+    RemoteError::TooLarge { url: crate::reference::redacted(url), limit }
 }
 
 fn words(error: &ureq::Error) -> String {

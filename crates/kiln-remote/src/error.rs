@@ -36,6 +36,14 @@ pub enum RemoteError {
         /// What was answered, or what failed.
         what: String,
     },
+    /// It has more than may be fetched.
+    #[error("`{url}` could not be fetched: it is larger than {limit} bytes")]
+    TooLarge {
+        /// The address.
+        url: String,
+        /// Bytes.
+        limit: u64,
+    },
     /// There is no Git.
     #[error("`{0}` is a Git repository, and there is no `git` on this machine")]
     NoGit(String),
@@ -61,17 +69,20 @@ pub enum RemoteError {
 }
 
 impl RemoteError {
-    pub(super) fn reference(text: &str, what: impl Into<String>) -> Self {
-        Self::Reference { source_text: super::reference::redacted(text), what: what.into() }
+    /// [`RemoteError::Reference`], without a password.
+    pub fn reference(text: &str, what: impl Into<String>) -> Self {
+        Self::Reference { source_text: crate::reference::redacted(text), what: what.into() }
     }
 
-    pub(super) fn fetch(url: &str, what: impl Into<String>) -> Self {
-        Self::Fetch { url: super::reference::redacted(url), what: what.into() }
+    /// [`RemoteError::Fetch`], without a password.
+    pub fn fetch(url: &str, what: impl Into<String>) -> Self {
+        Self::Fetch { url: crate::reference::redacted(url), what: what.into() }
     }
 
-    pub(super) fn differs(text: &str, found: Digest, expected: Digest, by_lock: bool) -> Self {
+    /// [`RemoteError::Differs`] of a file, without a password.
+    pub fn differs(text: &str, found: Digest, expected: Digest, by_lock: bool) -> Self {
         Self::Differs {
-            source_text: super::reference::redacted(text),
+            source_text: crate::reference::redacted(text),
             found: format!("sha256:{}", found.hex()),
             expected: format!("sha256:{}", expected.hex()),
             pinned_by: if by_lock { "kiln.lock" } else { "--checksum" },
@@ -91,6 +102,10 @@ impl RemoteError {
             }
             Self::Differs { .. } => Some("if the new content is wanted, change `--checksum`"),
             Self::NotPinned(_) => Some("run `kiln bake` once, and keep kiln.lock"),
+            Self::TooLarge { .. } => Some(
+                "where that is right, allow more by the build argument `KILN_FETCH_LIMIT`, for \
+                 example `KILN_FETCH_LIMIT=100gb`",
+            ),
             Self::NoGit(_) => Some("install git; what kiln.lock pins and the store has needs none"),
             _ => None,
         }

@@ -14,9 +14,8 @@ use kiln_core::Tree;
 use kiln_core::tree::{Kind, Node};
 use kiln_store::Store;
 
-use super::error::RemoteError;
-use super::git::Git;
-use super::pins::LockedGit;
+use crate::error::RemoteError;
+use crate::git::{Git, LockedGit};
 
 /// An entry of a commit's tree.
 struct Entry {
@@ -27,7 +26,7 @@ struct Entry {
 }
 
 /// Puts `.git` into the tree of a checkout, whose repository is `home`/git.
-pub(super) fn add(
+pub(crate) fn add(
     store: &Store,
     git: &Git<'_>,
     home: &Path,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::error::RemoteError;
+use crate::error::RemoteError;
 
 /// What is to be fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl GitReference {
     ///
     /// # Errors
     /// `fetch-by-commit` without a whole hash.
-    pub(super) fn own_commit(&self) -> Result<Option<(String, String)>, RemoteError> {
+    pub fn own_commit(&self) -> Result<Option<(String, String)>, RemoteError> {
         if is_hash(&self.name) {
             return Ok(Some((self.name.clone(), String::new())));
         }
@@ -181,7 +181,7 @@ impl GitReference {
 }
 
 /// A whole SHA-1 or SHA-256 in hex.
-pub(super) fn is_hash(text: &str) -> bool {
+pub fn is_hash(text: &str) -> bool {
     let hex = text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
     hex && matches!(text.len(), 40 | 64)
 }
@@ -190,7 +190,7 @@ pub(super) fn is_hash(text: &str) -> bool {
 ///
 /// # Errors
 /// It is none.
-pub(crate) fn checksum(text: &str) -> Result<String, String> {
+pub fn checksum(text: &str) -> Result<String, String> {
     let hex = !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
     if hex {
         return Ok(text.to_ascii_lowercase());
@@ -206,13 +206,21 @@ fn conflict(what: &str, old: &mut String, new: String) -> Result<(), String> {
     Ok(())
 }
 
-/// A folder inside of a repository: it cannot leave it.
+/// A path below a top that it cannot leave: without empty parts, `.` and `..`.
 fn clean(path: &str) -> String {
-    crate::paths::clean(&format!("/{path}"))[1..].to_owned()
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
 }
 
 /// Undoes percent-encoding.
-pub(super) fn decode(text: &str) -> Option<String> {
+pub fn decode(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -233,11 +241,11 @@ pub(super) fn decode(text: &str) -> Option<String> {
 }
 
 /// The file's name that a URL ends with.
-pub(crate) fn file_name(url: &str) -> String {
+pub fn file_name(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let path = rest.split(['?', '#']).next().unwrap_or_default();
     let path = path.split_once('/').map_or("", |(_, path)| path);
-    let clean = crate::paths::clean(&format!("/{}", decode(path).unwrap_or_default()));
+    let clean = clean(&decode(path).unwrap_or_default());
     match clean.rsplit('/').next() {
         Some(name) if !name.is_empty() && name.len() <= 255 && !name.contains('\0') => name.into(),
         _ => "__unnamed__".into(),
@@ -245,7 +253,7 @@ pub(crate) fn file_name(url: &str) -> String {
 }
 
 /// Without the password in front of the host, if there is one.
-pub(super) fn redacted(url: &str) -> String {
+pub fn redacted(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);

@@ -1,27 +1,30 @@
 //! One header block of a tar archive: V7, ustar, star and GNU tar.
 
-use super::ArchiveError;
+use crate::ArchiveError;
 
 /// Bytes of a block.
-pub(super) const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 
 /// What a block says, before extended headers change it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) name: Vec<u8>,
-    pub(super) mode: u64,
-    pub(super) uid: u64,
-    pub(super) gid: u64,
-    pub(super) size: u64,
-    pub(super) flag: u8,
-    pub(super) link: Vec<u8>,
-    pub(super) major: u64,
-    pub(super) minor: u64,
+pub(crate) struct Header {
+    pub(crate) name: Vec<u8>,
+    pub(crate) mode: u64,
+    pub(crate) uid: u64,
+    pub(crate) gid: u64,
+    pub(crate) size: u64,
+    pub(crate) flag: u8,
+    pub(crate) link: Vec<u8>,
+    /// Name of the owner and of the group; empty before ustar.
+    pub(crate) user: Vec<u8>,
+    pub(crate) group: Vec<u8>,
+    pub(crate) major: u64,
+    pub(crate) minor: u64,
 }
 
 impl Header {
     /// Reads a block; `None` if it is all zeros, which ends an archive.
-    pub(super) fn parse(block: &[u8; BLOCK]) -> Result<Option<Self>, ArchiveError> {
+    pub(crate) fn parse(block: &[u8; BLOCK]) -> Result<Option<Self>, ArchiveError> {
         if block.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
@@ -31,7 +34,7 @@ impl Header {
             number(field).ok_or_else(|| {
                 ArchiveError::Damaged(format!(
                     "the {what} of `{}` is no number",
-                    super::shown(&name)
+                    crate::shown(&name)
                 ))
             })
         };
@@ -54,6 +57,8 @@ impl Header {
             size: at("size", &block[124..136])?,
             flag: block[156],
             link: text(&block[157..257]),
+            user: if ustar || gnu { text(&block[265..297]) } else { Vec::new() },
+            group: if ustar || gnu { text(&block[297..329]) } else { Vec::new() },
             major,
             minor,
             name: Vec::new(),
@@ -83,7 +88,7 @@ fn text(field: &[u8]) -> Vec<u8> {
 
 /// A number: octal digits between blanks, or big-endian with the highest bit set. `None` for what
 /// is neither, negative or too large; an empty field is 0.
-pub(super) fn number(field: &[u8]) -> Option<u64> {
+pub(crate) fn number(field: &[u8]) -> Option<u64> {
     if let Some(first) = field.first().filter(|first| **first & 0x80 != 0) {
         if first & 0x40 != 0 {
             return None;

@@ -2,39 +2,41 @@
 
 use std::collections::BTreeMap;
 
-use super::ArchiveError;
-use super::sparse::Piece;
+use crate::ArchiveError;
+use crate::sparse::Piece;
 
 /// What an extended header says about the entry that follows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Pax {
-    pub(super) path: Option<Vec<u8>>,
-    pub(super) link: Option<Vec<u8>>,
-    pub(super) size: Option<u64>,
-    pub(super) uid: Option<u64>,
-    pub(super) gid: Option<u64>,
+pub(crate) struct Pax {
+    pub(crate) path: Option<Vec<u8>>,
+    pub(crate) link: Option<Vec<u8>>,
+    pub(crate) size: Option<u64>,
+    pub(crate) uid: Option<u64>,
+    pub(crate) gid: Option<u64>,
+    pub(crate) user: Option<Vec<u8>>,
+    pub(crate) group: Option<Vec<u8>>,
     /// `SCHILY.xattr.NAME`.
-    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// `GNU.sparse.*`.
-    pub(super) sparse: Sparse,
+    pub(crate) sparse: Sparse,
 }
 
 /// Keys of GNU's sparse formats 0.0, 0.1 and 1.0.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Sparse {
-    pub(super) major: Option<u64>,
-    pub(super) minor: Option<u64>,
-    pub(super) name: Option<Vec<u8>>,
-    pub(super) size: Option<u64>,
+pub(crate) struct Sparse {
+    pub(crate) major: Option<u64>,
+    pub(crate) minor: Option<u64>,
+    pub(crate) name: Option<Vec<u8>>,
+    pub(crate) size: Option<u64>,
     /// Of the formats 0.0 and 0.1; `None` without them.
-    pub(super) pieces: Option<Vec<Piece>>,
+    pub(crate) pieces: Option<Vec<Piece>>,
 }
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
 impl Pax {
     /// Reads all records.
-    pub(super) fn parse(mut text: &[u8]) -> Result<Self, ArchiveError> {
+    pub(crate) fn parse(mut text: &[u8]) -> Result<Self, ArchiveError> {
         let mut pax = Self::default();
         let mut offset = None;
         while !text.is_empty() {
@@ -42,7 +44,7 @@ impl Pax {
                 .ok_or_else(|| ArchiveError::damaged("an extended header cannot be read"))?;
             text = rest;
             pax.take(key, value, &mut offset).ok_or_else(|| {
-                let key = super::shown(key);
+                let key = crate::shown(key);
                 ArchiveError::Damaged(format!("`{key}` in an extended header cannot be read"))
             })?;
         }
@@ -64,6 +66,8 @@ impl Pax {
             b"size" => self.size = optional()?,
             b"uid" => self.uid = optional()?,
             b"gid" => self.gid = optional()?,
+            b"uname" => self.user = text()?,
+            b"gname" => self.group = text()?,
             b"GNU.sparse.major" => self.sparse.major = optional()?,
             b"GNU.sparse.minor" => self.sparse.minor = optional()?,
             b"GNU.sparse.name" => self.sparse.name = text()?,
@@ -103,7 +107,7 @@ fn record(text: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 }
 
 /// A decimal number; a fraction or sign makes it none.
-pub(super) fn decimal(text: &[u8]) -> Option<u64> {
+pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
     let digits = text.iter().all(u8::is_ascii_digit) && !text.is_empty();
     digits.then(|| std::str::from_utf8(text).ok()?.parse().ok()).flatten()
 }

@@ -1,10 +1,11 @@
 //! Compression: told by the first bytes, undone as a stream, measured against the limits.
 
 use std::cell::Cell;
-use std::io::{self, BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom};
 use std::rc::Rc;
 
-use super::{ArchiveError, Limits, RATIO_FROM};
+use crate::{ArchiveError, Limits, RATIO_FROM};
 
 /// Memory that a decoder may take, in bytes: xz -9 needs 65 MiB.
 const DECODER_MEMORY: u64 = 256 << 20;
@@ -13,17 +14,22 @@ const ZSTD_WINDOW: u32 = 27;
 
 /// How something is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub enum Form {
+    /// Not at all.
     Plain,
+    /// RFC 1952.
     Gzip,
+    /// bzip2.
     Bzip2,
+    /// xz.
     Xz,
+    /// RFC 8878.
     Zstd,
 }
 
 impl Form {
     /// Told by the first bytes.
-    pub(super) fn of(head: &[u8]) -> Self {
+    pub fn of(head: &[u8]) -> Self {
         // Frames that zstd skips: 0x184D2A50 to 0x184D2A5F, little-endian.
         let skippable = |head: &[u8]| {
             head.len() >= 8 && head[0] & 0xf0 == 0x50 && head[1..4] == [0x2a, 0x4d, 0x18]
@@ -50,7 +56,7 @@ impl Form {
 
 /// What went in and what came out.
 #[derive(Debug)]
-pub(super) struct Meter {
+pub(crate) struct Meter {
     limits: Limits,
     packed: Cell<u64>,
     unpacked: Cell<u64>,
@@ -58,8 +64,13 @@ pub(super) struct Meter {
 }
 
 impl Meter {
+    fn new(limits: Limits) -> Self {
+        let (packed, unpacked, entries) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        Self { limits, packed, unpacked, entries }
+    }
+
     /// Counts bytes that came out, holes among them.
-    pub(super) fn bytes(&self, count: u64) -> Result<(), ArchiveError> {
+    pub(crate) fn bytes(&self, count: u64) -> Result<(), ArchiveError> {
         let total = self.unpacked.get().saturating_add(count);
         self.unpacked.set(total);
         if total > self.limits.bytes {
@@ -73,7 +84,7 @@ impl Meter {
     }
 
     /// Counts an entry.
-    pub(super) fn entry(&self) -> Result<(), ArchiveError> {
+    pub(crate) fn entry(&self) -> Result<(), ArchiveError> {
         self.entries.set(self.entries.get() + 1);
         if self.entries.get() > self.limits.entries {
             return Err(ArchiveError::Damaged(format!(
@@ -86,19 +97,48 @@ impl Meter {
 }
 
 /// A decoded stream with its meter. Its errors are [`ArchiveError`]s inside.
-pub(super) struct Decoded<'a> {
+pub struct Decoded<'a> {
     form: Form,
     from: Box<dyn Read + 'a>,
-    pub(super) meter: Rc<Meter>,
+    /// Where nothing has to be undone, what is passed over need not be read.
+    file: Option<&'a File>,
+    at: u64,
+    pub(crate) meter: Rc<Meter>,
+}
+
+impl std::fmt::Debug for Decoded<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoded").field("form", &self.form).field("at", &self.at).finish()
+    }
+}
+
+impl Decoded<'_> {
+    /// Bytes that have come out.
+    pub(crate) fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Passes over so many bytes; gives how many there were.
+    pub(crate) fn skip(&mut self, bytes: u64) -> Result<u64, ArchiveError> {
+        let Some(mut file) = self.file else {
+            return Ok(io::copy(&mut self.take(bytes), &mut io::sink())?);
+        };
+        let length = file.metadata().map_err(ArchiveError::Read)?.len();
+        let there = bytes.min(length.saturating_sub(self.at));
+        file.seek(SeekFrom::Start(self.at + there)).map_err(ArchiveError::Read)?;
+        self.at += there;
+        Ok(there)
+    }
 }
 
 impl Read for Decoded<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.from.read(buffer).map_err(|error| match error.downcast::<Packed>() {
-            Ok(Packed(error)) => ArchiveError::Read(error).into_io(),
+            Ok(Packed(error)) => ArchiveError::from(error).into_io(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => error,
             Err(error) => ArchiveError::Damaged(format!("{}: {error}", self.form.name())).into_io(),
         })?;
+        self.at += count as u64;
         self.meter.bytes(count as u64).map_err(ArchiveError::into_io)?;
         Ok(count)
     }
@@ -108,13 +148,8 @@ impl Read for Decoded<'_> {
 ///
 /// # Errors
 /// [`ArchiveError`]s, inside.
-pub(super) fn open<'a>(from: &'a mut dyn Read, limits: Limits) -> io::Result<Decoded<'a>> {
-    let meter = Rc::new(Meter {
-        limits,
-        packed: Cell::new(0),
-        unpacked: Cell::new(0),
-        entries: Cell::new(0),
-    });
+pub fn open<'a>(from: &'a mut dyn Read, limits: Limits) -> io::Result<Decoded<'a>> {
+    let meter = Rc::new(Meter::new(limits));
     let counted = Counted { from, meter: meter.clone() };
     let mut from = BufReader::with_capacity(128 << 10, counted);
     let mut head = Vec::new();
@@ -140,7 +175,29 @@ pub(super) fn open<'a>(from: &'a mut dyn Read, limits: Limits) -> io::Result<Dec
             Box::new(decoder)
         }
     };
-    Ok(Decoded { form, from, meter })
+    Ok(Decoded { form, from, file: None, at: 0, meter })
+}
+
+/// A file that is packed by nothing, from its start: what is passed over is not read, so that an
+/// archive of any size can be looked through for where its entries lie.
+///
+/// # Errors
+/// The file cannot be rewound.
+pub fn open_bare(file: &File, limits: Limits) -> io::Result<Decoded<'_>> {
+    let mut from = file;
+    from.seek(SeekFrom::Start(0))?;
+    let meter = Rc::new(Meter::new(limits));
+    // Nothing was packed.
+    meter.packed.set(u64::MAX);
+    Ok(Decoded { form: Form::Plain, from: Box::new(from), file: Some(file), at: 0, meter })
+}
+
+/// What is decoded already, whatever it looks like: nothing is undone a second time.
+pub fn plain<'a>(from: &'a mut dyn Read, limits: Limits) -> Decoded<'a> {
+    let meter = Rc::new(Meter::new(limits));
+    let counted = Counted { from, meter: meter.clone() };
+    let from = Box::new(BufReader::with_capacity(64 << 10, counted));
+    Decoded { form: Form::Plain, from, file: None, at: 0, meter }
 }
 
 fn unwrap(error: io::Error) -> io::Error {
