@@ -33,6 +33,11 @@ pub(crate) const FOR_TESTS: &[Package] = &[
         why: "its `config` is the oracle of the Compose reader",
     },
     Package {
+        name: "docker-registry",
+        program: "docker-registry",
+        why: "the registry that images are pulled from",
+    },
+    Package {
         name: "docker.io",
         program: "dockerd",
         why: "what it makes of a Dockerfile is compared with what Kiln makes of it",
@@ -61,6 +66,11 @@ pub(crate) const FOR_TESTS: &[Package] = &[
         name: "nftables",
         program: "nft",
         why: "shows the tables that Kiln makes, and those that were left behind",
+    },
+    Package {
+        name: "openssl",
+        program: "openssl",
+        why: "makes the certificates and tokens of registries",
     },
     Package {
         name: "podman",

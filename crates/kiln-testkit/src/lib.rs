@@ -14,6 +14,7 @@
 //! | [`writer`] | a program that cries when it runs twice on the same data |
 //! | [`wait`] | waiting for a condition with a deadline |
 //! | [`leftovers`] | what a root left behind on the machine |
+//! | [`registry`] | a registry of images, `docker-registry`, and a server of tokens for it |
 //! | [`peers`] | Docker Engine and buildah, to be compared with and measured against |
 //!
 //! Helpers that tests call directly panic with a message that shows the whole evidence; those that
@@ -28,6 +29,7 @@ pub mod peers;
 pub mod ports;
 pub mod probe;
 pub mod project;
+pub mod registry;
 pub mod server;
 pub mod wait;
 pub mod world;
@@ -40,5 +42,6 @@ pub use output::Output;
 pub use ports::Port;
 pub use probe::{Probe, Report};
 pub use project::Project;
+pub use registry::Registry;
 pub use wait::wait_until;
 pub use world::World;
