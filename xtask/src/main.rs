@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `cargo xtask test` | installs what the tests need, runs them all, adds up |
 //! | `cargo xtask check` | format, lints, dependencies, rules of the repository |
+//! | `cargo xtask docs` | writes the tables of the Compose reader into `docs/compose.md` |
 //! | `cargo xtask bench` | measures Kiln beside Docker Compose |
 //! | `cargo xtask fuzz` | runs the fuzz targets, for a minute each or as long as one likes |
 //! | `cargo xtask soak` | damages every file of a root that serves, replays every crash point |
@@ -13,6 +14,7 @@
 
 mod bench;
 mod check;
+mod docs;
 mod fuzz;
 mod packages;
 mod probe;
@@ -37,6 +39,8 @@ enum Command {
     Test(test::Options),
     /// Checks format, lints, dependencies and the rules of the repository
     Check(check::Options),
+    /// Writes the tables of the Compose reader into `docs/compose.md`
+    Docs,
     /// Measures Kiln beside Docker Compose
     Bench(bench::Options),
     /// Runs the fuzz targets of `fuzz/`
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Test(options) => test::test(&options),
         Command::Check(options) => check::check(&options),
+        Command::Docs => docs::docs(),
         Command::Bench(options) => bench::bench(&options),
         Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Soak(options) => soak::soak(&options),

@@ -78,7 +78,7 @@ fn kiln(project: &str, files: &[&str]) -> Value {
         project_name: Some("fixture".into()),
         read: &read,
     };
-    let project = load(&request).unwrap_or_else(|error| panic!("{error} {:?}", error.hint));
+    let project = load(&request).unwrap_or_else(|error| panic!("{error}"));
     let services: Map<String, Value> =
         project.services.iter().map(|(name, service)| (name.clone(), normal(service))).collect();
     json!({ "services": services, "volumes": project.volumes })

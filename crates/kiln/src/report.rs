@@ -1,6 +1,7 @@
 //! What a user is told when something could not be done: what was asked, what was found, the last
 //! lines of the log that matter, and what to do.
 
+use kiln_core::compose::{ComposeError, ComposeErrors};
 use kiln_core::exit::Exit;
 use serde::{Deserialize, Serialize};
 
@@ -17,16 +18,61 @@ pub(crate) struct Report {
     /// Lines of a log or of a probe that matter.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log: Vec<String>,
+    /// Everything that is wrong with the files of a project, when it is more than one thing.
+    #[serde(default, skip_serializing_if = "none")]
+    pub refusals: Box<[Refusal]>,
     /// What to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
 
+/// One thing that is wrong with a Compose file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Refusal {
+    /// The file as the user would name it; empty: none.
+    pub file: String,
+    /// Line and column, from one; 0: the file as a whole.
+    pub line: u32,
+    /// See `line`.
+    pub column: u32,
+    /// The key, for example `services.web.ports[0]`.
+    pub key: String,
+    /// What was asked and found, with the place in front.
+    pub message: String,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+fn none(refusals: &[Refusal]) -> bool {
+    refusals.is_empty()
+}
+
 impl Report {
+    /// All that is wrong with a project; `of` stands in front, for example `in commit 1a2b: `.
+    pub(crate) fn compose(of: &str, errors: &ComposeErrors) -> Self {
+        let all = errors.all();
+        if let [error] = all {
+            let report = Self::usage(format!("{of}{error}"));
+            return Self { hint: error.hint.clone(), ..report };
+        }
+        let refusal = |error: &ComposeError| Refusal {
+            file: error.file.clone(),
+            line: error.line,
+            column: error.column,
+            key: error.key.clone(),
+            message: error.to_string(),
+            hint: error.hint.clone(),
+        };
+        let report = Self::usage(format!("{of}{} things in the Compose files", all.len()));
+        Self { refusals: all.iter().map(refusal).collect(), ..report }
+    }
+
     /// A report of `exit` with `message`.
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { exit, message, causes: Vec::new(), log: Vec::new(), hint: None }
+        let (causes, log, refusals) = Default::default();
+        Self { exit, message, causes, log, refusals, hint: None }
     }
 
     /// Something failed on the way.
@@ -82,6 +128,12 @@ impl std::fmt::Display for Report {
         // A probe's answer may have several lines: none of them looks like ours.
         for line in self.log.iter().flat_map(|text| text.split('\n')) {
             write!(f, "\n  | {line}")?;
+        }
+        for Refusal { message, hint, .. } in &self.refusals {
+            write!(f, "\n  {message}")?;
+            if let Some(hint) = hint {
+                write!(f, "\n    hint: {hint}")?;
+            }
         }
         if let Some(hint) = &self.hint {
             write!(f, "\n  hint: {hint}")?;

@@ -16,36 +16,40 @@ pub(super) fn services(
     inactive: &BTreeMap<String, Vec<String>>,
 ) -> Result<(), ComposeError> {
     let names: BTreeSet<String> = services.keys().cloned().collect();
+    let known = || names.iter().map(String::as_str);
+    let mut whole = true;
+    let mut refuse = |error| {
+        at.cx.refuse(error);
+        whole = false;
+    };
     for (name, service) in services.iter_mut() {
         service.depends_on.retain(|on, dependency| dependency.required || names.contains(on));
-        if let Some(on) = service.depends_on.keys().find(|on| !names.contains(*on)) {
-            return Err(match inactive.get(on) {
-                Some(profiles) => {
-                    error(at, name, &["depends_on", on], format!("`{on}` is switched off"))
-                        .with_hint(format!(
-                            "switch it on with --profile {}, or write `required: false`",
-                            profiles.join(" or ")
-                        ))
-                }
-                None => error(at, name, &["depends_on", on], format!("there is no service `{on}`"))
-                    .with_closest(on, names.iter().map(String::as_str)),
+        for on in service.depends_on.keys().filter(|on| !names.contains(*on)) {
+            let way = ["depends_on", on.as_str()];
+            refuse(match inactive.get(on) {
+                Some(profiles) => error(at, name, &way, format!("`{on}` is switched off"))
+                    .with_hint(format!(
+                        "switch it on with --profile {}, or write `required: false`",
+                        profiles.join(" or ")
+                    )),
+                None => error(at, name, &way, format!("there is no service `{on}`"))
+                    .with_closest(on, known()),
             });
         }
-        let mut contexts = built_first(service);
-        if let Some((key, of)) = contexts.find(|(_, of)| !names.contains(*of)) {
+        for (key, of) in built_first(service).filter(|(_, of)| !names.contains(*of)) {
             let what = format!("there is no service `{of}`");
-            return Err(error(at, name, &["build", "additional_contexts", key], what)
-                .with_closest(of, names.iter().map(String::as_str)));
+            let way = ["build", "additional_contexts", key];
+            refuse(error(at, name, &way, what).with_closest(of, known()));
         }
     }
     for (name, service) in services.iter() {
-        let unbuilt = |of: &str| services.get(of).is_none_or(|service| service.build.is_none());
-        if let Some((key, of)) = built_first(service).find(|(_, of)| unbuilt(of)) {
+        let unbuilt = |of: &str| services.get(of).is_some_and(|service| service.build.is_none());
+        for (key, of) in built_first(service).filter(|(_, of)| unbuilt(of)) {
             let what = format!("the service `{of}` has no `build`");
-            return Err(error(at, name, &["build", "additional_contexts", key], what));
+            refuse(error(at, name, &["build", "additional_contexts", key], what));
         }
     }
-    loops(at, services)
+    if whole { loops(at, services) } else { Ok(()) }
 }
 
 /// The services whose images this one's build takes files from, each with the context's name.

@@ -30,6 +30,46 @@ pub struct ComposeError {
     pub hint: Option<String>,
 }
 
+/// All that is wrong with a project, in the order of its files and lines. There is at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComposeErrors(Vec<ComposeError>);
+
+impl ComposeErrors {
+    /// `errors` in the order of `files`; equal ones are kept once. `None`: there are none.
+    pub(super) fn of(mut errors: Vec<ComposeError>, files: &[String]) -> Option<Self> {
+        let place = |error: &ComposeError| {
+            let file = files.iter().position(|file| *file == error.file);
+            (file.unwrap_or(usize::MAX), error.file.clone(), error.line, error.column)
+        };
+        errors.sort_by_cached_key(place);
+        errors.dedup();
+        (!errors.is_empty()).then_some(Self(errors))
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[ComposeError] {
+        &self.0
+    }
+}
+
+impl From<ComposeError> for ComposeErrors {
+    fn from(error: ComposeError) -> Self {
+        Self(vec![error])
+    }
+}
+
+impl fmt::Display for ComposeErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, error) in self.0.iter().enumerate() {
+            let newline = if at == 0 { "" } else { "\n" };
+            write!(f, "{newline}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ComposeErrors {}
+
 impl ComposeError {
     /// An error about a file as a whole, or about none when `file` is empty.
     pub(super) fn of_file(file: impl Into<String>, what: impl Into<String>) -> Self {

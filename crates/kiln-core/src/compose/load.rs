@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::dotenv;
-use super::error::ComposeError;
+use super::error::{ComposeError, ComposeErrors};
 use super::interpolate::Variables;
 use super::merge;
 use super::model::Project;
@@ -59,36 +59,58 @@ const OVERRIDES: [&str; 4] = [
 /// Reads a project.
 ///
 /// # Errors
-/// The first thing that is wrong, with its place and what to do about it.
-pub fn load(request: &LoadRequest<'_>) -> Result<Project, ComposeError> {
+/// All that is wrong, each with its place and what to do about it.
+pub fn load(request: &LoadRequest<'_>) -> Result<Project, ComposeErrors> {
     let sources = find(request)?;
     let dir = sources.dir.clone();
     let mut cx = Context::new(dir, request.dir.clone(), sources.env, request.read);
     sources.warnings.into_iter().for_each(|warning| cx.warn(warning));
+    let project = read(&mut cx, request, sources.files);
+    match (project, cx.refusals()) {
+        (Some(mut project), None) => {
+            (project.ignored, project.warnings) = cx.into_notes();
+            Ok(project)
+        }
+        (_, Some(errors)) => Err(errors),
+        (None, None) => Err(ComposeError::of_file("", "the project cannot be read").into()),
+    }
+}
+
+/// `None` where what follows would make no sense; why has been kept.
+fn read(
+    cx: &mut Context<'_>,
+    request: &LoadRequest<'_>,
+    files: Vec<(PathBuf, Vec<u8>)>,
+) -> Option<Project> {
     let mut nodes = Vec::new();
-    for (path, content) in sources.files {
-        let index = u16::try_from(cx.files.len())
-            .map_err(|_| ComposeError::of_file("", "too many Compose files"))?;
+    for (path, content) in files {
+        let many = |_| ComposeError::of_file("", "too many Compose files");
+        let index = cx.keep(u16::try_from(cx.files.len()).map_err(many))?;
         let shown = cx.shown(&path);
         cx.files.push(shown.clone());
-        nodes.push(document(&shown, &content, index)?);
+        nodes.extend(cx.keep(document(&shown, &content, index)));
     }
-    let name = project::name(&cx, request, &nodes)?;
+    cx.nothing_refused()?;
+    let name = cx.keep(project::name(cx, request, &nodes))?;
     cx.env.insert("COMPOSE_PROJECT_NAME".into(), name.clone());
+    for node in &mut nodes {
+        interpolate(cx, node);
+    }
+    cx.nothing_refused()?;
     let mut merged: Option<Node> = None;
     for mut node in nodes {
-        interpolate(&cx, &mut node)?;
-        merge::canonicalise(&cx, &mut node)?;
+        cx.keep(merge::canonicalise(cx, &mut node));
         match &mut merged {
             None => merged = Some(node),
-            Some(base) => merge::merge(&cx, base, node)?,
+            Some(base) => {
+                cx.keep(merge::merge(cx, base, node));
+            }
         }
     }
-    let mut root = merged.ok_or_else(|| ComposeError::of_file("", "no Compose file was given"))?;
+    cx.nothing_refused()?;
+    let mut root = merged?;
     merge::prune(&mut root);
-    let mut project = project::read(&At::root(&cx, &root), name, profiles(request, &cx))?;
-    (project.ignored, project.warnings) = cx.into_notes();
-    Ok(project)
+    cx.keep(project::read(&At::root(cx, &root), name, profiles(request, cx)))
 }
 
 fn profiles(request: &LoadRequest<'_>, cx: &Context<'_>) -> Vec<String> {
@@ -235,16 +257,15 @@ fn document(shown: &str, content: &[u8], index: u16) -> Result<Node, ComposeErro
 }
 
 /// Interpolates all values; keys stay as they are, as do `x-` sections that nobody reads.
-fn interpolate(cx: &Context<'_>, root: &mut Node) -> Result<(), ComposeError> {
+fn interpolate(cx: &Context<'_>, root: &mut Node) {
     let lookup = |name: &str| cx.env.get(name).cloned();
     let mut variables = Variables::new(&lookup);
-    let Value::Map(map) = &mut root.value else { return Ok(()) };
+    let Value::Map(map) = &mut root.value else { return };
     for (key, Entry { node, .. }) in map {
         if !key.starts_with("x-") || key == "x-kiln" {
-            interpolate_node(cx, &mut variables, node, &mut vec![key.clone()])?;
+            interpolate_node(cx, &mut variables, node, &mut vec![key.clone()]);
         }
     }
-    Ok(())
 }
 
 fn interpolate_node(
@@ -252,14 +273,14 @@ fn interpolate_node(
     variables: &mut Variables<'_>,
     node: &mut Node,
     path: &mut Vec<String>,
-) -> Result<(), ComposeError> {
+) {
     match &mut node.value {
         Value::Scalar(scalar) => {
             let expanded = variables.interpolate(&scalar.text).map_err(|refusal| {
                 let key = path.join(".").replace(".[", "[");
                 cx.error(node.place, key, refusal.what).with_hint(refusal.hint)
-            })?;
-            if let Some(text) = expanded {
+            });
+            if let Some(Some(text)) = cx.keep(expanded) {
                 scalar.text = text;
                 // What comes out of a variable is text, as in Compose, and never nothing; readers
                 // of numbers and truth values look at the text anyway.
@@ -274,17 +295,16 @@ fn interpolate_node(
         Value::List(list) => {
             for (at, item) in list.iter_mut().enumerate() {
                 path.push(format!("[{at}]"));
-                interpolate_node(cx, variables, item, path)?;
+                interpolate_node(cx, variables, item, path);
                 path.pop();
             }
         }
         Value::Map(map) => {
             for (key, entry) in map {
                 path.push(key.clone());
-                interpolate_node(cx, variables, &mut entry.node, path)?;
+                interpolate_node(cx, variables, &mut entry.node, path);
                 path.pop();
             }
         }
     }
-    Ok(())
 }

@@ -12,6 +12,8 @@
 //! | what only the whole can show: loops, ports taken twice | `check` |
 //!
 //! Which key is honoured, listed or refused stands in `keys`, and for people in `docs/compose.md`.
+//! A reader that meets something wrong says so to the [`Context`](reader::Context) and goes on with
+//! the next key, so that one run tells all.
 
 mod build;
 mod check;
@@ -35,7 +37,8 @@ mod service;
 mod units;
 mod yaml;
 
-pub use error::{ComposeError, closest};
+pub use error::{ComposeError, ComposeErrors, closest};
+pub use keys::{DOCUMENTED_BELOW, documentation};
 pub use load::{LoadRequest, ReadFile, load};
 pub use model::*;
 pub use project::valid_volume;

@@ -80,27 +80,30 @@ pub(super) fn read(
 ) -> Result<Project, ComposeError> {
     for at in root.entries()? {
         if keys::TOP.admit(&at)? && at.key() == "networks" {
-            top_networks(&at)?;
+            at.cx.keep(top_networks(&at));
         }
     }
+    let cx = root.cx;
+    let shared = |key, secret| cx.keep(files::shared(root.get(key).as_ref(), secret));
     let mut sections = Sections {
         volumes: BTreeSet::new(),
-        configs: files::shared(root.get("configs").as_ref(), false)?,
-        secrets: files::shared(root.get("secrets").as_ref(), true)?,
+        configs: shared("configs", false).unwrap_or_default(),
+        secrets: shared("secrets", true).unwrap_or_default(),
         kiln: KilnSection::default(),
     };
     if let Some(at) = root.get("volumes") {
-        sections.volumes = top_volumes(&at)?;
+        sections.volumes = cx.keep(top_volumes(&at)).unwrap_or_default();
     }
     let Some(services) = root.get("services") else {
         return Err(root.error("there are no services").with_hint("it begins with `services:`"));
     };
     let places = places(&services)?;
-    sections.kiln = kiln::section(root.get("x-kiln").as_ref(), &places)?;
+    let kiln = kiln::section(root.get("x-kiln").as_ref(), &places);
+    sections.kiln = cx.keep(kiln).unwrap_or_default();
     let mut read = BTreeMap::new();
     let mut inactive = BTreeMap::new();
-    for at in services.entries()? {
-        let wanted = service::profiles(&at)?;
+    for at in services.entries()?.filter(At::is_map) {
+        let wanted = cx.keep(service::profiles(&at)).unwrap_or_default();
         let all = profiles.iter().any(|profile| profile == "*");
         if wanted.is_empty() || all || wanted.iter().any(|name| profiles.contains(name)) {
             read.insert(at.key().to_owned(), service::read(&at, &sections)?);
@@ -111,8 +114,8 @@ pub(super) fn read(
     if places.is_empty() {
         return Err(services.error("there are no services"));
     }
-    check::services(&services, &mut read, &inactive)?;
-    check::ports(root, &read, &sections.kiln)?;
+    cx.keep(check::services(&services, &mut read, &inactive));
+    cx.keep(check::ports(root, &read, &sections.kiln));
     Ok(Project {
         name,
         dir: root.cx.dir.clone(),
@@ -132,14 +135,14 @@ fn places(services: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
         let valid = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
         let plain = name.chars().all(valid) && !name.starts_with('.');
         if name.is_empty() || name.len() > 63 || !plain {
-            return Err(at.refuse(format!("`{name}` is no valid name of a service")).with_hint(
+            let error = at.refuse(format!("`{name}` is no valid name of a service"));
+            at.cx.refuse(error.with_hint(
                 "use at most 63 letters, digits, `.`, `_` and `-`, none of them `.` first",
             ));
         }
         if !at.is_map() {
-            return Err(at
-                .expected("a map of keys")
-                .with_hint("a service needs `image` or `build`"));
+            let error = at.expected("a map of keys");
+            at.cx.refuse(error.with_hint("a service needs `image` or `build`"));
         }
         names.insert(name.to_owned());
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use super::error::{ComposeError, Place};
+use super::error::{ComposeError, ComposeErrors, Place};
 use super::units;
 use super::yaml::{Entry, Node, Scalar, Value};
 
@@ -22,6 +22,7 @@ pub(super) struct Context<'r> {
     pub(super) read: &'r dyn Fn(&Path) -> io::Result<Vec<u8>>,
     listed: RefCell<Vec<(Place, String)>>,
     warnings: RefCell<Vec<String>>,
+    refusals: RefCell<Vec<ComposeError>>,
 }
 
 impl<'r> Context<'r> {
@@ -31,8 +32,8 @@ impl<'r> Context<'r> {
         env: BTreeMap<String, String>,
         read: &'r dyn Fn(&Path) -> io::Result<Vec<u8>>,
     ) -> Self {
-        let (files, listed, warnings) = Default::default();
-        Self { files, dir, shown_from, env, read, listed, warnings }
+        let (files, listed, warnings, refusals) = Default::default();
+        Self { files, dir, shown_from, env, read, listed, warnings, refusals }
     }
 
     /// The name by which messages call a file.
@@ -56,6 +57,26 @@ impl<'r> Context<'r> {
         if !warnings.contains(&text) {
             warnings.push(text);
         }
+    }
+
+    /// Keeps what is wrong; reading goes on.
+    pub(super) fn refuse(&self, error: ComposeError) {
+        self.refusals.borrow_mut().push(error);
+    }
+
+    /// The value, or `None` after the error was kept.
+    pub(super) fn keep<T>(&self, result: Result<T, ComposeError>) -> Option<T> {
+        result.map_err(|error| self.refuse(error)).ok()
+    }
+
+    /// `None` when anything is wrong so far: what follows would only say it again in other words.
+    pub(super) fn nothing_refused(&self) -> Option<()> {
+        self.refusals.borrow().is_empty().then_some(())
+    }
+
+    /// All that was kept.
+    pub(super) fn refusals(&self) -> Option<ComposeErrors> {
+        ComposeErrors::of(self.refusals.take(), &self.files)
     }
 
     pub(super) fn into_notes(self) -> (Vec<String>, Vec<String>) {

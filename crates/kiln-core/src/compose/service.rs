@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::ComposeError;
 use super::model::{Condition, Dependency, Restart, Service};
-use super::project::{Sections, is_false};
+use super::project::Sections;
 use super::reader::At;
 use super::{build, environment, files, keys, limits, mounts, network, ports, units};
 use crate::image::Healthcheck;
@@ -19,18 +19,14 @@ pub(super) fn profiles(service: &At<'_>) -> Result<Vec<String>, ComposeError> {
 pub(super) fn read(at: &At<'_>, sections: &Sections) -> Result<Service, ComposeError> {
     let mut service = Service { place: at.shown_place(), ..Service::default() };
     for key in at.entries()? {
-        if matches!(key.key(), "privileged" | "oom_kill_disable" | "use_api_socket")
-            && is_false(&key)
-        {
-            key.list();
-        } else if keys::SERVICE.admit(&key)? {
-            read_key(&mut service, &key, sections)?;
+        if keys::SERVICE.admit(&key)? {
+            at.cx.keep(read_key(&mut service, &key, sections));
         }
     }
-    service.environment = environment::read(at)?;
-    service.limits = limits::read(at)?;
-    image(at, &mut service, sections)?;
-    mounts::no_target_twice(at, &service)?;
+    service.environment = at.cx.keep(environment::read(at)).unwrap_or_default();
+    service.limits = at.cx.keep(limits::read(at)).unwrap_or_default();
+    at.cx.keep(image(at, &mut service, sections));
+    at.cx.keep(mounts::no_target_twice(at, &service));
     Ok(service)
 }
 

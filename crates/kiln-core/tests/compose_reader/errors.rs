@@ -81,14 +81,20 @@ fn keys_of_a_service() {
             "",
         ),
         (
-            "deploy: {resources: {reservations: {devices: []}}}",
+            "deploy: {resources: {reservations: {devices: [{driver: x}]}}}",
             3,
             "deploy.resources.reservations.devices",
             "not supported",
             "",
         ),
         ("deploy: {replicas: 2}", 3, "deploy.replicas", "one instance", ""),
-        ("deploy: {update_config: {}}", 3, "deploy.update_config", "not supported", "switched"),
+        (
+            "deploy: {update_config: {parallelism: 2}}",
+            3,
+            "deploy.update_config",
+            "not supported",
+            "switched",
+        ),
         ("deploy: {mode: global}", 3, "deploy.mode", "`global`", ""),
         ("scale: 3", 3, "scale", "one instance", ""),
         ("stop_grace_period: 10", 3, "stop_grace_period", "expected a duration, found `10`", "10s"),
@@ -192,8 +198,9 @@ fn keys_of_a_service() {
         ("user: a$", 3, "user", "cannot interpolate `a$`", "`$$`"),
         ("hostname: a\nhostname: b", 4, "", "`hostname` is there already, on line 3", ""),
     ] {
-        let error = World::new(&compose_of(yaml)).load().expect_err(yaml);
-        assert!(error.what.contains(what), "{yaml}: {error}");
+        let errors = World::new(&compose_of(yaml)).load_all("/w/shop").expect_err(yaml);
+        let said = errors.all().iter().find(|error| error.what.contains(what));
+        let error = said.unwrap_or_else(|| panic!("{yaml}: {errors}"));
         assert_eq!((error.file.as_str(), error.line), ("compose.yaml", line), "{yaml}: {error}");
         assert!(error.column > 0, "{yaml}: {error}");
         if yaml.starts_with("hostname: a\nhostname") {
@@ -205,6 +212,35 @@ fn keys_of_a_service() {
         let found = error.hint.as_deref().unwrap_or_default();
         assert!(found.contains(hint), "{yaml}: {error} ({found})");
     }
+}
+
+/// One run says all, in the order of the lines; a key whose value asks for nothing is no refusal.
+#[test]
+fn everything_in_one_run() {
+    let text = format!(
+        "services:\n  a:\n    image: base\n    privileged: true\n    pid: host\n    cap_add: [NO]\n    \
+         mem_limit: lots\n    depends_on: [z]\n    ipc: private\n    network_mode: \"${{N:-}}\"\n  \
+         b:\n    image: nowhere/x\n    gpus: []\n    frob: 1\nmodels: {{m: {{}}}}\n{BASES}"
+    );
+    let errors = World::new(&text).load_all("/w/shop").unwrap_err();
+    let found: Vec<(u32, &str)> =
+        errors.all().iter().map(|error| (error.line, error.key.as_str())).collect();
+    let expected = [
+        (4, "services.a.privileged"),
+        (5, "services.a.pid"),
+        (6, "services.a.cap_add[0]"),
+        (7, "services.a.mem_limit"),
+        (8, "services.a.depends_on.z"),
+        (12, "services.b.image"),
+        (14, "services.b.frob"),
+        (15, "models"),
+    ];
+    assert_eq!(found, expected, "{errors}");
+    assert!(errors.all().iter().all(|error| error.column > 0), "{errors}");
+    // What is wrong with variables comes before what is read with them.
+    let text = "services:\n  a:\n    user: ${A:?x}\n    hostname: ${B:?y}\n    privileged: true\n";
+    let errors = World::new(text).load_all("/w/shop").unwrap_err();
+    assert_eq!(errors.all().iter().map(|error| error.line).collect::<Vec<_>>(), [3, 4]);
 }
 
 /// Whole files.
@@ -232,7 +268,7 @@ fn projects() {
             "there is one, `default`",
         ),
         (
-            "services: {a: {build: .}}\nnetworks: {default: {ipam: {}}}\n",
+            "services: {a: {build: .}}\nnetworks: {default: {ipam: {driver: x}}}\n",
             2,
             "networks.default.ipam",
             "not supported",
@@ -355,8 +391,9 @@ fn projects() {
             "port 80 is published twice",
         ),
     ] {
-        let error = World::new(text).load().expect_err(text);
-        assert!(error.what.contains(what), "{text}: {error}");
+        let errors = World::new(text).load_all("/w/shop").expect_err(text);
+        let said = errors.all().iter().find(|error| error.what.contains(what));
+        let error = said.unwrap_or_else(|| panic!("{text}: {errors}"));
         if line > 0 {
             assert_eq!((error.line, error.key.as_str()), (line, key), "{text}: {error}");
         }

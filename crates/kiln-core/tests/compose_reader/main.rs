@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kiln_core::compose::{ComposeError, LoadRequest, Project, Service, load};
+use kiln_core::compose::{ComposeError, ComposeErrors, LoadRequest, Project, Service, load};
 
 /// Files of a machine whose project is `/w/shop`, and an environment.
 #[derive(Default)]
@@ -52,6 +52,10 @@ impl World {
     }
 
     fn load_in(&self, dir: &str) -> Result<Project, ComposeError> {
+        self.load_all(dir).map_err(|errors| errors.all()[0].clone())
+    }
+
+    fn load_all(&self, dir: &str) -> Result<Project, ComposeErrors> {
         let read = |path: &Path| -> io::Result<Vec<u8>> {
             match self.files.get(path) {
                 Some(text) => Ok(text.clone().into_bytes()),

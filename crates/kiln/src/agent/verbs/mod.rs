@@ -163,11 +163,7 @@ fn load(session: &Session, args: &ProjectArgs) -> Result<Project, Report> {
         project_name: args.project_name.clone(),
         read: &|path| std::fs::read(path),
     };
-    let project = compose::load(&request).map_err(|error| {
-        let mut report = Report::usage(error.to_string());
-        report.hint = error.hint;
-        report
-    })?;
+    let project = compose::load(&request).map_err(|errors| Report::compose("", &errors))?;
     for warning in &project.warnings {
         session.notice(warning.clone());
     }

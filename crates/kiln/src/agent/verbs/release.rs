@@ -147,11 +147,9 @@ fn load(session: &Session, wish: &Wish<'_>, commit: &Commit<'_>) -> Result<Proje
             read: &|path| reader.read(path),
         })
     };
-    let project = load(session.env.clone()).map_err(|error| {
-        let mut report = Report::usage(format!("in commit {}: {error}", commit.short()));
-        report.hint = error.hint;
-        report
-    })?;
+    let in_commit = format!("in commit {}: ", commit.short());
+    let project =
+        load(session.env.clone()).map_err(|errors| Report::compose(&in_commit, &errors))?;
     let plain = without_secrets(&project);
     let same = |env, failed| load(env).map_or(failed, |other| without_secrets(&other) == plain);
     let mut taken = Vec::new();

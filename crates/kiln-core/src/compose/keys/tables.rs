@@ -1,0 +1,499 @@
+//! The tables themselves.
+
+use super::{Keys, honoured, listed, refused};
+
+/// All tables, in the order of `docs/compose.md`.
+pub(super) const ALL: &[&Keys] = &[
+    &TOP,
+    &SERVICE,
+    &BUILD,
+    &HEALTHCHECK,
+    &DEPENDS_ON,
+    &ENV_FILE,
+    &PORT,
+    &MOUNT,
+    &MOUNT_BIND,
+    &MOUNT_VOLUME,
+    &MOUNT_TMPFS,
+    &FILE,
+    &BUILD_SECRET,
+    &CONFIG,
+    &SECRET,
+    &TOP_VOLUME,
+    &TOP_NETWORK,
+    &NETWORK,
+    &DEPLOY,
+    &RESOURCES,
+    &LIMITS,
+    &RESERVATIONS,
+    &ULIMIT,
+    &KILN,
+    &KILN_BASE,
+    &KILN_STAGE,
+    &KILN_TEST,
+    &KILN_STRATEGY,
+    &KILN_SERVICE,
+];
+
+const DEPLOY_LIMITS: &str =
+    "limits belong under deploy.resources.limits, or mem_limit, cpus, pids_limit";
+const HOST_OWNED: &str = "an instance has namespaces, names and devices of its own";
+const ONE_NETWORK: &str = "every service is on the one network `default`, by its name and aliases";
+
+pub(in crate::compose) const TOP: Keys = Keys {
+    name: "Top level",
+    keys: &[
+        honoured("configs", ""),
+        honoured("name", "`-p` and `COMPOSE_PROJECT_NAME` win over it"),
+        honoured("networks", "only `default`"),
+        honoured("secrets", ""),
+        honoured("services", ""),
+        honoured("volumes", ""),
+        honoured("x-kiln", "see below"),
+        listed("version", "no versions any more"),
+        refused("include", "name the files with -f"),
+        refused("models", ""),
+    ],
+};
+
+pub(in crate::compose) const SERVICE: Keys = Keys {
+    name: "Services",
+    keys: &[
+        honoured("build", "a directory, or the long form"),
+        honoured("cap_add", ""),
+        honoured("cap_drop", ""),
+        honoured(
+            "command",
+            "a list, or text that is split as a shell does; `[]` drops the image's",
+        ),
+        honoured("configs", ""),
+        honoured("cpus", "as `deploy.resources.limits.cpus`; different values are an error"),
+        honoured("depends_on", "list or long form; loops are an error"),
+        honoured("deploy", "see below"),
+        honoured("entrypoint", "as `command`"),
+        honoured("env_file", "one, a list, or the long form"),
+        honoured(
+            "environment",
+            "list or map; wins over `env_file`; a name without a value takes that of the environment",
+        ),
+        honoured("expose", "ports and ranges, `/udp` too"),
+        honoured(
+            "extra_hosts",
+            "list (`name=address`, `name:address`) or map; `host-gateway` is the host's address",
+        ),
+        honoured("healthcheck", ""),
+        honoured("hostname", ""),
+        honoured(
+            "image",
+            "a base of `x-kiln.bases`; an image from a registry is refused; beside `build` it is only a tag, and listed",
+        ),
+        honoured("init", ""),
+        honoured("mem_limit", "as `deploy.resources.limits.memory`; at least 6 MB"),
+        honoured("networks", "only `default`, with `aliases`"),
+        honoured("pids_limit", "as `deploy.resources.limits.pids`; 0 and less is no limit"),
+        honoured(
+            "ports",
+            "TCP; short form with ranges and addresses, or the long form; published in `dev` only",
+        ),
+        honoured("profiles", "a service that is switched off is not read any further"),
+        honoured("read_only", "not stated means read-only, unlike Compose; see the design"),
+        honoured(
+            "restart",
+            "a fresh instance, backed off; not stated means `always`, unlike Compose",
+        ),
+        honoured("scale", "only 1, listed"),
+        honoured("secrets", ""),
+        honoured("security_opt", "only `no-new-privileges`, which is always on, listed"),
+        honoured("shm_size", ""),
+        honoured("stop_grace_period", ""),
+        honoured("stop_signal", ""),
+        honoured(
+            "tmpfs",
+            "options `size=` and `mode=`; `rw`, `noexec`, `nosuid`, `nodev` are listed",
+        ),
+        honoured("ulimits", "-1 is no limit"),
+        honoured("user", ""),
+        honoured(
+            "volumes",
+            "short and long form; two with one target are an error in one file, and replace each other over several",
+        ),
+        honoured("working_dir", ""),
+        honoured("x-kiln", "see below"),
+        listed("annotations", ""),
+        listed("attach", ""),
+        listed("container_name", "names never resolve to an instance"),
+        listed("develop", ""),
+        listed("label_file", ""),
+        listed("labels", ""),
+        listed("logging", "Kiln keeps its own logs"),
+        listed("platform", ""),
+        listed("pull_policy", ""),
+        listed("pull_refresh_after", ""),
+        listed("stdin_open", ""),
+        listed("tty", ""),
+        refused("blkio_config", DEPLOY_LIMITS),
+        refused("cgroup", HOST_OWNED).unless(&["private"]),
+        refused("cgroup_parent", HOST_OWNED),
+        refused("cpu_count", "write `cpus`").unless(&["0"]),
+        refused("cpu_percent", "write `cpus`").unless(&["0"]),
+        refused("cpu_period", "write `cpus`"),
+        refused("cpu_quota", "write `cpus`"),
+        refused("cpu_rt_period", "write `cpus`").unless(&["0"]),
+        refused("cpu_rt_runtime", "write `cpus`").unless(&["0"]),
+        refused("cpu_shares", "write `cpus`"),
+        refused("cpuset", "write `cpus`"),
+        refused("credential_spec", ""),
+        refused("device_cgroup_rules", HOST_OWNED),
+        refused("devices", HOST_OWNED),
+        refused(
+            "dns",
+            "names of services come from the slot, all others from the host's resolvers",
+        ),
+        refused("dns_opt", "names come from the host's resolvers"),
+        refused("dns_search", "names come from the host's resolvers"),
+        refused("domainname", "write the full name into `hostname`"),
+        refused("extends", "use a YAML anchor and `<<`, or another file with -f"),
+        refused("external_links", ONE_NETWORK),
+        refused("gpus", HOST_OWNED),
+        refused("group_add", "write `user: USER:GROUP`"),
+        refused("ipc", HOST_OWNED).unless(&["private", "shareable"]),
+        refused("isolation", "").unless(&["default"]),
+        refused(
+            "links",
+            "services find each other by name; an alias goes under networks.default.aliases",
+        ),
+        refused("mac_address", ONE_NETWORK),
+        refused("mem_reservation", DEPLOY_LIMITS),
+        refused("mem_swappiness", DEPLOY_LIMITS).unless(&["0"]),
+        refused("memswap_limit", DEPLOY_LIMITS),
+        refused("models", ""),
+        refused("network_mode", ONE_NETWORK).unless(&["bridge", "default"]),
+        refused("oom_kill_disable", DEPLOY_LIMITS),
+        refused("oom_score_adj", DEPLOY_LIMITS).unless(&["0"]),
+        refused("pid", HOST_OWNED),
+        refused("post_start", "do it in the image's entrypoint"),
+        refused("pre_stop", "do it when the program gets its stop signal"),
+        refused("privileged", "name what it needs in `cap_add`"),
+        refused("provider", ""),
+        refused("runtime", "Kiln runs instances itself").unless(&["runc"]),
+        refused("storage_opt", ""),
+        refused("sysctls", HOST_OWNED),
+        refused("use_api_socket", ""),
+        refused("userns_mode", HOST_OWNED),
+        refused("uts", HOST_OWNED),
+        refused("volumes_from", "name the volumes in both services"),
+    ],
+};
+
+pub(in crate::compose) const BUILD: Keys = Keys {
+    name: "`build`",
+    keys: &[
+        honoured(
+            "additional_contexts",
+            "a directory, `service:NAME`, `docker-image://BASE` (or `scratch`), or `oci-layout://PATH`",
+        ),
+        honoured("args", "list or map; a name without a value takes that of the environment"),
+        honoured("context", "a directory; nothing that would have to be fetched"),
+        honoured("dockerfile", "relative to the context"),
+        honoured("dockerfile_inline", ""),
+        honoured("labels", "of the image; they count before those of the Dockerfile"),
+        honoured(
+            "network",
+            "`default` or `none`: what a RUN without `--network` has; without this key none; `host` is refused",
+        ),
+        honoured("platforms", "this machine's own; any other is refused"),
+        honoured(
+            "secrets",
+            "for `RUN --mount=type=secret`; never in the image, a cache key, a log or the ledger",
+        ),
+        honoured("shm_size", "of `/dev/shm` in steps"),
+        honoured(
+            "ssh",
+            "`default` (the caller's SSH_AUTH_SOCK) or `id=socket`; a step has only the agents named here; a key file is no agent",
+        ),
+        honoured("target", ""),
+        honoured("ulimits", "of steps"),
+        listed("cache_from", "steps are found in the store, wherever they were first carried out"),
+        listed("cache_to", ""),
+        listed("no_cache", "what is found in the store is what would be baked"),
+        listed("provenance", ""),
+        listed("pull", "bases are locked: `kiln lock --update`"),
+        listed("sbom", ""),
+        listed("tags", "an image is named by its digests"),
+        refused("entitlements", ""),
+        refused("extra_hosts", "steps have no network unless they ask: RUN --network=default"),
+        refused("isolation", "").unless(&["default"]),
+        refused("privileged", ""),
+    ],
+};
+
+pub(in crate::compose) const HEALTHCHECK: Keys = Keys {
+    name: "`healthcheck`",
+    keys: &[
+        honoured("disable", "the same as `test: [NONE]`"),
+        honoured("interval", ""),
+        honoured("retries", ""),
+        honoured("start_interval", ""),
+        honoured("start_period", ""),
+        honoured("test", "text is for the shell; a list begins with CMD, CMD-SHELL or NONE"),
+        honoured("timeout", ""),
+    ],
+};
+
+pub(in crate::compose) const DEPENDS_ON: Keys = Keys {
+    name: "`depends_on`, long form",
+    keys: &[
+        honoured("condition", ""),
+        honoured("required", ""),
+        listed("restart", "an instance whose dependency changed is always started anew"),
+    ],
+};
+
+pub(in crate::compose) const ENV_FILE: Keys = Keys {
+    name: "`env_file`, long form",
+    keys: &[honoured("format", "`raw`"), honoured("path", ""), honoured("required", "")],
+};
+
+pub(in crate::compose) const PORT: Keys = Keys {
+    name: "`ports`, long form",
+    keys: &[
+        honoured("app_protocol", ""),
+        honoured("host_ip", ""),
+        honoured("protocol", "TCP; publishing a UDP port is refused"),
+        honoured("published", "one port; without it the system chooses"),
+        honoured("target", ""),
+        listed("mode", ""),
+        listed("name", ""),
+    ],
+};
+
+pub(in crate::compose) const MOUNT: Keys = Keys {
+    name: "`volumes` of a service, long form",
+    keys: &[
+        honoured("bind", ""),
+        honoured("read_only", ""),
+        honoured("source", ""),
+        honoured("target", ""),
+        honoured("tmpfs", ""),
+        honoured("type", "`bind`, `volume`, `tmpfs`"),
+        honoured("volume", ""),
+        listed("consistency", ""),
+        refused("image", "copy the files in with a Dockerfile"),
+    ],
+};
+
+pub(in crate::compose) const MOUNT_BIND: Keys = Keys {
+    name: "`volumes.bind`",
+    keys: &[
+        honoured("propagation", "`rprivate`, `private`, listed"),
+        listed("create_host_path", ""),
+        listed("selinux", ""),
+        refused("recursive", ""),
+    ],
+};
+
+pub(in crate::compose) const MOUNT_VOLUME: Keys = Keys {
+    name: "`volumes.volume`",
+    keys: &[
+        honoured("nocopy", "`false`, listed"),
+        listed("labels", ""),
+        refused("subpath", "mount the volume as a whole"),
+    ],
+};
+
+pub(in crate::compose) const MOUNT_TMPFS: Keys =
+    Keys { name: "`volumes.tmpfs`", keys: &[honoured("mode", ""), honoured("size", "")] };
+
+pub(in crate::compose) const FILE: Keys = Keys {
+    name: "`configs` and `secrets` of a service, long form",
+    keys: &[
+        honoured("gid", ""),
+        honoured("mode", ""),
+        honoured("source", ""),
+        honoured("target", ""),
+        honoured("uid", ""),
+    ],
+};
+
+pub(in crate::compose) const BUILD_SECRET: Keys = Keys {
+    name: "`secrets` of `build`, long form",
+    keys: &[
+        honoured("gid", "where the step says nothing; 0"),
+        honoured("mode", "where the step says nothing; 0400"),
+        honoured("source", ""),
+        honoured(
+            "target",
+            "the id that the Dockerfile asks for; the source's name if it is not there",
+        ),
+        honoured("uid", "where the step says nothing; 0"),
+    ],
+};
+
+pub(in crate::compose) const CONFIG: Keys = Keys {
+    name: "`configs` at the top",
+    keys: &[
+        honoured("content", ""),
+        honoured("environment", ""),
+        honoured("external", "`false`, listed"),
+        honoured("file", ""),
+        listed("labels", ""),
+        listed("name", ""),
+        refused("template_driver", "write `content`, which is interpolated"),
+    ],
+};
+
+pub(in crate::compose) const SECRET: Keys = Keys {
+    name: "`secrets` at the top",
+    keys: &[
+        honoured("environment", ""),
+        honoured("external", "`false`, listed"),
+        honoured("file", ""),
+        listed("labels", ""),
+        listed("name", ""),
+        refused("content", "a secret in the file is none: write `file` or `environment`"),
+        refused("driver", "write `file` or `environment`"),
+        refused("driver_opts", "write `file` or `environment`"),
+        refused("template_driver", "write `file` or `environment`"),
+    ],
+};
+
+pub(in crate::compose) const TOP_VOLUME: Keys = Keys {
+    name: "`volumes` at the top",
+    keys: &[
+        honoured("driver", "`local`, listed"),
+        honoured("external", "`false`, listed"),
+        listed("labels", ""),
+        listed("name", ""),
+        refused(
+            "driver_opts",
+            "a volume is a directory of Kiln's own; for another use a bind mount",
+        ),
+    ],
+};
+
+pub(in crate::compose) const TOP_NETWORK: Keys = Keys {
+    name: "`networks` at the top",
+    keys: &[
+        honoured("driver", "`bridge`, listed"),
+        honoured("external", "`false`, listed"),
+        listed("attachable", ""),
+        listed("labels", ""),
+        listed("name", ""),
+        refused("driver_opts", ONE_NETWORK),
+        refused("enable_ipv4", ONE_NETWORK),
+        refused("enable_ipv6", ONE_NETWORK),
+        refused("internal", ONE_NETWORK),
+        refused("ipam", "Kiln claims its addresses by itself"),
+    ],
+};
+
+pub(in crate::compose) const NETWORK: Keys = Keys {
+    name: "`networks` of a service",
+    keys: &[
+        honoured("aliases", ""),
+        listed("gw_priority", ""),
+        listed("priority", ""),
+        refused("driver_opts", ONE_NETWORK),
+        refused("interface_name", ONE_NETWORK),
+        refused("ipv4_address", "addresses are Kiln's to give; use the service's name"),
+        refused("ipv6_address", "addresses are Kiln's to give; use the service's name"),
+        refused("link_local_ips", "addresses are Kiln's to give; use the service's name"),
+        refused("mac_address", ONE_NETWORK),
+    ],
+};
+
+pub(in crate::compose) const DEPLOY: Keys = Keys {
+    name: "`deploy`",
+    keys: &[
+        honoured("mode", "`replicated`, listed"),
+        honoured("replicas", "only 1, listed"),
+        honoured("resources", ""),
+        listed("endpoint_mode", ""),
+        listed("labels", ""),
+        listed("placement", ""),
+        refused("restart_policy", "write `restart` in the service"),
+        refused("rollback_config", "`kiln rollback` moves the whole release back"),
+        refused("update_config", "a release is switched as a whole"),
+    ],
+};
+
+pub(in crate::compose) const RESOURCES: Keys = Keys {
+    name: "`deploy.resources`",
+    keys: &[honoured("limits", ""), honoured("reservations", "nothing of it has an effect")],
+};
+
+pub(in crate::compose) const LIMITS: Keys = Keys {
+    name: "`deploy.resources.limits`",
+    keys: &[honoured("cpus", ""), honoured("memory", ""), honoured("pids", "")],
+};
+
+pub(in crate::compose) const RESERVATIONS: Keys = Keys {
+    name: "`deploy.resources.reservations`",
+    keys: &[
+        listed("cpus", ""),
+        listed("memory", ""),
+        refused("devices", HOST_OWNED),
+        refused("generic_resources", ""),
+    ],
+};
+
+pub(in crate::compose) const ULIMIT: Keys =
+    Keys { name: "`ulimits`, long form", keys: &[honoured("hard", ""), honoured("soft", "")] };
+
+pub(in crate::compose) const KILN: Keys = Keys {
+    name: "`x-kiln` at the top",
+    keys: &[
+        honoured("bases", ""),
+        honoured("stages", ""),
+        honoured(
+            "volatile",
+            "paths at which a volume without a name is no data, in whichever service; see [data](data.md)",
+        ),
+    ],
+};
+
+pub(in crate::compose) const KILN_BASE: Keys = Keys {
+    name: "`x-kiln.bases`",
+    keys: &[
+        honoured("debian", "the suite"),
+        honoured("minimal", "only the named packages, unpacked and not configured"),
+        honoured("packages", "names without versions: those are in `kiln.lock`"),
+    ],
+};
+
+pub(in crate::compose) const KILN_STAGE: Keys = Keys {
+    name: "`x-kiln.stages`",
+    keys: &[
+        honoured("after", "the stage whose release is deployed by default"),
+        honoured(
+            "drain",
+            "how long what is under way may go on after a switch; 10 s in `dev`, else 10 min",
+        ),
+        honoured("keep", "at most 1000"),
+        honoured("ports", "published ports of a stage other than `dev`, by service"),
+        honoured("rebuild", "`HH:MM`; checked and listed, without effect for now"),
+        honoured("strategy", "checked and listed, without effect for now"),
+        honoured("test", "checked and listed, without effect for now"),
+    ],
+};
+
+pub(in crate::compose) const KILN_TEST: Keys = Keys {
+    name: "`x-kiln.stages.test`",
+    keys: &[honoured("command", ""), honoured("service", ""), honoured("timeout", "")],
+};
+
+pub(in crate::compose) const KILN_STRATEGY: Keys = Keys {
+    name: "`x-kiln.stages.strategy`",
+    keys: &[honoured("canary", ""), honoured("hold", "")],
+};
+
+pub(in crate::compose) const KILN_SERVICE: Keys = Keys {
+    name: "`x-kiln` of a service",
+    keys: &[
+        honoured(
+            "volatile",
+            "paths whose content is no data: each is a folder that goes with the instance; see [data](data.md)",
+        ),
+        honoured("worker", "nobody can call it, whatever it exposes"),
+    ],
+};
