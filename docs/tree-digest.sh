@@ -4,17 +4,25 @@
 # and coreutils), awk, and getfattr (attr). Run it as root, or capabilities and what others may not
 # read cannot be seen.
 #
-#   tree-digest.sh [-l] DIR
+# A tree in which every time is the constant of what Kiln bakes is listed without times (version 1).
+# With -1, any tree is: for a copy that lost its times.
+#
+#   tree-digest.sh [-l] [-1] DIR
 set -eu
 LC_ALL=C
 export LC_ALL
 
 list=
-if [ "${1-}" = -l ]; then
-    list=1
+timeless=
+while :; do
+    case ${1-} in
+    -l) list=1 ;;
+    -1) timeless=1 ;;
+    *) break ;;
+    esac
     shift
-fi
-[ $# -eq 1 ] && [ -d "$1" ] || { echo "usage: tree-digest.sh [-l] DIR" >&2; exit 2; }
+done
+[ $# -eq 1 ] && [ -d "$1" ] || { echo "usage: tree-digest.sh [-l] [-1] DIR" >&2; exit 2; }
 command -v getfattr > /dev/null || { echo "tree-digest.sh: needs getfattr (package attr)" >&2; exit 2; }
 
 work=$(mktemp -d)
@@ -35,7 +43,8 @@ records() {
         }'
 }
 
-find . ! -type s -printf '%P\0%y\0%m\0%U\0%G\0%s\0%D:%i\0%l\0' | records 8 | sort > "$work/entries"
+find . ! -type s -printf '%P\0%y\0%m\0%U\0%G\0%s\0%D:%i\0%l\0%T@\0' | records 9 |
+    sort > "$work/entries"
 find . -type f -print0 | xargs -0 -r sha256sum -z -- | records 1 > "$work/contents"
 find . \( -type b -o -type c \) -print0 | xargs -0 -r stat --printf '%n\0%t\0%T\0' -- |
     records 3 > "$work/devices"
@@ -43,8 +52,9 @@ find . ! -type s -print0 |
     xargs -0 -r getfattr -h -d -e hex -m '^(user\.|security\.capability$)' --absolute-names -- \
     > "$work/attributes"
 
-awk -v work="$work" '
+awk -v work="$work" -v timeless="$timeless" '
     BEGIN {
+        epoch = "1577836800"
         for (i = 0; i < 256; i++) {
             hex = sprintf("%02x", i)
             char[hex] = sprintf("%c", i)
@@ -72,6 +82,12 @@ awk -v work="$work" '
     # Hex → escaped.
     function escaped(hex,    i, out) {
         for (i = 1; i < length(hex); i += 2) out = out escape[substr(hex, i, 2)]
+        return out
+    }
+    # Seconds with a fraction → whole ones.
+    function seconds(hex,    out) {
+        out = text(hex)
+        sub(/\..*/, "", out)
         return out
     }
     function number(digits,    i, out) {
@@ -120,13 +136,17 @@ awk -v work="$work" '
         return out
     }
     BEGIN {
-        print "#mtree"
+        while (!timeless && (getline < (work "/entries")) > 0)
+            if (seconds($9) != epoch) times = 1
+        close(work "/entries")
+        print times ? "#mtree 2" : "#mtree"
         while ((getline < (work "/entries")) > 0) {
             path = $1
             kind = name[$2]
             mode = substr("000" text($3), length(text($3)))
             line = (path == "" ? "." : "./" escaped(path)) " type=" kind " mode=" mode
             line = line " uid=" text($4) " gid=" text($5)
+            if (times) line = line " time=" seconds($9) ".000000000"
             inode = $7
             own = path
             if (kind == "file" && (inode in first)) {

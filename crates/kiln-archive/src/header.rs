@@ -13,6 +13,8 @@ pub(crate) struct Header {
     pub(crate) uid: u64,
     pub(crate) gid: u64,
     pub(crate) size: u64,
+    /// Seconds since 1970; 0 for what is no number.
+    pub(crate) time: i64,
     pub(crate) flag: u8,
     pub(crate) link: Vec<u8>,
     /// Name of the owner and of the group; empty before ustar.
@@ -55,6 +57,7 @@ impl Header {
             uid: at("owner", &block[108..116])?,
             gid: at("group", &block[116..124])?,
             size: at("size", &block[124..136])?,
+            time: time(&block[136..148]),
             flag: block[156],
             link: text(&block[157..257]),
             user: if ustar || gnu { text(&block[265..297]) } else { Vec::new() },
@@ -109,9 +112,27 @@ pub(crate) fn number(field: &[u8]) -> Option<u64> {
     })
 }
 
+/// A time; old writers left all kinds of things there, so what is none is the start of 1970.
+fn time(field: &[u8]) -> i64 {
+    if field[0] & 0xc0 == 0xc0 {
+        // Before 1970: two's complement.
+        let mut bytes = [0xff; 8];
+        bytes.copy_from_slice(&field[field.len() - 8..]);
+        return i64::from_be_bytes(bytes);
+    }
+    number(field).and_then(|time| i64::try_from(time).ok()).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::number;
+    use super::{number, time};
+
+    #[test]
+    fn times() {
+        assert_eq!(time(b"14504300000\0"), 0o14_504_300_000);
+        assert_eq!(time(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe"), -2);
+        assert_eq!(time(b"some rubbish"), 0);
+    }
 
     #[test]
     fn numbers() {

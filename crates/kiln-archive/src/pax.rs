@@ -13,6 +13,8 @@ pub(crate) struct Pax {
     pub(crate) size: Option<u64>,
     pub(crate) uid: Option<u64>,
     pub(crate) gid: Option<u64>,
+    /// Whole seconds since 1970, rounded down.
+    pub(crate) time: Option<i64>,
     pub(crate) user: Option<Vec<u8>>,
     pub(crate) group: Option<Vec<u8>>,
     /// `SCHILY.xattr.NAME`.
@@ -66,6 +68,8 @@ impl Pax {
             b"size" => self.size = optional()?,
             b"uid" => self.uid = optional()?,
             b"gid" => self.gid = optional()?,
+            b"mtime" if value.is_empty() => self.time = None,
+            b"mtime" => self.time = Some(seconds(value)?),
             b"uname" => self.user = text()?,
             b"gname" => self.group = text()?,
             b"GNU.sparse.major" => self.sparse.major = optional()?,
@@ -112,6 +116,22 @@ pub(crate) fn decimal(text: &[u8]) -> Option<u64> {
     digits.then(|| std::str::from_utf8(text).ok()?.parse().ok()).flatten()
 }
 
+/// The whole seconds of a decimal number with an optional sign and fraction, rounded down.
+fn seconds(text: &[u8]) -> Option<i64> {
+    let (negative, digits) = match text.strip_prefix(b"-") {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let point = digits.iter().position(|byte| *byte == b'.').unwrap_or(digits.len());
+    let whole = i64::try_from(decimal(&digits[..point])?).ok()?;
+    let fraction = digits.get(point + 1..).unwrap_or_default();
+    if !fraction.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let part = fraction.iter().any(|digit| *digit != b'0');
+    Some(if negative { -whole - i64::from(part) } else { whole })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +145,23 @@ mod tests {
         assert_eq!(pax.path.as_deref(), Some(&b"b=\xff"[..]));
         assert_eq!((pax.size, pax.uid), (Some(4096), None));
         assert_eq!(pax.xattrs[&b"user.x"[..]], b"1\n2");
+    }
+
+    #[test]
+    fn times_are_rounded_down() {
+        for (text, expected) in [
+            (&b"1577836800.123456789"[..], Some(1_577_836_800)),
+            (b"5", Some(5)),
+            (b"5.", Some(5)),
+            (b"-1.5", Some(-2)),
+            (b"-1.0", Some(-1)),
+            (b"1e9", None),
+            (b"1.-5", None),
+            (b"", None),
+            (b"99999999999999999999", None),
+        ] {
+            assert_eq!(seconds(text), expected, "{}", text.escape_ascii());
+        }
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct Entry {
     pub uid: u64,
     /// Number of the group.
     pub gid: u64,
+    /// When it was changed last: whole seconds since 1970, rounded down.
+    pub time: i64,
     /// Name of the owner, where it has one.
     pub user: Vec<u8>,
     /// Name of the group, where it has one.
@@ -223,6 +225,7 @@ impl<'a> Reader<'a> {
             mode: header.mode,
             uid: pax.uid.unwrap_or(header.uid),
             gid: pax.gid.unwrap_or(header.gid),
+            time: pax.time.unwrap_or(header.time),
             user: pax.user.unwrap_or(header.user),
             group: pax.group.unwrap_or(header.group),
             xattrs: pax.xattrs,

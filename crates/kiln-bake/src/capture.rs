@@ -4,7 +4,8 @@
 //! the merged mount: after a `chmod` with `metacopy` the upper file has the right size and only
 //! zeros, and after a rename with `redirect_dir` the upper directory is empty.
 //!
-//! What is left out: times; every extended attribute but `security.capability` and `user.*`;
+//! What is left out: times, but for what has the content that it had before the step, which keeps
+//! the time that it came with; every extended attribute but `security.capability` and `user.*`;
 //! sockets; empty stubs that the sandbox made to mount on; and the caches and logs of
 //! [`left_out`], which differ from run to run and which nothing needs. Java's trust store loses the
 //! times at which its entries were put in.
@@ -18,7 +19,8 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path as FsPath, PathBuf};
 
 use kiln_core::Digest;
-use kiln_core::tree::{Kind, Node, Path, Tree};
+use kiln_core::tree::{EPOCH, Kind, Node, Path, Tree};
+use kiln_core::tree_diff::content;
 use kiln_store::mount::mount_image;
 use kiln_store::{Lower, Store, Upper};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
@@ -298,11 +300,24 @@ impl Capture<'_> {
         };
         let mut node = Node::new(kind, (stat.st_mode & 0o7777) as u16);
         (node.uid, node.gid, node.xattrs) = (stat.st_uid, stat.st_gid, xattrs);
+        node.time = self.time(path, &node.kind);
         Ok(Some(node))
     }
 }
 
 impl Capture<'_> {
+    /// The time of what is now at `path`: what has the content that it had keeps its time, so that
+    /// a `chown` leaves Python's compiled modules valid. What a step changed has the constant one.
+    fn time(&self, path: &[u8], kind: &Kind) -> i64 {
+        let Some(old) = self.parent.get(path) else { return EPOCH };
+        let same = match (kind, &old.kind) {
+            (Kind::Dir, Kind::Dir) => true,
+            (Kind::File { size, digest }, _) => content(self.parent, old) == Some((*size, *digest)),
+            (now, old) => now == old,
+        };
+        if same { old.time } else { EPOCH }
+    }
+
     /// What `file` holds instead, if it is the trust store of Java at its place. The length is the
     /// same, and `file` is not moved on.
     fn timeless(path: &[u8], file: &File, size: u64) -> io::Result<Option<Vec<u8>>> {

@@ -3,11 +3,11 @@
 
 use kiln_core::Digest;
 use kiln_core::digest::Hasher;
-use kiln_core::tree::{Kind, Node, Path};
+use kiln_core::tree::{EPOCH, Kind, Node, Path};
 
 /// Version of everything that decides what a step makes of its inputs. Raise it when the result of
 /// a step for the same inputs changes.
-const FORMAT: &[u8] = b"kiln bake step 4";
+const FORMAT: &[u8] = b"kiln bake step 5";
 
 /// A key under construction.
 pub(crate) struct Key(Hasher);
@@ -55,7 +55,10 @@ impl Key {
     ) -> Self {
         let head = self.number(entries.len() as u64);
         entries.fold(head, |key, (path, node)| {
-            let key = key.bytes(path).number(u64::from(node.mode));
+            // A time of its own is flagged beside the mode, which has only twelve bits.
+            let timed = node.time != EPOCH;
+            let key = key.bytes(path).number(u64::from(node.mode) | u64::from(timed) << 32);
+            let key = if timed { key.number(node.time.cast_unsigned()) } else { key };
             let key = key.number(u64::from(node.uid) << 32 | u64::from(node.gid));
             let key = match &node.kind {
                 Kind::Dir => key.number(0),

@@ -1,12 +1,23 @@
 //! A normalised file tree and its canonical listing, whose sha256 is the **tree digest**.
 //!
-//! The listing is mtree(5) text, specified in `docs/tree-digest.md`. Times are no part of it: all
-//! files of an image carry one epoch, which is a property of the carrier (EROFS, tar).
+//! The listing is mtree(5) text, specified in `docs/tree-digest.md`. What Kiln bakes has one
+//! constant time, [`EPOCH`], and a tree of such entries alone is listed without times (version 1).
+//! Files that came in an archive keep their own time; a tree with any of those is listed with the
+//! time of every entry (version 2).
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::digest::Digest;
+
+/// The time of everything that did not come in an archive: 2020-01-01T00:00:00Z, in seconds.
+pub const EPOCH: i64 = 1_577_836_800;
+
+/// Latest time that is kept, in seconds: the last whole one that fits 64 bits of nanoseconds.
+const LATEST: i64 = i64::MAX / 1_000_000_000;
+
+/// First line of a listing without times, and of one with them.
+const HEAD: [&str; 2] = ["#mtree", "#mtree 2"];
 
 /// Path of an entry: bytes, relative, no leading or trailing slash; the root is empty.
 pub type Path = Vec<u8>;
@@ -31,6 +42,8 @@ pub struct Node {
     pub gid: u32,
     /// Extended attributes that are kept (`security.capability`, `user.*`), by full name.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Modification time in whole seconds since 1970: [`EPOCH`], but for what came in an archive.
+    pub time: i64,
 }
 
 /// The type of an entry, with what only that type has.
@@ -75,10 +88,18 @@ pub enum Kind {
 }
 
 impl Node {
-    /// A node owned by root without extended attributes.
+    /// A node owned by root without extended attributes, with the constant time.
     pub fn new(kind: Kind, mode: u16) -> Self {
         let mode = if matches!(kind, Kind::Symlink { .. }) { 0o777 } else { mode };
-        Self { kind, mode, uid: 0, gid: 0, xattrs: BTreeMap::new() }
+        Self { kind, mode, uid: 0, gid: 0, xattrs: BTreeMap::new(), time: EPOCH }
+    }
+
+    /// The node with the time that an archive gives it. One that file systems do not keep becomes
+    /// the start of 1970, as with Docker and Podman.
+    #[must_use]
+    pub fn with_archive_time(self, seconds: i64) -> Self {
+        let time = if (0..=LATEST).contains(&seconds) { seconds } else { 0 };
+        Self { time, ..self }
     }
 
     /// Bytes of content; 0 for everything but the first name of a file.
@@ -189,12 +210,19 @@ impl Tree {
             .collect()
     }
 
+    /// Whether every entry has the constant time.
+    pub fn is_timeless(&self) -> bool {
+        self.entries.values().all(|node| node.time == EPOCH)
+    }
+
     /// The canonical listing: what the tree digest is taken over.
     pub fn listing(&self) -> String {
-        let mut out = String::with_capacity(self.entries.len() * 128);
-        out.push_str("#mtree\n");
+        let times = !self.is_timeless();
+        let mut out = String::with_capacity(self.entries.len() * 160);
+        out.push_str(HEAD[usize::from(times)]);
+        out.push('\n');
         for (path, node) in &self.entries {
-            line(&mut out, path, node);
+            line(&mut out, path, node, times);
         }
         out
     }
@@ -211,18 +239,63 @@ impl Tree {
     /// Names the first line that cannot be read.
     pub fn parse(listing: &str) -> Result<Self, ParseListingError> {
         let mut lines = listing.lines().enumerate();
-        if lines.next().map(|(_, line)| line) != Some("#mtree") {
-            return Err(ParseListingError { line: 1, what: "expected `#mtree`".into() });
-        }
+        let head = lines.next().map(|(_, line)| line);
+        let Some(version) = HEAD.iter().position(|known| head == Some(known)) else {
+            let what = format!("expected `{}` or `{}`", HEAD[0], HEAD[1]);
+            return Err(ParseListingError { line: 1, what });
+        };
         let mut entries = BTreeMap::new();
         for (at, line) in lines {
-            let (path, node) =
-                parse_line(line).map_err(|what| ParseListingError { line: at + 1, what })?;
+            let (path, node) = parse_line(line, version == 1)
+                .map_err(|what| ParseListingError { line: at + 1, what })?;
             entries.insert(path, node);
         }
         Ok(Self { entries })
     }
 }
+
+/// One entry as a line of a listing of version 2, without the end of line.
+pub fn entry_line(path: &[u8], node: &Node) -> String {
+    let mut out = String::new();
+    line(&mut out, path, node, true);
+    out.truncate(out.trim_end().len());
+    out
+}
+
+/// Reads what [`entry_line`] wrote.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_entry(line: &str) -> Result<(Path, Node), String> {
+    parse_line(line, true)
+}
+
+/// A path as it stands in a listing.
+pub fn path_text(path: &[u8]) -> String {
+    let mut out = String::from(".");
+    if !path.is_empty() {
+        out.push('/');
+        escape(&mut out, path);
+    }
+    out
+}
+
+/// Reads what [`path_text`] wrote.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_path_text(text: &str) -> Result<Path, String> {
+    parse_path(text)
+}
+
+/// Whether bytes begin as a listing of any version does.
+pub fn begins_listing(bytes: &[u8]) -> bool {
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    bytes.len() > line.len() && HEAD.iter().any(|head| line == head.as_bytes())
+}
+
+/// Bytes that suffice for [`begins_listing`].
+pub const LISTING_HEAD: usize = HEAD[1].len() + 1;
 
 /// Why a text is no listing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -234,12 +307,8 @@ pub struct ParseListingError {
     pub what: String,
 }
 
-fn line(out: &mut String, path: &[u8], node: &Node) {
-    out.push('.');
-    if !path.is_empty() {
-        out.push('/');
-        escape(out, path);
-    }
+fn line(out: &mut String, path: &[u8], node: &Node, times: bool) {
+    out.push_str(&path_text(path));
     let kind = match &node.kind {
         Kind::Dir => "dir",
         Kind::File { .. } | Kind::Hardlink { .. } => "file",
@@ -250,6 +319,9 @@ fn line(out: &mut String, path: &[u8], node: &Node) {
     };
     let Node { mode, uid, gid, .. } = node;
     let _ = write!(out, " type={kind} mode={mode:04o} uid={uid} gid={gid}");
+    if times {
+        let _ = write!(out, " time={}.000000000", node.time);
+    }
     match &node.kind {
         Kind::File { size, digest } => {
             let _ = write!(out, " size={size} sha256digest={}", digest.hex());
@@ -317,7 +389,7 @@ fn parse_path(text: &str) -> Result<Path, String> {
     unescape(text.strip_prefix("./").ok_or_else(|| format!("`{text}` does not begin with `./`"))?)
 }
 
-fn parse_line(line: &str) -> Result<(Path, Node), String> {
+fn parse_line(line: &str, times: bool) -> Result<(Path, Node), String> {
     let mut words = line.split(' ');
     let path = parse_path(words.next().unwrap_or_default())?;
     let mut keys: BTreeMap<&str, &str> = BTreeMap::new();
@@ -357,7 +429,16 @@ fn parse_line(line: &str) -> Result<(Path, Node), String> {
         other => return Err(format!("unknown type `{other}`")),
     };
     let mode = u16::from_str_radix(get("mode")?, 8).map_err(|_| "bad `mode=`".to_owned())?;
-    Ok((path, Node { kind, mode, uid: number("uid")?, gid: number("gid")?, xattrs }))
+    let time = if times { parse_time(get("time")?)? } else { EPOCH };
+    Ok((path, Node { kind, mode, uid: number("uid")?, gid: number("gid")?, xattrs, time }))
+}
+
+/// Whole seconds, in the form that mtree(5) has for seconds and nanoseconds.
+fn parse_time(text: &str) -> Result<i64, String> {
+    let seconds = text.strip_suffix(".000000000").and_then(|text| text.parse().ok());
+    seconds
+        .filter(|seconds| (0..=LATEST).contains(seconds))
+        .ok_or_else(|| format!("`time={text}` is no time in whole seconds"))
 }
 
 fn parse_hex(text: &str) -> Result<Vec<u8>, String> {
@@ -403,10 +484,65 @@ mod tests {
         assert_eq!(sample().listing(), expected);
     }
 
+    /// The same with the time that an archive gave to one file and its further name.
+    fn sample_with_times() -> Tree {
+        let mut tree = sample();
+        for path in [&b"usr/bin/a b"[..], b"usr/bin/c"] {
+            tree.entries.get_mut(path).unwrap().time = 1_700_000_000;
+        }
+        tree
+    }
+
+    #[test]
+    fn golden_listing_with_times() {
+        let expected = "#mtree 2\n\
+            . type=dir mode=0755 uid=0 gid=0 time=1577836800.000000000\n\
+            ./bin type=link mode=0777 uid=0 gid=0 time=1577836800.000000000 link=usr/bin\n\
+            ./dev type=dir mode=0755 uid=0 gid=0 time=1577836800.000000000\n\
+            ./dev/tty type=char mode=0666 uid=0 gid=5 time=1577836800.000000000 device=linux,5,0 \
+            xattr.user.x=00ff\n\
+            ./usr type=dir mode=0755 uid=0 gid=0 time=1577836800.000000000\n\
+            ./usr/bin type=dir mode=0755 uid=0 gid=0 time=1577836800.000000000\n\
+            ./usr/bin/a\\040b type=file mode=0755 uid=0 gid=0 time=1700000000.000000000 size=3 \
+            sha256digest=ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\n\
+            ./usr/bin/c type=file mode=0755 uid=0 gid=0 time=1700000000.000000000 \
+            hardlink=./usr/bin/a\\040b\n";
+        assert_eq!(sample_with_times().listing(), expected);
+        let digest = "sha256:aac23707dd9d9199875dcb1e6418452227f91283fbf38754ef87a113bb47be19";
+        assert_eq!(sample_with_times().digest().to_string(), digest);
+    }
+
     #[test]
     fn listing_round_trips() {
-        let tree = sample();
-        assert_eq!(Tree::parse(&tree.listing()).unwrap(), tree);
+        for tree in [sample(), sample_with_times()] {
+            assert_eq!(Tree::parse(&tree.listing()).unwrap(), tree);
+        }
+    }
+
+    #[test]
+    fn a_time_of_an_archive_is_kept_where_a_file_system_can() {
+        let node = Node::new(Kind::Dir, 0o755);
+        let kept = |time| node.clone().with_archive_time(time).time;
+        assert_eq!(
+            [kept(0), kept(5), kept(-1), kept(LATEST), kept(LATEST + 1)],
+            [0, 5, 0, LATEST, 0]
+        );
+        // A tree whose archive has the constant time is no other one than a baked one.
+        let mut tree = Tree::new();
+        tree.insert(b"a", Node::new(Kind::Fifo, 0o644).with_archive_time(EPOCH));
+        assert!(tree.listing().starts_with("#mtree\n"));
+    }
+
+    #[test]
+    fn a_listing_with_times_has_one_on_every_line() {
+        let good = "#mtree 2\n. type=dir mode=0755 uid=0 gid=0 time=5.000000000\n";
+        assert_eq!(Tree::parse(good).unwrap().entries[b"".as_slice()].time, 5);
+        for time in ["", " time=5", " time=-5.000000000", " time=5.000000001", " time=x.000000000"]
+        {
+            let text = format!("#mtree 2\n. type=dir mode=0755 uid=0 gid=0{time}\n");
+            assert_eq!(Tree::parse(&text).unwrap_err().line, 2, "{time}");
+        }
+        assert_eq!(Tree::parse("#mtree 3\n").unwrap_err().line, 1);
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub enum Aspect {
     Gid,
     /// Extended attributes.
     Xattrs,
+    /// Modification time.
+    Time,
 }
 
 /// Every path at which `new` differs from `old`, ordered by path as bytes.
@@ -146,6 +148,7 @@ fn aspects((old_tree, old): (&Tree, &Node), (new_tree, new): (&Tree, &Node)) -> 
     differs(Aspect::Uid, old.uid != new.uid);
     differs(Aspect::Gid, old.gid != new.gid);
     differs(Aspect::Xattrs, old.xattrs != new.xattrs);
+    differs(Aspect::Time, old.time != new.time);
     aspects
 }
 
@@ -175,6 +178,7 @@ impl Aspect {
             Self::Uid => "uid",
             Self::Gid => "gid",
             Self::Xattrs => "xattrs",
+            Self::Time => "time",
         }
     }
 
@@ -205,6 +209,7 @@ impl Aspect {
             Self::Uid => node.uid.to_string(),
             Self::Gid => node.gid.to_string(),
             Self::Xattrs => xattrs(node),
+            Self::Time => node.time.to_string(),
         }
     }
 }
@@ -296,6 +301,7 @@ mod tests {
             (with(&|node| node.gid = 7), "f:gid"),
             (with(&|node| drop(node.xattrs.insert(b"user.a".to_vec(), vec![1]))), "f:xattrs"),
             (with(&|node| node.kind = file("2").kind), "f:content"),
+            (with(&|node| node.time = 7), "f:time"),
             (tree(&[("f", link("g"))]), "f:type"),
             (tree(&[("f", Node::new(Kind::Fifo, 0o600))]), "f:type,mode"),
         ] {

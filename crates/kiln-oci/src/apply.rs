@@ -68,7 +68,7 @@ fn place(
         Type::CharDevice(major, minor) => Kind::CharDevice { major, minor },
         Type::BlockDevice(major, minor) => Kind::BlockDevice { major, minor },
     };
-    let mut node = Node::new(kind, entry.mode);
+    let mut node = Node::new(kind, entry.mode).with_archive_time(entry.time);
     (node.uid, node.gid) = (entry.uid, entry.gid);
     // As at capture: the rest is the machine's on which the layer was made.
     let kept = |name: &[u8]| name == b"security.capability" || name.starts_with(b"user.");

@@ -28,6 +28,8 @@ pub(crate) struct Entry {
     pub mode: u16,
     pub uid: u32,
     pub gid: u32,
+    /// Whole seconds since 1970.
+    pub time: i64,
     /// Extended attributes by full name.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Where the content begins in the archive, and its length there; `None` of a file with holes.
@@ -73,6 +75,7 @@ pub(crate) fn next(reader: &mut Reader<'_>) -> Result<Option<Entry>> {
         mode: (entry.mode & 0o7777) as u16,
         uid: number(entry.uid, "owner")?,
         gid: number(entry.gid, "group")?,
+        time: entry.time,
         xattrs: entry.xattrs,
         extent: entry.extent,
     }))

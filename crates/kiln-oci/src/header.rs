@@ -58,6 +58,10 @@ pub(crate) fn of_node(path: &[u8], node: &Node) -> Result<Vec<u8>> {
             records.set(key, id.to_string().as_bytes());
         }
     }
+    let time = node.time.to_string();
+    if !u64::try_from(node.time).is_ok_and(|time| header.octal(136, 12, time)) {
+        records.set(b"mtime", time.as_bytes());
+    }
     if !header.octal(124, 12, node.size()) {
         records.set(b"size", node.size().to_string().as_bytes());
     }

@@ -260,7 +260,8 @@ impl Collector<'_> {
             return self.kept.add(digest);
         }
         let content = self.store.get(digest)?;
-        if content.starts_with(b"#mtree\n") && self.mark_listing(digest, &content).is_ok() {
+        if kiln_core::tree::begins_listing(&content) && self.mark_listing(digest, &content).is_ok()
+        {
             return Ok(());
         }
         if content.starts_with(b"{\"format\":")

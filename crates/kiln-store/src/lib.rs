@@ -61,6 +61,4 @@ pub use steps::StepTurn;
 pub use store::Store;
 pub use typed::StoredTree;
 
-/// The one modification time of everything inside images: 2020-01-01T00:00:00Z, in seconds since
-/// the Unix epoch. Times are no part of a tree's identity, so a constant serves all carriers.
-pub const EPOCH: i64 = 1_577_836_800;
+pub use kiln_core::tree::EPOCH;

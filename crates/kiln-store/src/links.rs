@@ -2,7 +2,7 @@
 //!
 //! A hard link shares owner, mode and attributes with all its names, so there is one copy of a
 //! content for each set of those that occurs: `links/objects/ab/<62 hex>`; the most common set
-//! (0644, root, no attributes) is the object itself. Within one tree, two entries with the same
+//! (0644, root, the constant time, no attributes) is the object itself. Within one tree, two entries with the same
 //! content and the same attributes must not look like hard links to one another: the second one
 //! takes a second copy, and so on. Real hard links of a tree share theirs.
 //!
@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, XattrFlags};
 
 use crate::durable::Published;
 use crate::error::{Context as _, Error, Result};
-use crate::mount::{epoch_times, remove_tree};
+use crate::mount::{remove_tree, times};
 use crate::store::Store;
 
 /// What the files of a folder are.
@@ -150,7 +150,8 @@ impl Builder<'_> {
         let key = Digest::of(attributes_key(node, digest));
         let nth = self.copies.entry(key).or_default();
         *nth += 1;
-        let plain = node.mode == 0o644 && node.uid == 0 && node.gid == 0 && node.xattrs.is_empty();
+        let plain = (node.mode, node.uid, node.gid, node.time) == (0o644, 0, 0, crate::EPOCH)
+            && node.xattrs.is_empty();
         let copy = if plain && *nth == 1 {
             if !self.store.contains(digest) {
                 return Err(Fault::Store(Error::Missing(*digest)));
@@ -197,8 +198,9 @@ impl Builder<'_> {
 
 /// What distinguishes copies of one content.
 fn attributes_key(node: &Node, digest: &Digest) -> Vec<u8> {
-    let Node { mode, uid, gid, xattrs, .. } = node;
-    let mut key = format!("{digest} {mode:o} {uid} {gid}\n").into_bytes();
+    let Node { mode, uid, gid, xattrs, time, .. } = node;
+    let time = if *time == crate::EPOCH { String::new() } else { format!(" {time}") };
+    let mut key = format!("{digest} {mode:o} {uid} {gid}{time}\n").into_bytes();
     for (name, value) in xattrs {
         key.extend((name.len() as u64).to_le_bytes());
         key.extend(name);
@@ -213,7 +215,7 @@ fn make_node(at: &Path, kind: FileType, major: u32, minor: u32) -> io::Result<()
     Ok(rustix::fs::mknodat(CWD, at, kind, Mode::from_raw_mode(0o600), device)?)
 }
 
-/// Gives what is at `at` the node's owner, attributes, mode and the one time. In this order: a
+/// Gives what is at `at` the node's owner, attributes, mode and time. In this order: a
 /// change of owner clears set-id bits and capabilities, everything else changes no time.
 fn dress(at: &Path, node: &Node) -> io::Result<()> {
     let flags = AtFlags::SYMLINK_NOFOLLOW;
@@ -226,5 +228,5 @@ fn dress(at: &Path, node: &Node) -> io::Result<()> {
         let mode = Mode::from_raw_mode(node.mode.into());
         rustix::fs::chmodat(CWD, at, mode, AtFlags::empty())?;
     }
-    Ok(rustix::fs::utimensat(CWD, at, &epoch_times(), flags)?)
+    Ok(rustix::fs::utimensat(CWD, at, &times(node.time), flags)?)
 }

@@ -7,7 +7,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
-use kiln_core::tree::Kind;
+use kiln_core::tree::{Kind, LISTING_HEAD, begins_listing};
 use kiln_core::{Digest, ImageConfig, Release, Tree};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -210,6 +210,8 @@ impl Store {
 
 /// Whether the file begins as a tree listing does.
 pub(crate) fn is_listing(path: &Path) -> bool {
-    let mut head = [0; 7];
-    File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == *b"#mtree\n"
+    let mut head = Vec::new();
+    let read =
+        File::open(path).and_then(|file| file.take(LISTING_HEAD as u64).read_to_end(&mut head));
+    read.is_ok() && begins_listing(&head)
 }

@@ -241,7 +241,8 @@ impl<'a> Unpacking<'a> {
                 return Err(format!("its type `{flag}` is none that can be unpacked"));
             }
         };
-        let mut node = Node::new(kind, (entry.mode & 0o7777) as u16);
+        let mode = (entry.mode & 0o7777) as u16;
+        let mut node = Node::new(kind, mode).with_archive_time(entry.time);
         let owner = match self.into.chown {
             Some(Owner { uid, gid }) => (uid, gid),
             None => (id(entry.uid)?, id(entry.gid)?),
@@ -280,6 +281,7 @@ impl<'a> Unpacking<'a> {
                 let group = self.group_of.get(&at).and_then(|group| self.groups.get_mut(*group));
                 if let Some(Group { node, .. }) = group {
                     (node.uid, node.gid, node.mode) = (said.uid, said.gid, said.mode);
+                    node.time = said.time;
                     node.xattrs.extend(said.xattrs);
                 }
                 Ok(())

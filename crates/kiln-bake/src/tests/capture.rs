@@ -39,6 +39,40 @@ fn large_files_are_captured_as_they_are() {
     assert!(kitchen.store.check().unwrap().corrupt.is_empty());
 }
 
+/// What came in an archive keeps its time through a step that leaves its content alone.
+#[test]
+fn times_of_an_archive_survive_what_changes_no_content() {
+    let kitchen = Kitchen::new();
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, content) in [("same", "1"), ("owned", "2"), ("changed", "3"), ("gone", "4")] {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o644);
+        header.set_mtime(1_000);
+        header.set_size(content.len() as u64);
+        tar.append_data(&mut header, format!("in/{name}"), content.as_bytes()).unwrap();
+    }
+    let archive = kitchen.context().join("a.tar");
+    fs::write(&archive, tar.into_inner().unwrap()).unwrap();
+    let tree = kitchen.tree(
+        "FROM os\nADD a.tar /\nRUN <<E\nchown 3 4 /in/owned\nappend /in/changed z\n\
+         mv /in/gone /in/moved\nmkdir /in/new\nE",
+    );
+    let time = |path: &str| tree.get(path.as_bytes()).unwrap().time;
+    assert_eq!((time("in/same"), time("in/owned")), (1_000, 1_000));
+    assert_eq!(tree.get(b"in/owned").unwrap().uid, 3);
+    let constant = kiln_store::EPOCH;
+    // The archive has no entry of its folder.
+    for path in ["in", "in/changed", "in/moved", "in/new"] {
+        assert_eq!(time(path), constant, "{path}");
+    }
+    // A copy out of an image with times has them; of the context, the constant one.
+    let copied = kitchen.tree(
+        "FROM os AS from\nADD a.tar /\nFROM os\nCOPY --from=from /in/same /copy\nCOPY a.tar /",
+    );
+    assert_eq!(copied.get(b"copy").unwrap().time, 1_000);
+    assert_eq!(copied.get(b"a.tar").unwrap().time, constant);
+}
+
 #[test]
 fn the_trust_store_of_java_has_no_times() {
     let kitchen = Kitchen::new();

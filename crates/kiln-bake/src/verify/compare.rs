@@ -123,6 +123,7 @@ fn kind_of(change: &Change<'_>) -> &'static str {
             Some(Aspect::Mode) => "mode",
             Some(Aspect::Uid | Aspect::Gid) => "owner",
             Some(Aspect::Xattrs) => "xattr",
+            Some(Aspect::Time) => "time",
         },
     }
 }

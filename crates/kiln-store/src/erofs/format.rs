@@ -44,6 +44,8 @@ pub(super) struct Inode {
     pub(super) number: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// Seconds; in a compact inode, the superblock's.
+    pub(super) time: i64,
 }
 
 pub(super) fn inode_len(extended: bool) -> usize {
@@ -63,7 +65,7 @@ impl Inode {
             put64(out, 8, self.size);
             put32(out, 24, self.uid);
             put32(out, 28, self.gid);
-            put64(out, 32, crate::EPOCH as u64);
+            put64(out, 32, self.time.cast_unsigned());
             put32(out, 44, self.nlink);
         } else {
             // The plan has made sure that these fit; time is the superblock's.

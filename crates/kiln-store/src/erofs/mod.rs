@@ -125,7 +125,7 @@ impl Place {
 
 fn write_entry(image: &mut [u8], places: &[Place], index: usize, entry: &Entry<'_>) {
     let place = &places[index];
-    let Node { kind, mode, uid, gid, .. } = entry.node;
+    let Node { kind, mode, uid, gid, time, .. } = entry.node;
     let union = match kind {
         Kind::CharDevice { major, minor } | Kind::BlockDevice { major, minor } => {
             format::device(*major, *minor)
@@ -149,6 +149,7 @@ fn write_entry(image: &mut [u8], places: &[Place], index: usize, entry: &Entry<'
         number: index as u32 + 1,
         uid: *uid,
         gid: *gid,
+        time: *time,
     };
     inode.write(&mut image[place.at..]);
     let xattrs_at = place.at + format::inode_len(place.extended);

@@ -166,8 +166,9 @@ impl<'a> Entry<'a> {
             Kind::File { size, .. } => *size,
             _ => self.data_len().unwrap_or(0) as u64,
         };
-        let Node { uid, gid, .. } = self.node;
-        size > u64::from(u32::MAX) || *uid > narrow || *gid > narrow || self.nlink > narrow
+        let Node { uid, gid, time, .. } = self.node;
+        let numbers = *uid > narrow || *gid > narrow || self.nlink > narrow;
+        size > u64::from(u32::MAX) || numbers || *time != crate::EPOCH
     }
 }
 

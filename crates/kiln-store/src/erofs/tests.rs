@@ -26,6 +26,8 @@ pub(crate) fn rich() -> Tree {
             file(nth as u64),
         );
     }
+    tree.insert(b"run/old", Node::new(Kind::Fifo, 0o600).with_archive_time(7));
+    tree.insert(b"run/new", file(3).with_archive_time(5_000_000_000));
     let mut owned = file(77);
     owned.uid = 100_000;
     owned.mode = 0o4755;
@@ -64,6 +66,19 @@ fn bytes_are_pinned() {
     assert_eq!(
         Digest::of(&image).to_string(),
         "sha256:922a95c8dce164ac9110bc5511bbe0350eb9efb4d99a783e8d6fb8952a6e27e3"
+    );
+}
+
+/// A tree of version 1 is the same image as before; one time more changes only that inode.
+#[test]
+fn bytes_with_times_are_pinned() {
+    let mut tree = Tree::new();
+    tree.insert(b"a/b", file(3).with_archive_time(1_700_000_000));
+    tree.insert(b"l", Node::new(Kind::Symlink { target: b"a/b".to_vec() }, 0));
+    let image = build(&tree, &tree.digest()).unwrap();
+    assert_eq!(
+        Digest::of(&image).to_string(),
+        "sha256:f649f969296c784d7064f22ab1932dad1c70cc8a1b4bd34bd7c9106867e952eb"
     );
 }
 

@@ -240,7 +240,7 @@ fn prepare(upper: &Upper, lower: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd, Path
             let (owner, group) = (Uid::from_raw(root.st_uid), Gid::from_raw(root.st_gid));
             rustix::fs::chown(&changed, Some(owner), Some(group))?;
             rustix::fs::chmod(&changed, Mode::from_raw_mode(root.st_mode & 0o7777))?;
-            let times = super::epoch_times();
+            let times = super::times(root.st_mtime);
             rustix::fs::utimensat(CWD, &changed, &times, AtFlags::empty())?;
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

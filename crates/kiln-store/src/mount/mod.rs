@@ -210,9 +210,9 @@ pub(crate) fn set_attributes(mount: BorrowedFd<'_>, set: u64, recursive: bool) -
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The one modification time of everything, with the access time alike.
-pub(crate) fn epoch_times() -> Timestamps {
-    let time = Timespec { tv_sec: crate::EPOCH, tv_nsec: 0 };
+/// A modification time, with the access time alike.
+pub(crate) fn times(seconds: i64) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: 0 };
     Timestamps { last_access: time, last_modification: time }
 }
 

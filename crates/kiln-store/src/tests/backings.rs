@@ -52,6 +52,15 @@ fn rich(store: &Store) -> Tree {
     (sticky.uid, sticky.gid) = (7, 70_000);
     sticky.xattrs.insert(b"user.dir".to_vec(), b"too".to_vec());
     tree.insert(b"tmp", sticky);
+    // The same content at three times, one of them the constant; and of what is no file.
+    tree.insert(b"times/a", file(store, b"hello\n", 0o644).with_archive_time(1_600_000_000));
+    tree.insert(b"times/b", file(store, b"hello\n", 0o644).with_archive_time(1));
+    tree.insert(b"times/c", file(store, b"hello\n", 0o644).with_archive_time(1_600_000_000));
+    tree.insert(b"times/empty", file(store, b"", 0o644).with_archive_time(0));
+    let link = Kind::Symlink { target: b"a".to_vec() };
+    tree.insert(b"times/l", Node::new(link, 0).with_archive_time(5_000_000_000));
+    tree.insert(b"times/d", Node::new(Kind::Dir, 0o700).with_archive_time(1_600_000_001));
+    tree.insert(b"times/d/x", file(store, b"x", 0o644));
     for nth in 0..600 {
         let name = format!("many/{nth:04}{}", "x".repeat(nth % 200));
         tree.insert(name.as_bytes(), file(store, format!("{nth}").as_bytes(), 0o644));
@@ -134,8 +143,10 @@ fn both_backings_show_the_same() {
         assert_eq!(view.len(), tree.entries.len());
         for (path, node) in &tree.entries {
             let path = PathBuf::from(std::ffi::OsStr::from_bytes(path));
-            let mode = format!("{:04o} {}:{} ", node.mode, node.uid, node.gid);
-            assert!(view[&path].contains(&mode), "{path:?}: {} wants {mode}", view[&path]);
+            let says = format!("{:04o} {}:{} t={}", node.mode, node.uid, node.gid, node.time);
+            let seen = &view[&path];
+            let whole = seen.ends_with(&says) || seen.contains(&format!("{says} "));
+            assert!(whole, "{path:?}: {seen} wants {says}");
         }
         views.push(view);
     }
@@ -145,6 +156,7 @@ fn both_backings_show_the_same() {
     assert!(view[Path::new("etc/same")].contains("first=etc/same"), "equal but no hard link");
     assert!(view[Path::new("etc/empty2")].contains("first=etc/empty2"), "equal and empty");
     assert!(view[Path::new("etc/motd")].contains(&format!("t={}", crate::EPOCH)));
+    assert!(view[Path::new("times/a")].contains("t=1600000000"));
     assert!(view[Path::new("usr/bin/tool")].contains("user.note"));
     assert!(view[Path::new("dev/vda")].contains("rdev="));
 }

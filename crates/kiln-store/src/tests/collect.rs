@@ -200,9 +200,19 @@ fn images_are_listed_with_their_sizes() {
     tree.insert(b"same", file(&store, b"12345", 0o644));
     let digest = store.put_tree(&tree).unwrap();
     store.put(b"#mtree\nbut no listing").unwrap();
+    store.put(b"#mtree 2\nnor this").unwrap();
     let images = store.images().unwrap();
     assert_eq!(images.len(), 1);
     assert_eq!((images[0].tree, images[0].files, images[0].bytes), (digest, 2, 5));
+    // With times it is listed too, and keeps what it names where its bytes alone say what it is.
+    tree.insert(b"old", file(&store, b"old", 0o644).with_archive_time(1));
+    let timed = store.put_tree(&tree).unwrap();
+    assert_eq!(store.images().unwrap().len(), 2);
+    store.gc(&BTreeSet::from([timed]), false).unwrap();
+    assert_eq!(*store.get_tree(&timed).unwrap(), tree);
+    for object in tree.objects() {
+        assert!(store.contains(&object));
+    }
 }
 
 #[test]

@@ -341,7 +341,7 @@ fn dress(fd: &OwnedFd, node: &Node) -> io::Result<()> {
         rustix::fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty())?;
     }
     rustix::fs::fchmod(fd, Mode::from_raw_mode(node.mode.into()))?;
-    Ok(rustix::fs::futimens(fd, &times())?)
+    Ok(rustix::fs::futimens(fd, &times(node))?)
 }
 
 /// As [`dress`], for what is not opened: links and pipes.
@@ -356,12 +356,12 @@ fn dress_by_name(parent: &OwnedFd, name: &OsStr, node: &Node) -> io::Result<()> 
     if node.kind == Kind::Fifo {
         rustix::fs::chmodat(parent, name, Mode::from_raw_mode(node.mode.into()), AtFlags::empty())?;
     }
-    Ok(rustix::fs::utimensat(parent, name, &times(), flags)?)
+    Ok(rustix::fs::utimensat(parent, name, &times(node), flags)?)
 }
 
-/// The one time of everything in an image.
-fn times() -> Timestamps {
-    let time = Timespec { tv_sec: kiln_store::EPOCH, tv_nsec: 0 };
+/// The time that something has in its image.
+fn times(node: &Node) -> Timestamps {
+    let time = Timespec { tv_sec: node.time, tv_nsec: 0 };
     Timestamps { last_access: time, last_modification: time }
 }
 

@@ -134,7 +134,7 @@ pub(super) fn lines(tree: &Tree) -> Vec<String> {
     tree.listing().lines().skip(2).map(str::to_owned).collect()
 }
 
-/// A folder of this machine as a tree: what is really there, times aside.
+/// A folder of this machine as a tree: what is really there.
 pub(super) fn walk(dir: &Path) -> Tree {
     let mut tree = Tree::new();
     let mut paths = vec![];
@@ -177,6 +177,7 @@ pub(super) fn walk(dir: &Path) -> Tree {
             node.mode = 0o777;
         }
         (node.uid, node.gid) = (meta.uid(), meta.gid());
+        node = node.with_archive_time(meta.mtime());
         let mut value = vec![0; 4096];
         if meta.is_file()
             && let Ok(length) = rustix::fs::lgetxattr(&path, "user.note", &mut value[..])

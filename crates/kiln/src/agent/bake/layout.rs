@@ -10,7 +10,7 @@ use crate::agent::verbs::carrier;
 use crate::report::Report;
 
 /// Raise it when the same manifest would be read into another image.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The image that `text`, without its scheme, names. What comes of a manifest is remembered by the
 /// manifest's digest, so an unchanged layout is not read again.
