@@ -1,4 +1,5 @@
-//! One layer onto a root file system, as the OCI image specification (`layer.md`) has it.
+//! What a layer does to a root file system, one operation after the other, as the OCI image
+//! specification (`layer.md`) has it.
 
 use kiln_archive::Reader;
 use kiln_core::tree::{Kind, Node};
@@ -17,16 +18,44 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Prefix of what AUFS noted for itself; no part of an image.
 const AUFS: &[u8] = b".wh..wh.";
 
-/// Applies the uncompressed `layer`, and reads it to its very end.
-pub(crate) fn apply(store: &Store, rootfs: &mut Rootfs, mut reader: Reader<'_>) -> Result<()> {
-    rootfs.begin_layer();
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// Puts an entry; the content of a file is in the store.
+    Put(Vec<u8>, Node),
+    /// Makes the first path a further name of the file at the second.
+    Link(Vec<u8>, Vec<u8>),
+    /// Hides what lower layers have at the path.
+    Whiteout(Vec<u8>),
+    /// Hides what lower layers have in the directory.
+    Opaque(Vec<u8>),
+}
+
+impl Rootfs {
+    /// Carries one out.
+    pub(crate) fn apply(&mut self, op: Op) -> Result<()> {
+        match op {
+            Op::Put(path, node) => self.put(&path, node),
+            Op::Link(path, to) => self.link(&path, &to),
+            Op::Whiteout(path) => self.whiteout(&path),
+            Op::Opaque(path) => self.opaque(&path),
+        }
+    }
+}
+
+/// Reads an uncompressed layer to its very end; contents go into the store.
+pub(crate) fn operations(
+    store: &Store,
+    mut reader: Reader<'_>,
+    each: &mut dyn FnMut(Op) -> Result<()>,
+) -> Result<()> {
     while let Some(entry) = entry::next(&mut reader)? {
         let (dir, name) = match entry.path.iter().rposition(|byte| *byte == b'/') {
             Some(at) => (&entry.path[..at], &entry.path[at + 1..]),
             None => (&entry.path[..0], entry.path.as_slice()),
         };
         if name == OPAQUE {
-            rootfs.opaque(dir)?;
+            each(Op::Opaque(dir.to_vec()))?;
             continue;
         }
         if entry.path.split(|byte| *byte == b'/').any(|part| part.starts_with(AUFS)) {
@@ -38,22 +67,17 @@ pub(crate) fn apply(store: &Store, rootfs: &mut Rootfs, mut reader: Reader<'_>) 
                 return Err(Error::malformed(what, "it names no file"));
             }
             let slash: &[u8] = if dir.is_empty() { b"" } else { b"/" };
-            rootfs.whiteout(&[dir, slash, hidden].concat())?;
+            each(Op::Whiteout([dir, slash, hidden].concat()))?;
             continue;
         }
-        place(store, rootfs, &mut reader, entry)?;
+        each(placed(store, &mut reader, entry)?)?;
     }
     reader.finish().map_err(entry::failed)
 }
 
-fn place(
-    store: &Store,
-    rootfs: &mut Rootfs,
-    reader: &mut Reader<'_>,
-    mut entry: Entry,
-) -> Result<()> {
+fn placed(store: &Store, reader: &mut Reader<'_>, mut entry: Entry) -> Result<Op> {
     let kind = match std::mem::replace(&mut entry.kind, Type::Dir) {
-        Type::Hardlink(to) => return rootfs.link(&entry.path, &to),
+        Type::Hardlink(to) => return Ok(Op::Link(entry.path, to)),
         Type::File => {
             let (digest, size) = store.put_reader(reader).map_err(entry::stored)?;
             Kind::File { size, digest }
@@ -73,5 +97,5 @@ fn place(
     // As at capture: the rest is the machine's on which the layer was made.
     let kept = |name: &[u8]| name == b"security.capability" || name.starts_with(b"user.");
     node.xattrs = entry.xattrs.into_iter().filter(|(name, _)| kept(name)).collect();
-    rootfs.put(&entry.path, node)
+    Ok(Op::Put(entry.path, node))
 }

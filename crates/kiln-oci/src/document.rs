@@ -20,6 +20,35 @@ const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
+/// What all types of layers begin with.
+const LAYER: &str = "application/vnd.oci.image.layer.";
+const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.";
+
+/// An error for a layer of a type that is none of an image's own, or whose content lies elsewhere.
+/// How it is packed, its content says.
+pub(crate) fn layer_form(layer: &Descriptor) -> Result<()> {
+    let kind = layer.media_type.as_str();
+    let what = || format!("layer {}", layer.digest.short());
+    let own = kind.strip_prefix(LAYER).or_else(|| kind.strip_prefix(DOCKER_LAYER));
+    let packing = |rest: &str| {
+        let rest = rest.strip_prefix("v1.").or_else(|| rest.strip_prefix("diff."))?;
+        let rest = rest.strip_prefix("tar")?;
+        matches!(rest, "" | "+gzip" | ".gzip" | "+zstd" | ".zstd").then_some(())
+    };
+    match own {
+        _ if kind.is_empty() => Ok(()),
+        Some(rest) if packing(rest).is_some() => Ok(()),
+        Some(rest) if rest.starts_with("nondistributable") || rest.starts_with("foreign") => {
+            let why = format!(
+                "it is a foreign layer (`{kind}`): its content is not in the registry, and may not \
+                 be copied"
+            );
+            Err(Error::malformed(what(), why))
+        }
+        _ => Err(Error::malformed(what(), format!("layers of type `{kind}` are not known"))),
+    }
+}
+
 /// Content of `oci-layout`.
 pub(crate) const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -73,6 +102,11 @@ impl Descriptor {
 
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// Whether the entry says that it is a list.
+    pub(crate) fn is_index(&self) -> bool {
+        matches!(self.media_type.as_str(), INDEX | DOCKER_LIST)
     }
 
     /// Whether this is an image or a list of images, as far as the entry says.
@@ -161,11 +195,48 @@ pub(crate) struct Config {
     pub architecture: String,
     #[serde(default)]
     pub os: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
     #[serde(default)]
     pub config: Option<Run>,
     pub rootfs: Rootfs,
     #[serde(default)]
     pub history: Option<Vec<History>>,
+}
+
+impl Config {
+    /// The digests of so many uncompressed layers.
+    pub(crate) fn diff_ids(&self, layers: usize, most: usize) -> Result<Vec<Digest>> {
+        let bad = |why: String| Err(Error::malformed("the image configuration", why));
+        if !matches!(self.os.as_str(), "" | "linux") {
+            return bad(format!("it is for `{}`", self.os));
+        }
+        let diff_ids = self.rootfs.diff_ids.clone().unwrap_or_default();
+        if layers != diff_ids.len() || layers > most {
+            return bad(format!(
+                "it has {layers} layers and {} digests of layers, where {most} are allowed",
+                diff_ids.len()
+            ));
+        }
+        Ok(diff_ids)
+    }
+
+    /// For which machines it is.
+    pub(crate) fn platform(&self) -> Platform {
+        let os = if self.os.is_empty() { "linux" } else { &self.os };
+        Platform {
+            architecture: self.architecture.clone(),
+            os: os.to_owned(),
+            variant: self.variant.clone().filter(|variant| !variant.is_empty()),
+        }
+    }
+}
+
+impl From<Config> for ImageConfig {
+    fn from(config: Config) -> Self {
+        let author = config.author.filter(|author| !author.is_empty());
+        Self { author, ..Self::from(config.config.unwrap_or_default()) }
+    }
 }
 
 /// Digests of the uncompressed layers, lowest first.

@@ -50,6 +50,14 @@ pub enum Error {
     /// The image that was asked for is not there, or it is not clear which one is meant.
     #[error("{0}")]
     Select(String),
+    /// Something could not be had from where it is.
+    #[error("{what}: {source}")]
+    Remote {
+        /// What was asked for.
+        what: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The tree has something that a layer cannot carry.
     #[error("`{path}` cannot be exported: {why}")]
     Unfit {
@@ -66,6 +74,23 @@ pub enum Error {
 impl Error {
     pub(crate) fn malformed(what: impl Into<String>, why: impl ToString) -> Self {
         Self::Malformed { what: what.into(), why: why.to_string() }
+    }
+
+    pub(crate) fn remote(
+        what: impl Into<String>,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    ) -> Self {
+        Self::Remote { what: what.into(), source }
+    }
+
+    /// With the layer in which something is wrong.
+    pub(crate) fn in_layer(self, layer: &Digest) -> Self {
+        match self {
+            Self::Malformed { what, why } => {
+                Self::Malformed { what: format!("layer {}: {what}", layer.short()), why }
+            }
+            other => other,
+        }
     }
 
     pub(crate) fn too_much(what: impl Into<String>, limit: impl Into<String>) -> Self {

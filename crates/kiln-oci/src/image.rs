@@ -59,6 +59,7 @@ pub(crate) fn encode(
         author: config.author.clone(),
         architecture: architecture.to_owned(),
         os: "linux".to_owned(),
+        variant: None,
         config: Some(Run::from(config)),
         rootfs: Rootfs { kind: "layers".to_owned(), diff_ids: Some(vec![diff_id]) },
         history: Some(vec![History {

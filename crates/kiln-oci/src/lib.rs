@@ -16,7 +16,9 @@
 //! | `platform` | for which processor the programs in a tree are |
 //! | `source` | one file of a layout or archive |
 //! | `select` | index → the manifest that is meant |
+//! | [`remote`] | an image of a registry → image in the store |
 //! | `entry`, `rootfs`, `apply` | layers, which `kiln-archive` reads → tree |
+//! | `listing` | what a layer does, as kept in the store |
 //! | `document` | the JSON of the OCI image specification |
 #![forbid(unsafe_code)]
 
@@ -28,8 +30,10 @@ pub mod error;
 mod header;
 mod image;
 mod layer;
-mod platform;
+mod listing;
+pub mod platform;
 pub mod read;
+pub mod remote;
 mod rootfs;
 mod select;
 mod source;
@@ -37,5 +41,6 @@ pub mod write;
 
 pub use compress::Compression;
 pub use error::{Error, Result};
+pub use platform::Platform;
 pub use read::{Found, Imported, Limits, Selector, Source, read};
 pub use write::{Exported, Format, Item, Owner, to_archive, to_layout};

@@ -16,15 +16,15 @@ use kiln_core::{Digest, ImageConfig, ImageId};
 use kiln_store::Store;
 use serde::Deserialize;
 
-use crate::apply::apply;
-use crate::document::{Config, Descriptor, Manifest};
+use crate::apply::operations;
+use crate::document::{Config, Descriptor, Manifest, layer_form};
 use crate::error::{Error, Result};
 use crate::rootfs::Rootfs;
 use crate::select;
 pub use crate::source::Source;
 
 /// Layers of one image. Docker stops at 128.
-const MAX_LAYERS: usize = 512;
+pub(crate) const MAX_LAYERS: usize = 512;
 
 /// Which image of several.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -133,6 +133,7 @@ impl Source {
 
     fn found(&self, digest: Digest, manifest: Manifest, name: Option<String>) -> Result<Found<'_>> {
         let config = config(&select::blob(self, &manifest.config)?)?;
+        manifest.layers.iter().try_for_each(layer_form)?;
         let layer = |packed: Descriptor| {
             let path = crate::write::blob_path(&packed.digest);
             Layer { path, packed: Some(packed) }
@@ -215,35 +216,22 @@ impl Found<'_> {
     /// # Errors
     /// As [`read`](fn@read).
     pub fn load(self, store: &Store, limits: &Limits<'_>) -> Result<Imported> {
-        let diff_ids = self.config.rootfs.diff_ids.clone().unwrap_or_default();
-        if self.layers.len() != diff_ids.len() || diff_ids.len() > MAX_LAYERS {
-            let why = format!(
-                "it has {} layers and {} digests of layers, where {MAX_LAYERS} are allowed",
-                self.layers.len(),
-                diff_ids.len()
-            );
-            return Err(Error::malformed("the image configuration", why));
-        }
-        if !matches!(self.config.os.as_str(), "" | "linux") {
-            let why = format!("it is for `{}`", self.config.os);
-            return Err(Error::malformed("the image configuration", why));
-        }
+        let diff_ids = self.config.diff_ids(self.layers.len(), MAX_LAYERS)?;
         let mut rootfs = Rootfs::new();
         let budget = Budget { left: Cell::new(limits.unpacked), exceeded: Cell::new(false) };
         for (layer, diff_id) in self.layers.iter().zip(&diff_ids) {
             self.layer(store, &mut rootfs, layer, diff_id, &budget, limits)?;
         }
-        let mut config = ImageConfig::from(self.config.config.unwrap_or_default());
-        config.author = self.config.author.filter(|author| !author.is_empty());
+        let architecture = self.config.architecture.clone();
         let image = ImageId {
             tree: store.put_tree(&rootfs.into_tree())?,
-            config: store.put_config(&config)?,
+            config: store.put_config(&ImageConfig::from(self.config))?,
         };
         Ok(Imported {
             image,
             manifest: self.manifest,
             name: self.name,
-            architecture: self.config.architecture,
+            architecture,
             layers: diff_ids.len(),
         })
     }
@@ -270,7 +258,9 @@ impl Found<'_> {
         let mut applied = match kiln_archive::open(&mut from, unbounded) {
             Ok(from) => {
                 let mut from = Watched { from, tally: &plain, budget: Some(budget), cancel };
-                apply(store, rootfs, Reader::new(kiln_archive::plain(&mut from, bounds)))
+                rootfs.begin_layer();
+                let reader = Reader::new(kiln_archive::plain(&mut from, bounds));
+                operations(store, reader, &mut |op| rootfs.apply(op))
             }
             Err(error) => Err(unreadable(&layer.path, error.into())),
         };

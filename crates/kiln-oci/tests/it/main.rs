@@ -5,5 +5,6 @@ mod hostile;
 mod interop;
 mod kit;
 mod layers;
+mod remote;
 mod script;
 mod target;

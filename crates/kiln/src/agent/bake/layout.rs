@@ -2,15 +2,13 @@
 
 use std::path::Path;
 
-use kiln_core::{Digest, ImageId};
+use kiln_core::ImageId;
+use kiln_oci::remote::image_key;
 use kiln_oci::{Limits, Selector, Source};
 use kiln_store::Store;
 
 use crate::agent::verbs::carrier;
 use crate::report::Report;
-
-/// Raise it when the same manifest would be read into another image.
-const FORMAT: u32 = 2;
 
 /// The image that `text`, without its scheme, names. What comes of a manifest is remembered by the
 /// manifest's digest, so an unchanged layout is not read again.
@@ -19,7 +17,7 @@ pub(super) fn image(store: &Store, text: &str, limits: &Limits<'_>) -> Result<Im
     let read = || -> kiln_oci::Result<ImageId> {
         let source = Source::open(Path::new(path), store, limits)?;
         let found = source.find(&selector)?;
-        let key = Digest::of(format!("oci image {FORMAT}\n{}", found.manifest));
+        let key = image_key(&found.manifest);
         if let Some(image) = store.step_result(&key) {
             return Ok(image);
         }
@@ -53,7 +51,7 @@ mod tests {
 
     #[test]
     fn the_name_is_behind_the_path() {
-        let digest = Digest::of("x");
+        let digest = kiln_core::Digest::of("x");
         assert_eq!(split("/a/b"), ("/a/b", Selector::Any));
         assert_eq!(split("/a/b:v1.2"), ("/a/b", Selector::Name("v1.2".into())));
         assert_eq!(split("/a:b/c"), ("/a:b/c", Selector::Any));
