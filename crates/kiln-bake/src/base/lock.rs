@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use super::error::BaseError;
 use super::lock_text::{self, quote};
+use super::locked_image::LockedImage;
 use crate::remote::{LockedGit, LockedUrl, Pins};
 
-/// Version of the file's format.
-pub const FORMAT: u32 = 1;
+/// Version of the file's format. A lock without images is written as version 1, which every Kiln
+/// reads.
+pub const FORMAT: u32 = 2;
 
 /// A whole `kiln.lock`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +31,9 @@ pub struct Lock {
     /// Commits of repositories that an ADD takes, by address and name.
     #[serde(default)]
     pub git: Vec<LockedGit>,
+    /// Images of registries, by the name that the project has for them.
+    #[serde(default)]
+    pub images: BTreeMap<String, LockedImage>,
     /// The locked bases, by name.
     #[serde(default)]
     pub bases: BTreeMap<String, LockedBase>,
@@ -146,13 +151,20 @@ impl Lock {
             format: u32,
         }
         let head: Head = toml::from_str(text).map_err(|error| error.to_string())?;
-        if head.format != FORMAT {
+        if !(1..=FORMAT).contains(&head.format) {
             return Err(format!(
-                "format {} is not known to this version of kiln, which knows {FORMAT}",
+                "format {} is not known to this version of kiln, which knows up to {FORMAT}",
                 head.format
             ));
         }
-        let lock: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        let mut lock: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        if head.format < 2 && !lock.images.is_empty() {
+            return Err("`images` are of format 2".into());
+        }
+        lock.format = FORMAT;
+        for (name, image) in &lock.images {
+            image.check().map_err(|what| format!("image `{name}`: {what}"))?;
+        }
         for (name, base) in &lock.bases {
             base.check().map_err(|what| format!("base `{name}`: {what}"))?;
         }
@@ -166,6 +178,15 @@ impl Lock {
         let new = (&urls, &git) != (&self.urls, &self.git);
         if new {
             (self.urls, self.git, self.date) = (urls, git, super::date::today());
+        }
+        new
+    }
+
+    /// Takes over pins of images, and says whether they are other ones.
+    pub fn pin_images(&mut self, images: BTreeMap<String, LockedImage>) -> bool {
+        let new = images != self.images;
+        if new {
+            (self.images, self.date) = (images, super::date::today());
         }
         new
     }

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use super::lock::{Lock, LockedBase, LockedPackage};
+use super::locked_image::{LockedImage, LockedPlatform};
 use crate::remote::{LockedGit, LockedUrl};
 
 /// A whole `kiln.lock`.
@@ -12,8 +13,13 @@ pub(super) fn write(lock: &Lock) -> String {
         "# Written by `kiln lock`. Keep it in version control beside compose.yaml: it decides\n\
          # what is baked. `kiln lock --update` takes newer packages.\n",
     );
-    let _ = writeln!(out, "format = {}\ndate = {}", lock.format, quote(&lock.date));
+    let format = if lock.images.is_empty() { 1 } else { 2 };
+    let _ = writeln!(out, "format = {format}\ndate = {}", quote(&lock.date));
     write_remotes(&mut out, lock);
+    for (name, image) in &lock.images {
+        let _ = write!(out, "\n[images.{}]\n", key(name));
+        write_image(&mut out, image);
+    }
     for (name, base) in &lock.bases {
         let _ = write!(out, "\n[bases.{}]\n", key(name));
         write_base(&mut out, base);
@@ -53,6 +59,19 @@ fn write_remotes(out: &mut String, lock: &Lock) {
         }
         let _ = writeln!(out, "]");
     }
+}
+
+fn write_image(out: &mut String, image: &LockedImage) {
+    let _ = writeln!(out, "reference = {}", quote(&image.reference));
+    let _ = writeln!(out, "index = {}\nsize = {}", quote(&image.index.to_string()), image.size);
+    let _ = writeln!(out, "platforms = [");
+    for LockedPlatform { platform, manifest, size } in &image.platforms {
+        let manifest = quote(&manifest.to_string());
+        let platform = quote(platform);
+        let _ =
+            writeln!(out, "  {{ platform = {platform}, manifest = {manifest}, size = {size} }},");
+    }
+    let _ = writeln!(out, "]");
 }
 
 /// The keys of one base, without the head of its table.

@@ -10,6 +10,7 @@
 //! | module | noun |
 //! |---|---|
 //! | [`lock`], `lock_text`, `date` | the file `kiln.lock`, and how it is written |
+//! | [`locked_image`] | its part for images of registries |
 //! | `resolve` | compose file → lock |
 //! | `image` | locked base → image |
 //! | `sources`, `control` | what counts of the host's apt; the form of its files |
@@ -36,6 +37,7 @@ mod fetch;
 mod image;
 pub mod lock;
 mod lock_text;
+pub mod locked_image;
 mod minimal;
 mod normalise;
 mod order;
@@ -55,5 +57,6 @@ pub use error::BaseError;
 pub use fetch::REF_KIND;
 pub use image::{RECIPE, bake_base, key, rebake_base};
 pub use lock::{Lock, LockedBase, LockedPackage};
+pub use locked_image::{LockedImage, LockedPlatform};
 pub use progress::{Phase, Progress, Watch};
 pub use resolve::resolve;

@@ -68,6 +68,7 @@ pub(crate) fn resolve_from(
     // What bakes have pinned is theirs to change.
     if let Some(existing) = existing {
         (lock.urls, lock.git) = (existing.urls.clone(), existing.git.clone());
+        lock.images.clone_from(&existing.images);
     }
     if let Some(existing) = existing.filter(|existing| existing.bases == lock.bases) {
         lock.date.clone_from(&existing.date);
