@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use kiln_run::{End, Known, RunError, Watch};
 
-use crate::kit::{Kit, shim_of};
+use crate::kit::{Kit, shim_of, until_or};
 
 fn exit(known: Known) -> kiln_run::ExitInfo {
     match known {
@@ -113,6 +113,17 @@ fn an_instance_is_found_again_and_outlives_its_handle() {
     assert!(matches!(found.signal(9), Err(RunError::NotRunning { .. })));
 }
 
+/// Whether a process has ended, or is past the point from which it never comes back to its program:
+/// it has given its memory and files back, and has left its control group. What is left of it may
+/// take the kernel a moment, and waits to be reaped then.
+fn executes_no_more(pid: i32) -> bool {
+    // proc_pid_stat(5); include/linux/sched.h.
+    const PF_EXITING: u64 = 0x4;
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    let words: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    words[0] == "Z" || words[6].parse::<u64>().unwrap() & PF_EXITING != 0
+}
+
 #[test]
 fn the_program_dies_with_its_shim() {
     let kit = Kit::new();
@@ -121,12 +132,18 @@ fn the_program_dies_with_its_shim() {
         spec.sandbox.init = init;
         let running = kit.start_ready(&spec);
         let shim = shim_of(running.pid());
-        let process = format!("/proc/{}", running.pid());
         rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
-        // It is not told so before it is certain; what is left waits to be reaped.
-        assert_eq!(running.settled(), Known::Ended(End::Lost));
-        let state = std::fs::read_to_string(process.clone() + "/stat").unwrap_or(") Z".into());
-        assert!(state.contains(") Z"), "{state}");
+        // It is not told so before it is certain, and until then it is unknown.
+        until_or(
+            "the program has died with its shim",
+            || match running.settled() {
+                Known::Ended(end) => end == End::Lost,
+                Known::Unknown(_) => false,
+                Known::Runs(alive) => panic!("{alive:?}"),
+            },
+            || running.status(),
+        );
+        assert!(executes_no_more(running.pid()), "{:?}", running.status());
         assert_eq!(running.wait(), Known::Ended(End::Lost));
     }
     kit.runtime.sweep(&Default::default()).unwrap();
