@@ -8,6 +8,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use kiln_store::mount::Mounted;
+
 /// Of each controller of version 1 the files that limit, and what they hold where nothing does;
 /// `None`: what they hold at the top.
 const LIMITING: [(&str, &str, Option<&str>); 9] = [
@@ -56,9 +58,9 @@ impl Place {
 /// Leaves the groups that limit. `detached`: also those that only keep track, by which a logout or
 /// a service manager would take the agent along.
 pub(super) fn leave(detached: bool) {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    for place in places(&table, &own) {
+    for place in places(Mounted::parse_all(&table), &own) {
         if if place.tracks() { detached } else { place.limits() } {
             // Nested in a container there may be no way up: then its limits are the machine's.
             let _ = fs::write(place.mount.join("cgroup.procs"), "0");
@@ -66,35 +68,28 @@ pub(super) fn leave(detached: bool) {
     }
 }
 
-/// `table` is `/proc/self/mountinfo`, `own` is `/proc/self/cgroup`.
-fn places(table: &str, own: &str) -> Vec<Place> {
+/// `table` is what is mounted, `own` is `/proc/self/cgroup`.
+fn places(table: Vec<Mounted>, own: &str) -> Vec<Place> {
     let mut places: Vec<Place> = Vec::new();
-    for line in table.lines() {
-        let Some((mount, kind)) = line.split_once(" - ") else { continue };
-        let fields: Vec<&str> = mount.split(' ').collect();
-        let (Some(top), Some(point)) = (fields.get(3), fields.get(4)) else { continue };
-        let mut kind = kind.split(' ');
-        let (name, options) = (kind.next(), kind.nth(1).unwrap_or_default());
+    for Mounted { root: top, point, kind, options, .. } in table {
         let entry = own.lines().find_map(|entry| {
             let mut parts = entry.splitn(3, ':').skip(1);
             let (controllers, path) = (parts.next()?, parts.next()?);
             let first = controllers.split(',').next().unwrap_or_default();
-            let here = match name {
-                Some("cgroup2") => controllers.is_empty(),
-                Some("cgroup") => {
-                    !first.is_empty() && options.split(',').any(|option| option == first)
-                }
+            let here = match kind.as_str() {
+                "cgroup2" => controllers.is_empty(),
+                "cgroup" => !first.is_empty() && options.split(',').any(|option| option == first),
                 _ => false,
             };
             here.then_some((controllers, path))
         });
         let Some((controllers, path)) = entry else { continue };
         // Of another container's part nothing is known.
-        let Ok(below) = Path::new(path).strip_prefix(top) else { continue };
+        let Ok(below) = Path::new(path).strip_prefix(&top) else { continue };
         let known = places.iter().any(|place| place.controllers == controllers);
         if !below.as_os_str().is_empty() && !known {
             places.push(Place {
-                mount: point.into(),
+                mount: point.clone(),
                 below: below.into(),
                 controllers: controllers.to_owned(),
             });
@@ -116,7 +111,7 @@ mod tests {
             41 31 0:32 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let own = "3:cpu,cpuacct:/a/b\n2:memory:/box\n4:pids:/\n1:name=systemd:/session\n\
             0::/session\n";
-        let found: Vec<_> = places(table, own)
+        let found: Vec<_> = places(Mounted::parse_all(table.as_bytes()), own)
             .into_iter()
             .map(|place| (place.mount.display().to_string(), place.below, place.controllers))
             .collect();

@@ -3,13 +3,13 @@
 //! all of it may be called from any thread and from a shim.
 
 mod image;
+mod table;
 
 use std::fs;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{CWD, Timespec, Timestamps};
 use rustix::mount::{
@@ -19,6 +19,7 @@ use rustix::mount::{
 #[cfg(test)]
 pub(crate) use self::image::composefs_forced;
 pub use self::image::{Opened, Upper, mount_image, mount_image_under};
+pub use self::table::Mounted;
 
 /// Attaches a detached mount to an existing folder (or a file, for the bind of a file).
 ///
@@ -87,39 +88,14 @@ pub fn unmount_below(path: impl AsRef<Path>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         path => path?,
     };
-    for point in mount_points()?.iter().rev().filter(|point| point.starts_with(&path)) {
+    for Mounted { point, .. } in Mounted::all()?.iter().rev() {
+        if !point.starts_with(&path) {
+            continue;
+        }
         rustix::mount::unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
             .map_err(|error| told(error.into(), format_args!("detaching {}", point.display())))?;
     }
     Ok(())
-}
-
-/// Mount points of this namespace in the order of `/proc/self/mountinfo`, parents first. Spaces,
-/// tabs, newlines and backslashes are `\ooo` there.
-fn mount_points() -> io::Result<Vec<PathBuf>> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    let lines = table.split(|byte| *byte == b'\n');
-    let points = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    Ok(points.map(|point| PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(point)))).collect())
-}
-
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut at = 0;
-    while at < text.len() {
-        let code = text.get(at + 1..at + 4).and_then(|code| std::str::from_utf8(code).ok());
-        match code.and_then(|code| u8::from_str_radix(code, 8).ok()) {
-            Some(byte) if text[at] == b'\\' => {
-                out.push(byte);
-                at += 4;
-            }
-            _ => {
-                out.push(text[at]);
-                at += 1;
-            }
-        }
-    }
-    out
 }
 
 /// A file system being configured (`fsopen`).

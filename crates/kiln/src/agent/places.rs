@@ -9,10 +9,10 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use kiln_core::data::{Node, Spot};
+use kiln_store::mount::Mounted;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
@@ -53,23 +53,10 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Mounts(Vec<Mounted>);
 
-#[derive(Debug)]
-struct Mounted {
-    id: u64,
-    device: String,
-    /// What of the file system it shows.
-    root: PathBuf,
-    /// Where.
-    point: PathBuf,
-    kind: String,
-}
-
 impl Mounts {
     /// Reads the table.
     pub(crate) fn read() -> io::Result<Self> {
-        // Of this thread: another one may be in another namespace.
-        let table = std::fs::read("/proc/thread-self/mountinfo")?;
-        Ok(Self(table.split(|byte| *byte == b'\n').filter_map(Mounted::parse).collect()))
+        Ok(Self(Mounted::all()?))
     }
 
     /// Something that is mounted at `path` or below it.
@@ -104,7 +91,7 @@ impl Mounts {
         }
         if found.kind == FileType::Directory {
             let real = real_path(&real)?;
-            for mount in self.0.iter().filter(|mount| mount.holds_data()) {
+            for mount in self.0.iter().filter(|mount| holds_data(mount)) {
                 if !mount.point.starts_with(&real) || mount.point == real {
                     continue;
                 }
@@ -143,42 +130,8 @@ impl Mounts {
     }
 }
 
-impl Mounted {
-    /// One line: `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS … - KIND SOURCE OPTIONS`.
-    fn parse(line: &[u8]) -> Option<Self> {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-        let device = String::from_utf8_lossy(fields.nth(1)?).into_owned();
-        let root = path_of(fields.next()?);
-        let point = path_of(fields.next()?);
-        fields.find(|field| *field == b"-")?;
-        let kind = String::from_utf8_lossy(fields.next()?).into_owned();
-        Some(Self { id, device, root, point, kind })
-    }
-
-    fn holds_data(&self) -> bool {
-        !NO_DATA.contains(&self.kind.as_str())
-    }
-}
-
-/// Spaces, tabs, newlines and backslashes are `\ooo` in the table.
-fn path_of(text: &[u8]) -> PathBuf {
-    let mut out = Vec::with_capacity(text.len());
-    let mut at = 0;
-    while at < text.len() {
-        let code = text.get(at + 1..at + 4).and_then(|code| std::str::from_utf8(code).ok());
-        match code.and_then(|code| u8::from_str_radix(code, 8).ok()) {
-            Some(byte) if text[at] == b'\\' => {
-                out.push(byte);
-                at += 4;
-            }
-            _ => {
-                out.push(text[at]);
-                at += 1;
-            }
-        }
-    }
-    PathBuf::from(OsStr::from_bytes(&out))
+fn holds_data(mount: &Mounted) -> bool {
+    !NO_DATA.contains(&mount.kind.as_str())
 }
 
 /// What an open descriptor is.
@@ -376,15 +329,5 @@ mod tests {
         let flags = rustix::mount::MountPropagationFlags::PRIVATE
             | rustix::mount::MountPropagationFlags::REC;
         rustix::mount::mount_change("/", flags).unwrap();
-    }
-
-    #[test]
-    fn names_in_the_table_are_unescaped() {
-        let line = br"36 35 98:0 /with\040space /mnt\134x rw,noatime master:1 - ext3 /dev/root rw";
-        let mount = Mounted::parse(line).unwrap();
-        assert_eq!((mount.id, mount.device.as_str()), (36, "98:0"));
-        assert_eq!(mount.root, Path::new("/with space"));
-        assert_eq!(mount.point, Path::new(r"/mnt\x"));
-        assert_eq!(mount.kind, "ext3");
     }
 }
