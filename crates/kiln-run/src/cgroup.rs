@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kiln_core::compose::Limits;
+use kiln_store::mount::Mounted;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
@@ -40,9 +41,9 @@ pub(crate) struct Cgroups {
 impl Cgroups {
     /// Finds what is mounted.
     pub(crate) fn find() -> Result<Self, Fault> {
-        let table = fs::read_to_string("/proc/self/mountinfo")
-            .step(|| "read /proc/self/mountinfo".to_owned())?;
-        Self::parse(&table).ok_or_else(|| {
+        let table =
+            fs::read("/proc/self/mountinfo").step(|| "read /proc/self/mountinfo".to_owned())?;
+        Self::of(Mounted::parse_all(&table)).ok_or_else(|| {
             let message = "no cgroup2 is mounted; `mount -t cgroup2 none /sys/fs/cgroup/unified`";
             Fault::new("find the control groups", message)
         })
@@ -54,24 +55,21 @@ impl Cgroups {
         Self { unified: unified.to_owned(), v1: Vec::new(), devices: None }
     }
 
-    fn parse(table: &str) -> Option<Self> {
+    fn of(table: Vec<Mounted>) -> Option<Self> {
         let mut unified = None;
         let mut v1 = Vec::new();
         let mut devices = None;
-        for line in table.lines() {
-            let Some((mount, kind)) = line.split_once(" - ") else { continue };
-            let Some(point) = mount.split(' ').nth(4) else { continue };
-            let mut kind = kind.split(' ');
-            match (kind.next(), kind.nth(1)) {
-                (Some("cgroup2"), _) if unified.is_none() => unified = Some(PathBuf::from(point)),
-                (Some("cgroup"), Some(options)) => {
+        for Mounted { kind, point, options, .. } in table {
+            match kind.as_str() {
+                "cgroup2" if unified.is_none() => unified = Some(point),
+                "cgroup" => {
                     if options.split(',').any(|option| option == "devices") {
-                        devices.get_or_insert_with(|| PathBuf::from(point));
+                        devices.get_or_insert_with(|| point.clone());
                     }
                     for name in CONTROLLERS {
                         let known = v1.iter().any(|(other, _)| *other == name);
                         if !known && options.split(',').any(|option| option == name) {
-                            v1.push((name, PathBuf::from(point)));
+                            v1.push((name, point.clone()));
                         }
                     }
                 }
@@ -311,6 +309,23 @@ impl Group {
         }
     }
 
+    /// Takes a process in that runs already.
+    #[cfg(test)]
+    pub(crate) fn take_in(&self, pid: i32) {
+        fs::write(self.path().join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    /// How many bytes of memory its processes hold that are not of files.
+    pub(crate) fn memory(&self) -> u64 {
+        let list = fs::read_to_string(self.path().join("cgroup.procs")).unwrap_or_default();
+        let of = |pid: &str| -> Option<u64> {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+            Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+        };
+        list.lines().filter_map(of).sum()
+    }
+
     /// How many processes and threads are in it.
     pub(crate) fn tasks(&self) -> u64 {
         let list = fs::read(self.path().join("cgroup.threads")).unwrap_or_default();
@@ -442,15 +457,16 @@ mod tests {
         let hybrid = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
             35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
             41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let found = Cgroups::parse(hybrid).unwrap();
+        let found = Cgroups::of(Mounted::parse_all(hybrid.as_bytes())).unwrap();
         assert_eq!(found.unified, Path::new("/sys/fs/cgroup/unified"));
         let names: Vec<_> = found.v1.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["cpu", "memory"]);
         let pure = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-        let found = Cgroups::parse(pure).unwrap();
+        let found = Cgroups::of(Mounted::parse_all(pure.as_bytes())).unwrap();
         assert_eq!(found.unified, Path::new("/sys/fs/cgroup"));
         assert!(found.v1.is_empty());
-        assert!(Cgroups::parse("22 27 0:21 / /proc rw - proc proc rw\n").is_none());
+        let none = Mounted::parse_all(b"22 27 0:21 / /proc rw - proc proc rw\n");
+        assert!(Cgroups::of(none).is_none());
     }
 
     #[test]

@@ -79,13 +79,16 @@ pub struct Around {
     pub ulimits: BTreeMap<String, (i64, i64)>,
     /// The most processes and threads at a time; with more the step is ended.
     pub tasks: u64,
+    /// Bytes of the machine's memory that stay available; with fewer the step is ended, if it holds
+    /// as many itself. Where less than twice as many are available at the beginning, half of that.
+    pub memory: u64,
     /// Bytes that stay free on the file system of `upper_dir`; with fewer the step is ended. Where
     /// less than twice as many are free at the beginning, half of what is free then.
     pub reserve: u64,
 }
 
 impl Default for Around {
-    /// Nothing, 64 MB of `/dev/shm`, 8,192 processes and threads, 1 GiB.
+    /// Nothing, 64 MB of `/dev/shm`, 8,192 processes and threads, 512 MiB of memory, 1 GiB of disk.
     fn default() -> Self {
         Self {
             images: Vec::new(),
@@ -94,6 +97,7 @@ impl Default for Around {
             shm_size: 64 << 20,
             ulimits: BTreeMap::new(),
             tasks: 8_192,
+            memory: 512 << 20,
             reserve: 1 << 30,
         }
     }
@@ -134,6 +138,13 @@ pub enum Stopped {
     },
     /// The kernel killed some process of it for want of memory.
     Memory,
+    /// It left too little of the machine's memory.
+    MachineMemory {
+        /// Bytes that were left.
+        available: u64,
+        /// Bytes that it held itself.
+        held: u64,
+    },
 }
 
 impl Runtime {
@@ -190,7 +201,8 @@ impl Runtime {
         let machine = if conditions.other_machine { Machine::Other } else { Machine::Usual };
         let sandbox = Box::new(Sandbox { machine, ..sandbox(spec)? });
         let around = &spec.around;
-        let bounds = Bounds { tasks: around.tasks, disk, reserve: around.reserve };
+        let Around { tasks, reserve, memory, .. } = *around;
+        let bounds = Bounds { tasks, disk, reserve, memory };
         let what = What::Step {
             sandbox,
             scratch: scratch.0.clone(),

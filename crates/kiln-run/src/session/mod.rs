@@ -82,7 +82,12 @@ fn run(socket: &std::os::unix::net::UnixStream) -> Result<(), Fault> {
             let stdio = Stdio { stdin, stdout, stderr, tty: false, epilogue };
             let flags = sandbox::namespaces(&sandbox.network);
             let started = start(socket, &place, flags, |reporter, gate| match conditions.enter() {
-                Ok(()) => sandbox::enter(&sandbox, &scratch, stdio, reporter, gate),
+                Ok(()) => {
+                    // Where memory runs out before the guard sees it, what is only being built goes
+                    // before anything that serves.
+                    let _ = std::fs::write("/proc/self/oom_score_adj", "500");
+                    sandbox::enter(&sandbox, &scratch, stdio, reporter, gate)
+                }
                 Err(fault) => fault,
             });
             let ended = started.map(|started| {

@@ -145,9 +145,17 @@ fn around(around: &kiln_bake::Around) -> kiln_run::Around {
         tmpfs: around.tmpfs.clone(),
         secrets: secrets.collect(),
         shm_size: around.shm_size.unwrap_or(usual.shm_size),
+        tasks: tasks(&around.ulimits).unwrap_or(usual.tasks),
         ulimits: around.ulimits.clone(),
         ..usual
     }
+}
+
+/// How many processes and threads `build.ulimits` grants: the kernel does not hold root to it.
+fn tasks(ulimits: &std::collections::BTreeMap<String, (i64, i64)>) -> Option<u64> {
+    let (soft, _) = ulimits.get("nproc")?;
+    // -1: as many as there may be.
+    Some(u64::try_from(*soft).unwrap_or(u64::MAX))
 }
 
 fn said(stopped: &Stopped) -> String {
@@ -159,6 +167,11 @@ fn said(stopped: &Stopped) -> String {
             "was ended: it left only {} MB and {inodes} inodes of the file system of {}",
             free >> 20,
             path.display()
+        ),
+        Stopped::MachineMemory { available, held } => format!(
+            "was ended: it held {} MB and left only {} MB of this machine's memory",
+            held >> 20,
+            available >> 20
         ),
         Stopped::Memory => "failed: the kernel killed a process of it for want of memory".into(),
     }
