@@ -147,10 +147,32 @@ pub(super) fn why_missing(context: &Snapshot, source: &str) -> String {
     if context.tree.get(path).is_some() {
         return "it is a link, and where it leads is not in the context".to_owned();
     }
-    match std::fs::symlink_metadata(context.root.join(&clean[1..])) {
-        Ok(_) => "it exists, but the ignore file leaves it out".to_owned(),
-        Err(_) => format!("the context is {}", context.root.display()),
+    let mut ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+    let is_link = |at: &usize| {
+        let node = context.tree.get(&path[..*at]);
+        node.is_some_and(|node| matches!(node.kind, Kind::Symlink { .. }))
+    };
+    if let Some(at) = ends.find(is_link) {
+        return format!(
+            "`/{}` is a link, and where it leads is not in the context",
+            &clean[1..=at]
+        );
     }
+    match is_in_folder(&context.root, &clean[1..]) {
+        true => "it exists, but the ignore file leaves it out".to_owned(),
+        false => format!("the context is {}", context.root.display()),
+    }
+}
+
+/// Whether there is such a path in the folder. No link is followed: where one leads outside, what is
+/// there is nobody's business.
+fn is_in_folder(folder: &std::path::Path, path: &str) -> bool {
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let found = openat(CWD, folder, flags | OFlags::DIRECTORY, Mode::empty())
+        .and_then(|folder| openat2(folder, path, flags | OFlags::NOFOLLOW, Mode::empty(), beneath));
+    found.is_ok()
 }
 
 fn inline(name: &str, content: Vec<u8>) -> edit::Source {

@@ -176,6 +176,26 @@ fn mistakes_have_places() {
         assert!(error.to_string().contains(expected), "{instructions}: {error}");
         assert!(error.is_usage(), "{instructions}");
     }
+    // Whether a file of the host is there is nobody's business, and no reason is told that is none.
+    std::os::unix::fs::symlink("/etc", kitchen.context().join("out")).unwrap();
+    std::fs::create_dir(kitchen.context().join("in")).unwrap();
+    std::os::unix::fs::symlink("/etc", kitchen.context().join("in/out")).unwrap();
+    for (there, missing, link) in
+        [("out/passwd", "out/nobody", "`/out`"), ("in/out/passwd", "in/out/nobody", "`/in/out`")]
+    {
+        let said = |path: &str| {
+            let text = kitchen.error(&format!("FROM scratch\nCOPY {path} /x")).to_string();
+            text.replace(path, "PATH")
+        };
+        assert_eq!(said(there), said(missing));
+        assert!(said(there).contains(&format!("{link} is a link")), "{}", said(there));
+    }
+    kitchen.write(".dockerignore", "out\nin\n");
+    for path in ["out/passwd", "in/out/passwd"] {
+        let error = kitchen.error(&format!("FROM scratch\nCOPY {path} /x")).to_string();
+        assert!(!error.contains("it exists"), "{error}");
+    }
+    kitchen.write(".dockerignore", "b\n");
     drop(socket);
     let late = "needs to be defined before current stage \"own\"";
     let own = "circular dependency detected on stage: own";
