@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
 use crate::paths::{Paths, short};
 use crate::table::{Route, Table};
 use crate::wire::{
@@ -19,8 +21,9 @@ use crate::wire::{
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long the answer to a drain is waited for whose length the routes say.
 const LONGEST_DRAIN: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How long a front may take to start.
-const START_LIMIT: Duration = Duration::from_secs(5);
+/// How long a front may take to start: on a machine that is busy, much longer than the few
+/// milliseconds that it usually takes.
+const START_LIMIT: Duration = Duration::from_secs(20);
 const START_PAUSE: Duration = Duration::from_millis(1);
 
 /// A connection to the front of one root.
@@ -85,6 +88,30 @@ pub struct Pong {
     pub build: String,
 }
 
+/// Connects to the socket at `path`, or fails: where its queue is full, whoever listens has been
+/// stopped, and would be waited for without end.
+pub(crate) fn connect_at_once(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+impl FrontError {
+    /// Whether it is there and says nothing: it may be stopped, and may go on any moment.
+    pub fn is_silence(&self) -> bool {
+        use io::ErrorKind::{TimedOut, WouldBlock};
+        match self {
+            Self::Connect { source, .. } | Self::Broken { source, .. } => {
+                matches!(source.kind(), TimedOut | WouldBlock)
+            }
+            _ => false,
+        }
+    }
+}
+
 impl FrontClient {
     /// Connects to the front of `root`.
     ///
@@ -92,7 +119,7 @@ impl FrontClient {
     /// [`FrontError::Connect`] when none runs.
     pub fn connect(root: &Path) -> Result<Self, FrontError> {
         let path = Paths::new(root).control();
-        match short(&path, |path| UnixStream::connect(path)) {
+        match short(&path, connect_at_once) {
             Ok(stream) => Ok(Self { stream: BufReader::new(stream), path, sent: None }),
             Err(source) => Err(FrontError::Connect { path, source }),
         }
@@ -297,6 +324,8 @@ impl FrontClient {
     fn converse(&mut self, request: &Request, limit: Duration) -> io::Result<Reply> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
+        // A front that was stopped takes what its socket's buffer takes, and then no more.
+        self.stream.get_ref().set_write_timeout(Some(limit))?;
         self.stream.get_ref().set_read_timeout(Some(limit))?;
         self.stream.get_mut().write_all(&line)?;
         line.clear();
@@ -320,9 +349,10 @@ impl FrontClient {
 /// program `exe`, in a session of its own so that it outlives the caller.
 ///
 /// # Errors
-/// [`FrontError::Start`] when none answers within five seconds.
+/// [`FrontError::Start`] when none answers within twenty seconds; [`FrontError::is_silence`] when
+/// there is one that does not answer.
 pub fn ensure_running(root: &Path, exe: &Path) -> Result<FrontClient, FrontError> {
-    if let Some(client) = minded(root) {
+    if let Some(client) = minded(root)? {
         return Ok(client);
     }
     let paths = Paths::new(root);
@@ -344,7 +374,7 @@ pub fn ensure_running(root: &Path, exe: &Path) -> Result<FrontClient, FrontError
     reaper.spawn(move || child.wait()).map_err(|error| start(error.to_string()))?;
     let deadline = Instant::now() + START_LIMIT;
     loop {
-        if let Some(client) = minded(root) {
+        if let Some(client) = minded(root)? {
             return Ok(client);
         }
         if Instant::now() > deadline {
@@ -386,9 +416,16 @@ pub fn renew(root: &Path, exe: &Path, grace: Duration) -> Result<bool, FrontErro
     }
 }
 
-fn minded(root: &Path) -> Option<FrontClient> {
-    let mut client = FrontClient::connect(root).ok()?;
-    client.ping().ok()?.minder.then_some(client)
+/// The front that answers, with a minder beside it.
+fn minded(root: &Path) -> Result<Option<FrontClient>, FrontError> {
+    let asked = FrontClient::connect(root).and_then(|mut client| {
+        let minder = client.ping()?.minder;
+        Ok(minder.then_some(client))
+    });
+    match asked {
+        Err(error) if error.is_silence() => Err(error),
+        asked => Ok(asked.ok().flatten()),
+    }
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -11,9 +11,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::paths::short;
+use crate::finishing;
+use crate::paths::{Paths, short};
 use crate::state::State;
-use crate::wire::{Drain, DrainPolicy, Drained, LINE_LIMIT, Reply, Request};
+use crate::wire::{Applied, Drain, DrainPolicy, Drained, LINE_LIMIT, Reply, Request};
 
 /// Why the worker shall leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,9 @@ pub(crate) struct Control {
     pub(crate) leave: mpsc::UnboundedSender<Leave>,
     /// Set once another worker answers: conversations end, so that they begin anew there.
     pub(crate) handed: watch::Sender<bool>,
+    pub(crate) paths: Paths,
+    /// Whether this worker is one that was replaced: nobody is to be asked but itself.
+    pub(crate) alone: bool,
 }
 
 /// Listens at `path`, replacing what was there; the caller holds the worker's lock.
@@ -91,20 +95,19 @@ impl Control {
     async fn answer(&self, request: Request) -> (Reply, Option<Leave>) {
         let grace = Duration::from_millis;
         let reply = match request {
-            Request::Apply { table, partial } => self.state().apply(table, partial),
-            Request::Change(change) => self.state().change(change),
+            Request::Apply { table, partial } => self.all_follow(|it| it.apply(table, partial)),
+            Request::Change(change) => self.all_follow(|it| it.change(change)),
             Request::Get => {
                 let state = self.state();
                 Reply::Table { table: state.table().clone(), listeners: state.bound() }
             }
-            Request::Drain(drain) => Reply::Drained(self.drain(drain).await),
-            Request::Hold { routes, hold, ms } => self.state().hold(&routes, hold, ms),
+            Request::Drain(drain) => Reply::Drained(self.drain_all(drain).await),
+            Request::Hold { routes, hold, ms } => {
+                self.all_follow(|state| state.hold(&routes, hold, ms))
+            }
             Request::CheckBind { addrs } => Reply::Taken { taken: self.state().check_bind(&addrs) },
             Request::Stats => Reply::Stats(self.state().stats()),
-            Request::Behind => {
-                let state = self.state();
-                Reply::Behind { upstreams: state.behind(), waiting: state.waiting() }
-            }
+            Request::Behind => self.behind().await,
             Request::Ping => {
                 let state = self.state();
                 let generation = state.table().generation;
@@ -118,10 +121,65 @@ impl Control {
                 return (Reply::Done, Some(Leave::Upgrade { grace: grace(grace_ms) }));
             }
             Request::Stop { grace_ms } => {
+                self.ask_finishing(&Request::Stop { grace_ms }, Some(Duration::ZERO)).await;
                 return (Reply::Done, Some(Leave::Stop { grace: grace(grace_ms) }));
             }
         };
         (reply, None)
+    }
+
+    /// Changes the table in force, and has those that finish go by it too. Nobody waits for them.
+    fn all_follow(&self, change: impl FnOnce(&mut State) -> Reply) -> Reply {
+        let reply = change(&mut self.state());
+        let changed = matches!(&reply, Reply::Done | Reply::Applied(Applied { applied: true, .. }));
+        if changed && !self.alone && finishing::any(&self.paths) {
+            let (paths, table) = (self.paths.clone(), self.state().table().clone());
+            tokio::spawn(async move { finishing::ask(&paths, &table, None, None).await });
+        }
+        reply
+    }
+
+    /// What those say that finish.
+    async fn ask_finishing(&self, request: &Request, limit: Option<Duration>) -> Vec<Reply> {
+        if self.alone || !finishing::any(&self.paths) {
+            return Vec::new();
+        }
+        let table = self.state().table().clone();
+        finishing::ask(&self.paths, &table, Some(request), limit).await
+    }
+
+    async fn behind(&self) -> Reply {
+        let (mut upstreams, waiting) = {
+            let state = self.state();
+            (state.behind(), state.waiting())
+        };
+        for reply in self.ask_finishing(&Request::Behind, Some(Duration::ZERO)).await {
+            let Reply::Behind { upstreams: theirs, .. } = reply else { continue };
+            for left in theirs {
+                match upstreams.iter_mut().find(|own| own.upstream == left.upstream) {
+                    Some(own) => own.add(&left),
+                    None => upstreams.push(left),
+                }
+            }
+        }
+        Reply::Behind { upstreams, waiting }
+    }
+
+    async fn drain_all(&self, drain: Drain) -> Drained {
+        let request = Request::Drain(drain.clone());
+        // For as long as the routes said: that is theirs to know.
+        let limit = match drain.policy {
+            DrainPolicy::AsRouted => None,
+            _ => Some(Duration::from_millis(drain.deadline_ms)),
+        };
+        let (mut all, others) =
+            tokio::join!(self.drain(drain), self.ask_finishing(&request, limit));
+        for reply in others {
+            if let Reply::Drained(drained) = reply {
+                all.add(&drained);
+            }
+        }
+        all
     }
 
     async fn drain(&self, drain: Drain) -> Drained {
@@ -129,6 +187,9 @@ impl Control {
         let deadline = start + Duration::from_millis(drain.deadline_ms);
         let (upstreams, live) = self.state().to_drain(&drain);
         let mut drained = Drained { upstreams: upstreams.len(), live, ..Drained::default() };
+        if drain.policy == DrainPolicy::CutStreams {
+            upstreams.iter().for_each(|upstream| upstream.cut_streams());
+        }
         if drain.policy == DrainPolicy::CutPinned {
             for upstream in &upstreams {
                 drained.cut_connections += upstream.active().1;

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::limits::Limits;
 use crate::table::App;
 use crate::upstream::{Active, Counters, Upstream};
 
@@ -56,6 +57,8 @@ pub(crate) struct Front {
     generation: ArcSwap<Generation>,
     epoch: AtomicU64,
     changed: watch::Sender<()>,
+    /// How long silence is borne.
+    pub(crate) limits: Limits,
     /// How this worker is about to leave.
     pub(crate) closing: watch::Sender<Closing>,
     /// Told whenever a connection ends while closing.
@@ -65,8 +68,9 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
+            limits,
             generation: ArcSwap::default(),
             epoch: AtomicU64::new(0),
             changed: watch::Sender::new(()),

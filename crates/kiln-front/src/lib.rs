@@ -9,12 +9,14 @@
 //! |---|---|
 //! | [`table`] | the routing table that is applied as one generation |
 //! | [`wire`] | requests and replies on `front.sock`, one JSON object a line |
-//! | [`client`] | blocking client for the agent; starts the front when none answers |
+//! | [`client`], `end` | blocking client for the agent; starts the front when none answers; ends it |
 //! | `paths` | the files under `<root>/front/` |
 //! | `minder`, `link`, `minding` | the process that outlives the worker; descriptors over a socket; telling it |
 //! | `worker`, `control` | the worker's start, its control socket |
+//! | `finishing` | workers that were replaced and still have connections |
 //! | `state` | what the worker owns: listeners, table, upstreams; `apply` |
 //! | `listener`, `listeners`, `holder` | binding an address; all that are open; who else holds one |
+//! | `limits` | how long silence is borne |
 //! | `generation`, `upstream` | what requests read: the current generation; activity and cutting |
 //! | `core`, `pool`, `pool2` | a thread with its own runtime; its idle upstream connections |
 //! | `proxy` | one accepted connection: detection, HTTP/1, HTTP/2, TCP, UDP |
@@ -33,8 +35,11 @@ macro_rules! say {
 pub mod client;
 mod control;
 mod core;
+mod end;
+mod finishing;
 mod generation;
 mod holder;
+mod limits;
 mod link;
 mod listener;
 mod listeners;
@@ -55,6 +60,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub use client::{FrontClient, FrontError, ensure_running, renew};
+pub use end::{end, worker};
 pub use minder::run_minder;
 pub use table::{App, Protocol, Route, Table};
 pub use wire::{

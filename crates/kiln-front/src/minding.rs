@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::link::{self, Message};
 
 /// How long a minder may take to hear the last words of its worker.
@@ -18,6 +20,7 @@ type Told = (Message, Option<Arc<OwnedFd>>);
 /// The line to a minder, and what is still to be said.
 #[derive(Debug)]
 pub(crate) struct Minding {
+    line: Arc<OwnedFd>,
     queue: Sender<Told>,
     /// Breaks when the thread has ended.
     ended: Receiver<()>,
@@ -30,7 +33,7 @@ impl Minding {
         let (queue, said) = channel::<Told>();
         let (end, ended) = channel();
         let left = Arc::new(AtomicUsize::new(0));
-        let counted = left.clone();
+        let (counted, own) = (left.clone(), line.clone());
         std::thread::Builder::new().name("front-tells".into()).spawn(move || {
             let _end = end;
             for (message, socket) in said {
@@ -44,13 +47,21 @@ impl Minding {
                 counted.fetch_sub(1, Relaxed);
             }
         })?;
-        Ok(Self { queue, ended, left })
+        Ok(Self { line: own, queue, ended, left })
     }
 
     pub(crate) fn tell(&self, message: Message, socket: Option<Arc<OwnedFd>>) {
         self.left.fetch_add(1, Relaxed);
         // It fails when the minder is gone.
         let _ = self.queue.send((message, socket));
+    }
+
+    /// Whether the other end is still held. The thread that reads from it may hear of its end a
+    /// moment later, and who asks meanwhile must not rely on a minder that is dead.
+    pub(crate) fn is_there(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.line, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok() && !fds[0].revents().contains(PollFlags::HUP)
     }
 
     /// Whether the minder was told everything.

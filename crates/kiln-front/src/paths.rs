@@ -13,6 +13,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 /// Longest path that fits a Unix socket address with its final zero.
 const SOCKET_PATH_LIMIT: usize = 107;
 
+/// What the names of such sockets begin with.
+const FINISHING: &str = "finishing-";
+
 /// The front's directory of one root.
 #[derive(Debug, Clone)]
 pub(crate) struct Paths {
@@ -39,9 +42,27 @@ impl Paths {
         self.dir.join("minder.sock")
     }
 
+    /// Where a worker can be asked that was replaced, while it finishes what it has.
+    pub(crate) fn finishing(&self, pid: u32) -> PathBuf {
+        self.dir.join(format!("{FINISHING}{pid}.sock"))
+    }
+
+    /// Where all of them can be asked; some may be gone.
+    pub(crate) fn all_finishing(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let is_one = |name: &str| name.starts_with(FINISHING) && name.ends_with(".sock");
+        let found = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_one));
+        found.map(|entry| entry.path()).collect()
+    }
+
     /// The last table.
     pub(crate) fn table(&self) -> PathBuf {
         self.dir.join("table.json")
+    }
+
+    /// What the root's owner says about time-outs.
+    pub(crate) fn limits(&self) -> PathBuf {
+        self.dir.join("limits.json")
     }
 
     /// Standard error of minder and worker.

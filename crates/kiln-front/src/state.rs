@@ -38,6 +38,8 @@ pub(crate) struct State {
     counters: HashMap<String, Arc<Counters>>,
     minding: Option<Minding>,
     next_id: u64,
+    /// Another worker has the listeners by now: this one finishes what it has.
+    finishing: bool,
 }
 
 impl State {
@@ -53,6 +55,7 @@ impl State {
             counters: HashMap::new(),
             minding: None,
             next_id: 1,
+            finishing: false,
         }
     }
 
@@ -81,6 +84,9 @@ impl State {
 
     /// Puts `table` in force.
     pub(crate) fn apply(&mut self, table: Table, partial: bool) -> Reply {
+        if self.finishing {
+            return self.follow(table);
+        }
         if table.generation <= self.table.generation && table != self.table {
             let (asked, current) = (table.generation, self.table.generation);
             return Reply::Stale { asked, current };
@@ -109,6 +115,20 @@ impl State {
             }
         }
         self.bring_in(table, partial, Some(&ids))
+    }
+
+    /// Lets what is still here wait, go on and end by the table of the worker that serves now. That
+    /// may hold routes without a new generation.
+    fn follow(&mut self, table: Table) -> Reply {
+        let (generation, current) = (table.generation, self.table.generation);
+        if generation < current {
+            return Reply::Stale { asked: generation, current };
+        }
+        if table != self.table {
+            self.put_in_force(table, Prepared::default());
+        }
+        let (listeners, errors, waiting) = Default::default();
+        Reply::Applied(Applied { generation, applied: true, listeners, errors, waiting })
     }
 
     /// With `only`, no other routes than those named differ from the table in force.
@@ -172,6 +192,9 @@ impl State {
             run_down(upstream, &old);
         }
         self.upstreams.retain(|_, upstream| upstream.strong_count() > 0);
+        if self.finishing {
+            return;
+        }
         for (key, listener) in self.listeners.take_unwanted(&self.table) {
             if let Some(task) = listener.task {
                 task.abort();
@@ -378,12 +401,12 @@ impl State {
 
     /// Whether a minder watches this worker and has every socket.
     pub(crate) fn minded(&self) -> bool {
-        self.minding.as_ref().is_some_and(Minding::knows_all)
+        self.minding.as_ref().is_some_and(|it| it.is_there() && it.knows_all())
     }
 
     /// Whether a minder watches this worker.
     pub(crate) fn has_minder(&self) -> bool {
-        self.minding.is_some()
+        self.minding.as_ref().is_some_and(Minding::is_there)
     }
 
     /// Gives a minder duplicates of all listening sockets.
@@ -426,8 +449,14 @@ impl State {
         }
     }
 
+    /// Cuts all that is still under way.
+    pub(crate) fn cut_all(&self) {
+        self.upstreams.values().filter_map(Weak::upgrade).for_each(|upstream| upstream.cut());
+    }
+
     /// Accepts no more; the sockets stay open with the minder.
     pub(crate) fn stop_accepting(&mut self) {
+        self.finishing = true;
         for listener in self.listeners.iter_mut() {
             if let Some(task) = listener.task.take() {
                 task.abort();

@@ -50,7 +50,7 @@ impl Upstream {
             deadline: Mutex::default(),
             draining: AtomicUsize::new(0),
             ended: Notify::new(),
-            cut: watch::Sender::new(Cut::Pinned),
+            cut: watch::Sender::new(Cut::Streams),
             http: AtomicU8::new(UNKNOWN),
         }
     }
@@ -135,6 +135,12 @@ impl Upstream {
         WhenCut(self.cut.subscribe())
     }
 
+    /// Ends WebSockets and streams of events: they end by themselves only with their service, and
+    /// their clients come again.
+    pub(crate) fn cut_streams(&self) {
+        self.cut.send_replace(Cut::Streams);
+    }
+
     /// Closes the TCP and upgraded connections to this upstream, and the clients' with them.
     pub(crate) fn cut_pinned(&self) {
         self.cut.send_replace(Cut::Pinned);
@@ -159,8 +165,9 @@ impl Drop for Leave<'_> {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Cut {
+    Streams,
     Pinned,
     All,
 }
@@ -170,16 +177,26 @@ enum Cut {
 pub(crate) struct WhenCut(watch::Receiver<Cut>);
 
 impl WhenCut {
+    /// Ends when what goes on without end has to, as far as `is_stream` says that this does.
+    pub(crate) async fn stream(&mut self, is_stream: impl Fn() -> bool) {
+        self.from(|cut| cut == Cut::All || is_stream()).await;
+    }
+
     /// Ends when a pinned connection has to.
     pub(crate) async fn pinned(&mut self) {
-        // The sender lives in the upstream, which the caller keeps.
-        let _ = self.0.changed().await;
+        self.from(|cut| cut >= Cut::Pinned).await;
     }
 
     /// Ends when every connection has to, or when nobody has a use for the upstream any more.
     pub(crate) async fn all(&mut self) {
+        self.from(|cut| cut == Cut::All).await;
+    }
+
+    async fn from(&mut self, concerns: impl Fn(Cut) -> bool) {
+        // The sender lives in the upstream: where it is gone, so is all use for it.
         while self.0.changed().await.is_ok() {
-            if *self.0.borrow_and_update() == Cut::All {
+            let cut = *self.0.borrow_and_update();
+            if concerns(cut) {
                 return;
             }
         }

@@ -246,6 +246,9 @@ pub enum DrainPolicy {
     Deadline,
     /// TCP and upgraded connections are cut at once; requests have until the deadline.
     CutPinned,
+    /// WebSockets and streams of events are cut at once: they do not end by themselves, and their
+    /// clients come again. Everything else has until the deadline.
+    CutStreams,
     /// Nothing is cut, not even at the deadline.
     UntilClosed,
     /// Everything may go on for as long as the routes said that led there, counted from the
@@ -299,6 +302,25 @@ pub struct Behind {
     pub connections: usize,
     /// When they will be cut, in milliseconds from now; `None`: when somebody asks for it.
     pub cut_in_ms: Option<u64>,
+}
+
+impl Behind {
+    /// Takes in what another worker has left at the same upstream.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.connections += other.connections;
+        self.cut_in_ms = self.cut_in_ms.max(other.cut_in_ms);
+    }
+}
+
+impl Drained {
+    /// Takes in what another worker has drained of the same.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.cut_requests += other.cut_requests;
+        self.cut_connections += other.cut_connections;
+        self.remaining += other.remaining;
+        self.waited_ms = self.waited_ms.max(other.waited_ms);
+    }
 }
 
 /// Counters of a route.

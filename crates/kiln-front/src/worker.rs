@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use crate::control::{self, Control, Leave};
 use crate::core::Cores;
 use crate::generation::{Closing, Front};
+use crate::limits::Limits;
 use crate::link::{self, Message};
 use crate::listener::Key;
 use crate::paths::Paths;
@@ -27,6 +28,10 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 const GENTLE: Duration = Duration::from_millis(500);
 /// How often an address that somebody else has is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long connections may take to say good-bye when a worker that was replaced ends.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How often the number of connections is looked at anew.
+const LOOK: Duration = Duration::from_millis(100);
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Serves `root` until it is told to stop; returns the exit code. Its standard input is the line
@@ -47,7 +52,11 @@ fn run(root: &Path) -> io::Result<()> {
     let (minder, kept) = inherited()?;
     let lock = lock(&paths)?;
     raise_descriptor_limit();
-    let front = Arc::new(Front::new());
+    let limits = Limits::read(&paths.limits()).unwrap_or_else(|error| {
+        say!("front: {}: {error}; the usual time-outs hold", paths.limits().display());
+        Limits::default()
+    });
+    let front = Arc::new(Front::new(limits));
     let count = std::thread::available_parallelism().map_or(2, usize::from);
     let cores = Cores::start(&front, count)?;
     let state = State::new(front.clone(), cores.clone(), paths.table());
@@ -66,14 +75,21 @@ fn run(root: &Path) -> io::Result<()> {
         let (leave, mut told) = mpsc::unbounded_channel();
         let listener = control::listen_at(&paths.control())?;
         let serving = tokio::spawn(
-            Control { state: state.clone(), leave, handed: handed.clone() }.serve(listener),
+            Control {
+                state: state.clone(),
+                leave: leave.clone(),
+                handed: handed.clone(),
+                paths: paths.clone(),
+                alone: false,
+            }
+            .serve(listener),
         );
         let looking = tokio::spawn(look_after(state.clone(), front.clone()));
         let why = told.recv().await.unwrap_or(Leave::Stop { grace: Duration::ZERO });
         looking.abort();
         serving.abort();
         let _ = serving.await;
-        let mut upgraded = false;
+        let mut finishing = None;
         let grace = match why {
             Leave::Stop { grace } => {
                 lock_state(&state).close_all();
@@ -85,15 +101,26 @@ fn run(root: &Path) -> io::Result<()> {
             Leave::Upgrade { grace } => {
                 lock_state(&state).stop_accepting();
                 handed.send_replace(true);
+                // Before the next worker begins, so that it finds this one.
+                let control = Control {
+                    state: state.clone(),
+                    leave,
+                    handed: watch::Sender::new(false),
+                    paths: paths.clone(),
+                    alone: true,
+                };
+                finishing = Some(Finishing::begin(&paths, control));
                 drop(lock);
                 lock_state(&state).tell(Message::Upgrade, None);
                 lock_state(&state).all_told();
-                upgraded = true;
                 grace
             }
         };
-        let gentle = if upgraded { GENTLE } else { Duration::ZERO };
-        finish(&front, &cores, gentle, grace).await;
+        let Some(_finishing) = finishing else {
+            finish(&front, &cores, Duration::ZERO, grace).await;
+            return Ok(());
+        };
+        finish_replaced(&state, &front, &cores, grace, told).await;
         Ok(())
     })
 }
@@ -102,11 +129,7 @@ fn run(root: &Path) -> io::Result<()> {
 /// their answers; those that are idle beyond `gentle` can be closed with little risk.
 async fn finish(front: &Front, cores: &Cores, gentle: Duration, grace: Duration) {
     front.closing.send_replace(Closing::AfterNext);
-    let gone = async {
-        while cores.open() > 0 {
-            front.left.notified().await;
-        }
-    };
+    let gone = all_left(front, cores);
     let mut gone = std::pin::pin!(gone);
     if tokio::time::timeout(gentle.min(grace), gone.as_mut()).await.is_ok() {
         return;
@@ -114,6 +137,64 @@ async fn finish(front: &Front, cores: &Cores, gentle: Duration, grace: Duration)
     front.closing.send_replace(Closing::Now);
     // Those that go on beyond the grace end with the process.
     let _ = tokio::time::timeout(grace, gone).await;
+}
+
+/// As [`finish`], of a worker that was replaced: whoever has its place may end it before.
+async fn finish_replaced(
+    state: &Mutex<State>,
+    front: &Front,
+    cores: &Cores,
+    grace: Duration,
+    mut told: mpsc::UnboundedReceiver<Leave>,
+) {
+    let over = async {
+        finish(front, cores, GENTLE, grace).await;
+        // WebSockets and streams are told that they end, not just broken off.
+        lock_state(state).cut_all();
+        let _ = tokio::time::timeout(FAREWELL, all_left(front, cores)).await;
+    };
+    let stopped = async {
+        let grace = match told.recv().await {
+            Some(Leave::Stop { grace } | Leave::Upgrade { grace }) => grace,
+            None => std::future::pending().await,
+        };
+        let _ = tokio::time::timeout(grace, all_left(front, cores)).await;
+    };
+    tokio::select! {
+        () = over => {}
+        () = stopped => {}
+    }
+}
+
+/// Ends with the last connection.
+async fn all_left(front: &Front, cores: &Cores) {
+    while cores.open() > 0 {
+        // Nobody tells of one that ended just before.
+        let _ = tokio::time::timeout(LOOK, front.left.notified()).await;
+    }
+}
+
+/// The socket at which a worker can be asked that was replaced.
+struct Finishing(PathBuf);
+
+impl Finishing {
+    fn begin(paths: &Paths, control: Control) -> Self {
+        let path = paths.finishing(std::process::id());
+        match control::listen_at(&path) {
+            Ok(listener) => {
+                tokio::spawn(control.serve(listener));
+            }
+            Err(error) => say!("front: {}: {error}", path.display()),
+        }
+        Self(path)
+    }
+}
+
+impl Drop for Finishing {
+    fn drop(&mut self) {
+        // It is cleared away by whoever finds nobody there.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Tries again what could not be had, and writes down what was learnt.

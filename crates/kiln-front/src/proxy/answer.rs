@@ -15,6 +15,8 @@ pub(super) struct Answer {
     pub(super) body: Framing,
     /// The upstream's connection can serve another request.
     pub(super) reusable: bool,
+    /// A stream of events (HTML, 9.2), which ends with its service and whose client comes again.
+    pub(super) events: bool,
 }
 
 /// Makes an answer fit to be sent on; refuses what nobody can say the end of. `to_head`: the
@@ -28,13 +30,14 @@ pub(super) fn answer(
     let (status, old, reason) = status_line(head.line)?;
     let mut connection: Vec<&[u8]> = Vec::new();
     let (mut lengths, mut codings, mut upgrade) = (Vec::new(), Vec::new(), None);
-    let mut dated = false;
+    let (mut dated, mut events) = (false, false);
     for Field { name, value } in &head.fields {
         match kind(name) {
             Kind::Connection => connection.extend(elements(value)),
             Kind::Length => lengths.push(*value),
             Kind::Coding => codings.push(*value),
             Kind::Upgrade => upgrade = Some(*value),
+            _ if name.eq_ignore_ascii_case(b"content-type") => events = is_events(value),
             _ => dated |= name.eq_ignore_ascii_case(b"date"),
         }
     }
@@ -86,7 +89,12 @@ pub(super) fn answer(
     {
         put(&mut out, &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]);
     }
-    Ok(Answer { status, head: out, body, reusable })
+    Ok(Answer { status, head: out, body, reusable, events })
+}
+
+fn is_events(kind: &[u8]) -> bool {
+    let kind = kind.split(|byte| *byte == b';').next().unwrap_or_default();
+    kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
 }
 
 /// Status, whether it is HTTP/1.0, and the reason.

@@ -23,11 +23,7 @@ use crate::pool::{self, Connection};
 use crate::table::App;
 use crate::upstream::Upstream;
 
-/// How long a client may say nothing at all.
-const SILENCE: Duration = Duration::from_secs(120);
-/// How long a client may take over what it begins with, if that looks like a request.
-const FIRST_PATIENCE: Duration = Duration::from_secs(60);
-/// The same of what may become one or not. Then it is bytes, and looked at as they go by.
+/// How long a client may take over what it begins with, if it may become a request or not. Then it is bytes, and looked at as they go by.
 const WORD_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a client has to be silent before an upstream is asked whether it speaks first although
 /// the one before it spoke HTTP; how long it may take to do so; and how long it is then left alone.
@@ -118,7 +114,7 @@ fn keep(conn: &Conn, early: Option<Early>) {
 
 /// Reads until it is clear what the client speaks. Loses nothing when dropped.
 async fn client_speaks(conn: &Conn, stream: &TcpStream, bytes: &mut BytesMut) -> First {
-    let mut until = Instant::now() + SILENCE;
+    let mut until = Instant::now() + conn.front.limits.idle;
     let mut begun = None;
     loop {
         match read_more(stream, bytes, FIRST_READ, until).await {
@@ -142,7 +138,7 @@ async fn client_speaks(conn: &Conn, stream: &TcpStream, bytes: &mut BytesMut) ->
             Guess::Http2 => return First::Http2,
             Guess::Other => return First::Other,
             Guess::Unknown if is_known(conn) || looks_like_request(bytes) => {
-                until = begun + FIRST_PATIENCE;
+                until = begun + conn.front.limits.head;
             }
             Guess::Unknown => until = begun + WORD_PATIENCE,
         }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -11,6 +11,7 @@ use super::answer::answer;
 use super::chunked::{self, Decoder};
 use super::head::{Framing, Request, put, put_length, trailer_passes};
 use super::stream::{Progress, Stop, copy, gone, read_head, read_more, write_all};
+use crate::limits::Limits;
 use crate::pool::Connection;
 use crate::upstream::Active;
 
@@ -20,16 +21,6 @@ const HEAD_LIMIT: usize = 256 << 10;
 const CHUNK_READ: usize = 64 << 10;
 /// Interim answers to one request.
 const INTERIM_LIMIT: usize = 100;
-/// How long an upstream may take before it begins to answer. Long polls and reports take minutes.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(600);
-/// How long an upstream may say nothing in the middle of an answer: event streams are quiet for
-/// long. That the client has gone shows in a moment, whatever the upstream says.
-const QUIET: Duration = Duration::from_secs(3600);
-/// How long a client may send nothing in the middle of a body.
-const BODY_PATIENCE: Duration = Duration::from_secs(60);
-/// How long either side may take nothing of what is for it. A player that was paused reads on.
-const STALL: Duration = Duration::from_secs(300);
-
 /// How it ended.
 #[derive(Debug)]
 pub(super) enum Carried {
@@ -57,10 +48,14 @@ pub(super) enum Carried {
 }
 
 /// What the exchange is told, and tells, beside what it carries.
-struct Told<'a, C, H> {
-    release: Option<&'a [u8]>,
-    closing: C,
-    heard: H,
+pub(super) struct Told<'a, C, H> {
+    /// What the answer says of its release.
+    pub(super) release: Option<Bytes>,
+    /// Asks that the client's connection ends with this answer.
+    pub(super) closing: C,
+    /// Called when the upstream has said something in HTTP.
+    pub(super) heard: H,
+    pub(super) limits: &'a Limits,
 }
 
 /// Where the two halves of an exchange tell each other how far they are.
@@ -71,29 +66,27 @@ struct Shared {
     sent: AtomicBool,
     /// The client got the beginning of the answer.
     answering: AtomicBool,
+    /// The answer is a stream of events.
+    events: AtomicBool,
 }
 
 /// Carries a request to `upstream` and its answer back. `buf` is what the client sent beyond the
-/// head; `closing` asks that the client's connection ends with this answer; `heard` is called when
-/// the upstream has said something in HTTP.
+/// head.
 pub(super) async fn carry(
     client: &TcpStream,
     buf: &mut BytesMut,
     request: &Request,
     upstream: &mut Connection,
     active: &Active,
-    closing: impl Fn() -> bool,
-    heard: impl Fn(),
+    told: &Told<'_, impl Fn() -> bool, impl Fn()>,
 ) -> Carried {
     let shared = Shared::default();
     let mut cut = active.upstream().when_cut();
     let Connection { stream, buf: answered } = upstream;
-    let release = active.release().map(|release| &release[..]);
-    let sending = send(client, buf, request, stream, &shared);
-    let told = Told { release, closing, heard };
-    let receiving = receive(client, request, stream, answered, &told, &shared);
+    let sending = send(client, buf, request, stream, told.limits, &shared);
+    let receiving = receive(client, request, stream, answered, told, &shared);
     let gone = gone(client, &shared.progress);
-    let cut = cut.all();
+    let cut = cut.stream(|| shared.events.load(Relaxed));
     let (mut sending, mut receiving) = (std::pin::pin!(sending), std::pin::pin!(receiving));
     let (mut gone, mut cut) = (std::pin::pin!(gone), std::pin::pin!(cut));
     let mut sent = false;
@@ -146,17 +139,19 @@ async fn send(
     buf: &mut BytesMut,
     request: &Request,
     upstream: &TcpStream,
+    limits: &Limits,
     shared: &Shared,
 ) -> Result<(), Sending> {
     let progress = &shared.progress;
-    let write = async |bytes: &[u8]| write_all(upstream, bytes, STALL, progress).await;
+    let Limits { body, stall, .. } = *limits;
+    let write = async |bytes: &[u8]| write_all(upstream, bytes, stall, progress).await;
     match request.body {
         Framing::Length(length) => {
             let here = usize::try_from(length).unwrap_or(usize::MAX).min(buf.len());
             write(&[&request.head, &buf[..here]].concat()).await?;
             buf.advance(here);
             let left = length - here as u64;
-            let missing = copy(client, upstream, left, BODY_PATIENCE, STALL, progress).await?;
+            let missing = copy(client, upstream, left, body, stall, progress).await?;
             if missing > 0 { Err(Sending::Gone) } else { Ok(()) }
         }
         Framing::Chunked => {
@@ -176,7 +171,7 @@ async fn send(
                     return Ok(());
                 }
                 out.clear();
-                read_more(client, buf, CHUNK_READ, Instant::now() + BODY_PATIENCE).await?;
+                read_more(client, buf, CHUNK_READ, Instant::now() + body).await?;
                 progress.moved();
             }
         }
@@ -193,9 +188,10 @@ async fn receive(
     shared: &Shared,
 ) -> Carried {
     let progress = &shared.progress;
+    let Limits { answer: patience, quiet, stall, .. } = *told.limits;
     let mut interim = 0;
     let answer = loop {
-        let read = read_head(upstream, buf, HEAD_LIMIT, ANSWER_PATIENCE, ANSWER_PATIENCE).await;
+        let read = read_head(upstream, buf, HEAD_LIMIT, patience, patience).await;
         let length = match read {
             Ok(length) => length,
             Err(Stop::End | Stop::From) if buf.is_empty() && interim == 0 => {
@@ -205,7 +201,8 @@ async fn receive(
             Err(Stop::Silent) => return Carried::Silent,
             Err(_) => return Carried::NoAnswer,
         };
-        let Ok(mut answer) = answer(&buf[..length], request.is_head, told.release) else {
+        let Ok(mut answer) = answer(&buf[..length], request.is_head, told.release.as_deref())
+        else {
             return Carried::NoAnswer;
         };
         (told.heard)();
@@ -222,7 +219,7 @@ async fn receive(
                 }
                 if !request.old {
                     answer.head.extend_from_slice(b"\r\n");
-                    if write_all(client, &answer.head, STALL, progress).await.is_err() {
+                    if write_all(client, &answer.head, stall, progress).await.is_err() {
                         return Carried::Gone;
                     }
                 }
@@ -251,13 +248,15 @@ async fn receive(
     }
     put(&mut out, &[b"\r\n"]);
     shared.answering.store(true, Relaxed);
+    shared.events.store(answer.events, Relaxed);
     progress.answering();
 
+    let way = Way { client, upstream, quiet, stall, progress };
     let streamed = match answer.body {
-        Framing::None => write_all(client, &out, STALL, progress).await,
-        Framing::Length(length) => measured(client, upstream, buf, out, length, progress).await,
-        Framing::Chunked => pieces(client, upstream, buf, out, chunks, progress).await,
-        Framing::UntilClose => rest(client, upstream, buf, out, chunks, progress).await,
+        Framing::None => write_all(client, &out, stall, progress).await,
+        Framing::Length(length) => way.measured(buf, out, length).await,
+        Framing::Chunked => way.pieces(buf, out, chunks).await,
+        Framing::UntilClose => way.rest(buf, out, chunks).await,
     };
     match streamed {
         Ok(()) => {
@@ -270,81 +269,79 @@ async fn receive(
     }
 }
 
-/// A body of known length, after `out`.
-async fn measured(
-    client: &TcpStream,
-    upstream: &TcpStream,
-    buf: &mut BytesMut,
-    mut out: Vec<u8>,
-    length: u64,
-    progress: &Progress,
-) -> Result<(), Stop> {
-    let here = usize::try_from(length).unwrap_or(usize::MAX).min(buf.len());
-    out.extend_from_slice(&buf[..here]);
-    buf.advance(here);
-    write_all(client, &out, STALL, progress).await?;
-    drop(out);
-    let left = length - here as u64;
-    let missing = copy(upstream, client, left, QUIET, STALL, progress).await?;
-    if missing > 0 { Err(Stop::End) } else { Ok(()) }
+/// The way of an answer's body.
+struct Way<'a> {
+    client: &'a TcpStream,
+    upstream: &'a TcpStream,
+    quiet: Duration,
+    stall: Duration,
+    progress: &'a Progress,
 }
 
-/// A chunked body, after `out`; as chunks or, for HTTP/1.0, without them.
-async fn pieces(
-    client: &TcpStream,
-    upstream: &TcpStream,
-    buf: &mut BytesMut,
-    mut out: Vec<u8>,
-    chunks: bool,
-    progress: &Progress,
-) -> Result<(), Stop> {
-    let mut decoder = Decoder::new();
-    loop {
-        let taken = decoder.take(buf, |data| match chunks {
-            true => chunked::put(&mut out, data),
-            false => out.extend_from_slice(data),
-        });
-        buf.advance(taken.map_err(|_| Stop::From)?);
-        if decoder.is_done() && chunks {
-            let finished = chunked::finish(&mut out, decoder.trailers(), trailer_passes);
-            finished.map_err(|_| Stop::From)?;
-        }
-        write_all(client, &out, STALL, progress).await?;
-        out.clear();
-        if decoder.is_done() {
-            return Ok(());
-        }
-        read_more(upstream, buf, CHUNK_READ, Instant::now() + QUIET).await?;
-        tokio::task::consume_budget().await;
+impl Way<'_> {
+    /// A body of known length, after `out`.
+    async fn measured(
+        &self,
+        buf: &mut BytesMut,
+        mut out: Vec<u8>,
+        length: u64,
+    ) -> Result<(), Stop> {
+        let Self { client, upstream, quiet, stall, progress } = *self;
+        let here = usize::try_from(length).unwrap_or(usize::MAX).min(buf.len());
+        out.extend_from_slice(&buf[..here]);
+        buf.advance(here);
+        write_all(client, &out, stall, progress).await?;
+        drop(out);
+        let left = length - here as u64;
+        let missing = copy(upstream, client, left, quiet, stall, progress).await?;
+        if missing > 0 { Err(Stop::End) } else { Ok(()) }
     }
-}
 
-/// A body that ends with its connection, after `out`.
-async fn rest(
-    client: &TcpStream,
-    upstream: &TcpStream,
-    buf: &mut BytesMut,
-    mut out: Vec<u8>,
-    chunks: bool,
-    progress: &Progress,
-) -> Result<(), Stop> {
-    loop {
-        match chunks {
-            true => chunked::put(&mut out, buf),
-            false => out.extend_from_slice(buf),
+    /// A chunked body, after `out`; as chunks or, for HTTP/1.0, without them.
+    async fn pieces(&self, buf: &mut BytesMut, mut out: Vec<u8>, chunks: bool) -> Result<(), Stop> {
+        let Self { client, upstream, quiet, stall, progress } = *self;
+        let mut decoder = Decoder::new();
+        loop {
+            let taken = decoder.take(buf, |data| match chunks {
+                true => chunked::put(&mut out, data),
+                false => out.extend_from_slice(data),
+            });
+            buf.advance(taken.map_err(|_| Stop::From)?);
+            if decoder.is_done() && chunks {
+                let finished = chunked::finish(&mut out, decoder.trailers(), trailer_passes);
+                finished.map_err(|_| Stop::From)?;
+            }
+            write_all(client, &out, stall, progress).await?;
+            out.clear();
+            if decoder.is_done() {
+                return Ok(());
+            }
+            read_more(upstream, buf, CHUNK_READ, Instant::now() + quiet).await?;
+            tokio::task::consume_budget().await;
         }
-        buf.clear();
-        write_all(client, &out, STALL, progress).await?;
-        out.clear();
-        match read_more(upstream, buf, CHUNK_READ, Instant::now() + QUIET).await {
-            Ok(()) => {}
-            Err(Stop::End) => break,
-            Err(stop) => return Err(stop),
-        }
-        tokio::task::consume_budget().await;
     }
-    let end: &[u8] = if chunks { b"0\r\n\r\n" } else { b"" };
-    write_all(client, end, STALL, progress).await
+
+    /// A body that ends with its connection, after `out`.
+    async fn rest(&self, buf: &mut BytesMut, mut out: Vec<u8>, chunks: bool) -> Result<(), Stop> {
+        let Self { client, upstream, quiet, stall, progress } = *self;
+        loop {
+            match chunks {
+                true => chunked::put(&mut out, buf),
+                false => out.extend_from_slice(buf),
+            }
+            buf.clear();
+            write_all(client, &out, stall, progress).await?;
+            out.clear();
+            match read_more(upstream, buf, CHUNK_READ, Instant::now() + quiet).await {
+                Ok(()) => {}
+                Err(Stop::End) => break,
+                Err(stop) => return Err(stop),
+            }
+            tokio::task::consume_budget().await;
+        }
+        let end: &[u8] = if chunks { b"0\r\n\r\n" } else { b"" };
+        write_all(client, end, stall, progress).await
+    }
 }
 
 #[cfg(test)]
@@ -377,8 +374,8 @@ mod tests {
                 drop(accepted);
                 // The reset has arrived once there is something to read.
                 upstream.readable().await.unwrap();
-                let shared = Shared::default();
-                let sent = send(&client, &mut buf, &request, &upstream, &shared).await;
+                let (shared, limits) = (Shared::default(), Limits::default());
+                let sent = send(&client, &mut buf, &request, &upstream, &limits, &shared).await;
                 assert!(matches!(sent, Err(Sending::Upstream)), "{framing}, {body:?}");
                 assert!(!shared.progress.has_moved(), "{framing}, {body:?}");
             });

@@ -7,24 +7,23 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::exchange::{Carried, carry};
+use super::exchange::{Carried, Told, carry};
 use super::head::{self, Client, Framing, Request};
 use super::page::page;
 use super::relay::{self, Kind};
-use super::stream::{Progress, Stop, abort, gone, linger, read_head, write_all};
+use super::stream::{Progress, Stop, abort, gone, linger, read_head, read_more, write_all};
 use super::{Conn, Failure, Rewound, connect};
 use crate::generation::Closing;
+use crate::limits::Limits;
 use crate::pool::{self, Connection};
 use crate::upstream::Active;
 
 /// Longest head of a request in bytes; as many fields as fit.
 const HEAD_LIMIT: usize = 64 << 10;
-/// How long a client may stay idle between two requests. Above the 90 s of the most patient common
-/// clients (Go, reqwest), so that they close first and lose nothing.
-const IDLE_PATIENCE: Duration = Duration::from_secs(120);
-/// How long a client may take over a head once it has begun.
-const HEAD_PATIENCE: Duration = Duration::from_secs(60);
+/// What is read at once while a client may be idle.
+const IDLE_READ: usize = 8 << 10;
 /// How long a client may take over a page of the front's own.
 const PAGE_PATIENCE: Duration = Duration::from_secs(10);
 /// Fresh connections that are tried for a request that was never sent.
@@ -51,7 +50,7 @@ pub(super) async fn serve(conn: Arc<Conn>, stream: TcpStream, mut buf: BytesMut)
     let who = Client::new(conn.peer.ip());
     let mut closing = conn.front.closing.subscribe();
     loop {
-        let length = match next_head(&stream, &mut buf, &mut closing).await {
+        let length = match next_head(&conn, &stream, &mut buf, &mut closing).await {
             Ok(length) => length,
             Err(Some(status)) => return refuse(&conn, &stream, status).await,
             Err(None) => return,
@@ -86,7 +85,7 @@ pub(super) async fn serve(conn: Arc<Conn>, stream: TcpStream, mut buf: BytesMut)
                     let client = Rewound { bytes: buf.freeze(), stream };
                     let upstream =
                         Rewound { bytes: upstream.buf.freeze(), stream: upstream.stream };
-                    relay::run(client, upstream, &active, kind).await;
+                    relay::run(client, upstream, &active, kind, &conn.front.limits).await;
                 }
                 return;
             }
@@ -101,28 +100,35 @@ pub(super) async fn serve(conn: Arc<Conn>, stream: TcpStream, mut buf: BytesMut)
 /// Waits for a head, and gives its length; else the status that refuses it, if there is anybody
 /// to tell.
 async fn next_head(
+    conn: &Conn,
     stream: &TcpStream,
     buf: &mut BytesMut,
     closing: &mut watch::Receiver<Closing>,
 ) -> Result<usize, Option<u16>> {
+    let Limits { idle, head, .. } = conn.front.limits;
+    let until = Instant::now() + idle;
     loop {
-        // Empty lines before a request are nobody's: RFC 9112 2.2.
+        // Empty lines before a request are nobody's (RFC 9112 2.2), and no sign of life.
         let blank = buf.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
         buf.advance(blank);
-        let begun = !buf.is_empty();
+        if !buf.is_empty() {
+            break;
+        }
         let read = tokio::select! {
             biased;
-            read = read_head(stream, buf, HEAD_LIMIT, IDLE_PATIENCE, HEAD_PATIENCE) => read,
-            _ = closing.wait_for(|closing| *closing == Closing::Now), if !begun => return Err(None),
+            read = read_more(stream, buf, IDLE_READ, until) => read,
+            _ = closing.wait_for(|closing| *closing == Closing::Now) => return Err(None),
         };
-        return match read {
-            Ok(_) if matches!(buf.first(), Some(b'\r' | b'\n')) => continue,
-            Ok(length) => Ok(length),
-            Err(Stop::TooLong) => Err(Some(431)),
-            Err(Stop::Silent) if !buf.is_empty() => Err(Some(408)),
-            Err(_) => Err(None),
-        };
+        read.map_err(|_| None)?;
+        if Instant::now() >= until {
+            return Err(None);
+        }
     }
+    read_head(stream, buf, HEAD_LIMIT, head, head).await.map_err(|stop| match stop {
+        Stop::TooLong => Some(431),
+        Stop::Silent => Some(408),
+        _ => None,
+    })
 }
 
 /// What follows cannot be trusted to begin where it seems to.
@@ -170,7 +176,9 @@ async fn exchange(
                 conn.front.tell_change();
             }
         };
-        match carry(client, buf, request, &mut upstream, &active, ending, heard).await {
+        let limits = &conn.front.limits;
+        let told = Told { release: active.release().cloned(), closing: ending, heard, limits };
+        match carry(client, buf, request, &mut upstream, &active, &told).await {
             Carried::Answered { reusable, close } => {
                 if reusable {
                     pool::put(active.upstream(), upstream);

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::head::{Client, believed, trailer_passes};
 use super::{Conn, Failure, Rewound, connect, fields};
 use crate::generation::Closing;
+use crate::limits::Limits;
 use crate::pool2;
 use crate::upstream::{Active, WhenCut};
 
@@ -34,10 +35,6 @@ const WINDOW: u32 = 4 << 20;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection without requests is kept.
 const IDLE_PATIENCE: Duration = Duration::from_secs(3600);
-/// How long an upstream may take before it begins to answer.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(600);
-/// How long either side may be silent in the middle of a message.
-const QUIET: Duration = Duration::from_secs(3600);
 /// Between the word that a connection ends and the cut of what is still under way on it.
 const FAREWELL: Duration = Duration::from_millis(100);
 /// Connections that are tried for a request that was never sent.
@@ -150,7 +147,7 @@ impl Stream {
         let (answer, sending) = requests.send_request(Request::from_parts(head, ()), bodiless)?;
         let upload = async {
             if !bodiless {
-                pipe(body, sending).await?;
+                pipe(body, sending, &self.conn.front.limits).await?;
             }
             Ok::<_, Failed>(())
         };
@@ -195,7 +192,7 @@ impl Stream {
                 }
             };
             let ready = poll_fn(|cx| sender.requests.poll_ready(cx));
-            match timeout(ANSWER_PATIENCE, ready).await {
+            match timeout(self.conn.front.limits.answer, ready).await {
                 Ok(Ok(())) => return Ok((sender, active)),
                 // It ended while it was idle: nothing was sent.
                 Ok(Err(_)) => {}
@@ -213,6 +210,7 @@ impl Stream {
         respond: &mut SendResponse<Bytes>,
         upload: impl Future<Output = Result<(), Failed>>,
     ) -> Result<(), Failed> {
+        let patience = self.conn.front.limits.answer;
         let mut upload = std::pin::pin!(upload);
         let mut uploading = true;
         let mut answer = std::pin::pin!(answer);
@@ -222,7 +220,7 @@ impl Stream {
                 step = next(answer.as_mut(), respond) => step,
                 // The upstream may answer although it reads no more.
                 _ = &mut upload, if uploading => { uploading = false; continue }
-                () = sleep(ANSWER_PATIENCE) => {
+                () = sleep(patience) => {
                     return Err(Failed::Status(StatusCode::GATEWAY_TIMEOUT));
                 }
             };
@@ -250,7 +248,7 @@ impl Stream {
         if bodiless {
             return Ok(());
         }
-        let download = pipe(body, sending);
+        let download = pipe(body, sending, &self.conn.front.limits);
         let mut download = std::pin::pin!(download);
         loop {
             tokio::select! {
@@ -293,11 +291,16 @@ fn respond_gone(
 }
 
 /// Moves a body and its trailers; a slow reader slows its writer.
-async fn pipe(mut from: RecvStream, mut to: SendStream<Bytes>) -> Result<(), Failed> {
+async fn pipe(
+    mut from: RecvStream,
+    mut to: SendStream<Bytes>,
+    limits: &Limits,
+) -> Result<(), Failed> {
+    let Limits { quiet, stall, .. } = *limits;
     loop {
         let data = tokio::select! {
             biased;
-            data = timeout(QUIET, from.data()) => data.map_err(|_| Failed::Reset(Reason::CANCEL))?,
+            data = timeout(quiet, from.data()) => data.map_err(|_| Failed::Reset(Reason::CANCEL))?,
             reason = poll_fn(|cx| to.poll_reset(cx)) => return Err(Failed::Reset(reason?)),
         };
         let Some(data) = data else { break };
@@ -305,7 +308,7 @@ async fn pipe(mut from: RecvStream, mut to: SendStream<Bytes>) -> Result<(), Fai
         let taken = data.len();
         while !data.is_empty() {
             to.reserve_capacity(data.len());
-            let room = timeout(QUIET, poll_fn(|cx| to.poll_capacity(cx))).await;
+            let room = timeout(stall, poll_fn(|cx| to.poll_capacity(cx))).await;
             let room = room.map_err(|_| Failed::Reset(Reason::CANCEL))?;
             let room = room.ok_or(Failed::Reset(Reason::CANCEL))??;
             let part = data.split_to(room.min(data.len()));

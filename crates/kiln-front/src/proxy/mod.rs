@@ -97,7 +97,8 @@ async fn tcp(conn: &Conn, client: Rewound, early: Option<auto::Early>, kind: rel
             _ => connect(conn, &mut active).await?,
         };
         active.pin();
-        let relayed = relay::run(client, Rewound::new(upstream), &active, kind).await;
+        let relayed =
+            relay::run(client, Rewound::new(upstream), &active, kind, &conn.front.limits).await;
         if let (relay::Ended::Http, mut client) = relayed {
             // It was read as bytes, so nobody looked at what it claims: it is not answered.
             conn.front.learnt.store(true, Relaxed);

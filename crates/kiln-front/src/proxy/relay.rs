@@ -16,14 +16,11 @@ use tokio::time::timeout;
 use super::Rewound;
 use super::detect::Lookout;
 use super::frames::{Frames, SERVICE_RESTART};
-use crate::upstream::Active;
+use crate::limits::Limits;
+use crate::upstream::{Active, WhenCut};
 
 /// What is read at once.
 const BUFFER: usize = 64 << 10;
-/// How long a server may be silent whose client has said all.
-const AFTER_CLIENT: Duration = Duration::from_secs(300);
-/// How long a client may be silent whose server has said all.
-const AFTER_UPSTREAM: Duration = Duration::from_secs(60);
 /// How long the end of a frame is waited for when a WebSocket is cut.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -56,6 +53,7 @@ pub(super) async fn run(
     upstream: Rewound,
     active: &Active,
     kind: Kind,
+    limits: &Limits,
 ) -> (Ended, TcpStream) {
     let mut cut = active.upstream().when_cut();
     let frames = (kind == Kind::WebSocket).then(|| Mutex::new(Frames::default()));
@@ -76,11 +74,11 @@ pub(super) async fn run(
             let looks = Looks { frames: frames.as_ref(), lookout: None };
             pump(&upstream.stream, &client.stream, upstream.bytes, looks).await
         };
-        let both = both(up, down);
+        let both = both(up, down, limits);
         let mut both = std::pin::pin!(both);
         tokio::select! {
             ended = &mut both => ended,
-            () = cut.pinned() => {
+            () = cut_of(kind, &mut cut) => {
                 if let Some(frames) = &frames {
                     say_good_bye(&client.stream, frames, both).await;
                 }
@@ -91,21 +89,30 @@ pub(super) async fn run(
     (ended, client.stream)
 }
 
+/// Ends when a connection of that kind has to.
+async fn cut_of(kind: Kind, cut: &mut WhenCut) {
+    match kind {
+        Kind::WebSocket => cut.stream(|| true).await,
+        Kind::Guessed | Kind::Tcp | Kind::Upgraded => cut.pinned().await,
+    }
+}
+
 /// Waits for both. A server that reads no more may still have something to say: its last words
 /// reach the client. A client that reads no more ends both.
 async fn both(
     up: impl Future<Output = Result<(), Broken>>,
     down: impl Future<Output = Result<(), Broken>>,
+    limits: &Limits,
 ) -> Ended {
     let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
     let ended = tokio::select! {
         ended = &mut up => match ended {
             Err(Broken::From) => return Ended::Over,
             Err(Broken::Http) => return Ended::Http,
-            Ok(()) | Err(Broken::To) => timeout(AFTER_CLIENT, down).await.unwrap_or(Ok(())),
+            Ok(()) | Err(Broken::To) => timeout(limits.after_client, down).await.unwrap_or(Ok(())),
         },
         ended = &mut down => match ended {
-            Ok(()) => timeout(AFTER_UPSTREAM, up).await.unwrap_or(Ok(())),
+            Ok(()) => timeout(limits.after_upstream, up).await.unwrap_or(Ok(())),
             broken => broken,
         },
     };

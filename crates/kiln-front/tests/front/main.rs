@@ -4,9 +4,11 @@
 mod backend;
 mod client;
 mod drain;
+mod finishing;
 mod h2c;
 mod hostile;
 mod http;
+mod limits;
 mod ports;
 mod process;
 mod raw;

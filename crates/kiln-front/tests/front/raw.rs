@@ -84,7 +84,7 @@ fn converse(mut stream: TcpStream, answer: &[u8], then: Then, seen: &Mutex<Vec<u
 }
 
 /// Sends `bytes` and gives everything that comes back until the other side closes, or is silent
-/// for a moment.
+/// for a moment after its first word.
 pub(crate) fn say(addr: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(addr).unwrap();
     // The front may have answered and closed before the last byte was sent.
@@ -93,10 +93,11 @@ pub(crate) fn say(addr: SocketAddr, bytes: &[u8]) -> String {
 }
 
 pub(crate) fn hear(stream: &mut TcpStream) -> String {
-    stream.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let mut heard = Vec::new();
     let mut block = [0; 4096];
     while let Ok(count @ 1..) = stream.read(&mut block) {
+        stream.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
         heard.extend_from_slice(&block[..count]);
     }
     String::from_utf8_lossy(&heard).into_owned()

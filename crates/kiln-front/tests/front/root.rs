@@ -23,6 +23,15 @@ impl Root {
         Self { dir, front, generation: 0 }
     }
 
+    /// A front with time-outs of its own, as `front/limits.json` states them.
+    pub(crate) fn with_limits(limits: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("front")).unwrap();
+        std::fs::write(dir.path().join("front/limits.json"), limits).unwrap();
+        let front = ensure_running(dir.path(), exe()).unwrap();
+        Self { dir, front, generation: 0 }
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().to_owned()
     }
@@ -60,9 +69,7 @@ impl Drop for Root {
         if std::thread::panicking() {
             eprintln!("front's log: {}", self.log());
         }
-        if let Ok(front) = FrontClient::connect(self.dir.path()) {
-            let _ = front.stop(Duration::ZERO);
-        }
+        let _ = kiln_front::end(self.dir.path());
     }
 }
 
@@ -77,7 +84,7 @@ pub(crate) fn udp(id: &str, upstream: SocketAddr) -> Route {
 
 /// Polls until `condition` holds.
 pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(1));

@@ -29,7 +29,7 @@ fn a_client_that_has_gone_is_noticed() {
         drop(client);
         let start = Instant::now();
         wait_for(what, || raw.ended() == raw.opened());
-        assert!(start.elapsed() < Duration::from_secs(3), "{what}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}: {:?}", start.elapsed());
         wait_for("nothing under way", || root.front.stats().unwrap().routes["web"].active == 0);
     }
 }
@@ -78,7 +78,7 @@ fn a_silent_client_holds_no_server_that_serves_one_at_a_time() {
     wait_for("the spare connection", || root.front.stats().unwrap().connections == 1);
     let start = Instant::now();
     let asking = std::thread::spawn(move || say(addr, GET));
-    std::thread::sleep(Duration::from_millis(200));
+    wait_for("both", || root.front.stats().unwrap().connections == 2);
     drop(first);
     assert_eq!(status(&asking.join().unwrap()), 200);
     let _silent: Vec<_> = (0..3).map(|_| TcpStream::connect(addr).unwrap()).collect();
@@ -88,7 +88,7 @@ fn a_silent_client_holds_no_server_that_serves_one_at_a_time() {
     for _ in 0..3 {
         assert_eq!(status(&say(addr, GET)), 200);
     }
-    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
 
 #[test]

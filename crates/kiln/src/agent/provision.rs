@@ -401,7 +401,7 @@ pub(crate) fn pause(agent: &Agent, stage: &Stage, ids: &[String]) -> Result<(), 
         Ok::<_, Illegal>(state.upstreams(&ids))
     })?;
     agent.apply_routes()?;
-    agent.drain(&upstreams, PAUSE_DRAIN);
+    agent.drain_for_pause(&upstreams, PAUSE_DRAIN);
     Ok(())
 }
 

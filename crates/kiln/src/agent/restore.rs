@@ -323,9 +323,8 @@ pub(crate) fn collect_remains(root: &Path) -> Result<bool, Report> {
         ids.extend(file.instances.into_iter().map(|instance| instance.id));
         let _ = std::fs::remove_file(run_path(store.root(), &id));
     }
-    if let Ok(front) = kiln_front::FrontClient::connect(store.root()) {
-        front.stop(Duration::ZERO).because(doing)?;
-    }
+    // One that had to be killed has ended, too.
+    let _ = kiln_front::end(store.root());
     let host = Host::setup(store.root()).because(doing)?;
     let runtime = Runtime::new(store.root(), exe, host.range().scope()).because(doing)?;
     end_all(&runtime)?;

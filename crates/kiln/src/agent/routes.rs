@@ -5,11 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_core::compose::{Port, Protocol};
 use kiln_front::{
-    App, Applied, Behind, Bind, BindFailure, Drain, FrontClient, FrontError, Route, Table,
+    App, Applied, Behind, Bind, BindFailure, Drain, DrainPolicy, FrontClient, FrontError, Route,
+    Table,
 };
 
 use super::stage::{Life, Role, Seen, Stage, StageState};
@@ -33,12 +34,20 @@ pub(crate) struct Routes {
     front: Mutex<Option<FrontClient>>,
     /// Whether this agent has looked if the front is of its build.
     renewed: AtomicBool,
+    /// Since when it is there and does not answer. Nobody asks it then but the pulse.
+    silent: Mutex<Option<Instant>>,
 }
 
 impl Routes {
     /// For the front of `root`, which is started when first needed.
     pub(crate) fn new(root: PathBuf, exe: PathBuf) -> Self {
-        Self { root, exe, front: Mutex::new(None), renewed: AtomicBool::new(false) }
+        Self {
+            root,
+            exe,
+            front: Mutex::default(),
+            renewed: AtomicBool::new(false),
+            silent: Mutex::default(),
+        }
     }
 
     /// Does `ask` with the front, which is started or found again if it has to be.
@@ -47,18 +56,62 @@ impl Routes {
         ask: impl Fn(&mut FrontClient) -> Result<T, FrontError>,
     ) -> Result<T, Report> {
         let doing = || "asking the front".to_owned();
+        self.speaks()?;
         let mut front = lock(&self.front);
+        // Whoever had it before may have waited in vain.
+        self.speaks()?;
         if let Some(client) = front.as_mut() {
             match ask(client) {
+                Err(error) if error.is_silence() => {
+                    *front = None;
+                    self.falls_silent();
+                    return Err(error).because(doing);
+                }
                 Err(FrontError::Connect { .. } | FrontError::Broken { .. }) => *front = None,
                 result => return result.because(doing),
             }
         }
-        let mut client = kiln_front::ensure_running(&self.root, &self.exe)
-            .because(|| "starting the front".into())?;
+        let started = kiln_front::ensure_running(&self.root, &self.exe);
+        if started.as_ref().is_err_and(FrontError::is_silence) {
+            self.falls_silent();
+        }
+        let mut client = started.because(|| "starting the front".into())?;
         let result = ask(&mut client).because(doing);
         *front = Some(client);
         result
+    }
+
+    /// Asks on a connection of its own, for what takes its time, or must not wait for others.
+    fn aside<T>(
+        &self,
+        ask: impl FnOnce(FrontClient) -> Result<T, FrontError>,
+    ) -> Result<T, Report> {
+        self.speaks()?;
+        let asked = FrontClient::connect(&self.root).and_then(ask);
+        if asked.as_ref().is_err_and(FrontError::is_silence) {
+            self.falls_silent();
+        }
+        asked.because(|| "asking the front".to_owned())
+    }
+
+    /// An error while the front is known to be silent: it costs ten seconds to find that out, and
+    /// that is done once.
+    fn speaks(&self) -> Result<(), Report> {
+        let Some(since) = *lock(&self.silent) else { return Ok(()) };
+        let said = "what it serves may go on, and nothing of it can be changed";
+        let pid = kiln_front::worker(&self.root).unwrap_or_default();
+        let seconds = since.elapsed().as_secs();
+        Err(Report::failed(format!(
+            "the front (process {pid}) is there and has not answered for {seconds} s: {said}"
+        ))
+        .hint(format!(
+            "if it was stopped: `kill -CONT {pid}`; if it hangs: `kill -9 {pid}`, and another one \
+             takes its ports at once"
+        )))
+    }
+
+    fn falls_silent(&self) {
+        lock(&self.silent).get_or_insert_with(Instant::now);
     }
 
     /// Whether front and minder are certainly not both there. Then the next request starts what is
@@ -67,6 +120,10 @@ impl Routes {
     fn is_broken(&self) -> bool {
         use std::io::ErrorKind;
         let pong = FrontClient::connect(&self.root).and_then(|mut front| front.ping());
+        match &pong {
+            Err(error) if error.is_silence() => self.falls_silent(),
+            _ => *lock(&self.silent) = None,
+        }
         let broken = match &pong {
             Ok(pong) => !pong.minder,
             Err(FrontError::Connect { source, .. }) => {
@@ -85,11 +142,9 @@ impl Routes {
 
     /// Ends front and minder.
     pub(crate) fn stop(&self) {
-        let mut front = lock(&self.front);
-        let client = front.take().or_else(|| FrontClient::connect(&self.root).ok());
-        if let Some(client) = client {
-            let _ = client.stop(Duration::ZERO);
-        }
+        *lock(&self.front) = None;
+        // One that had to be killed has ended, too.
+        let _ = kiln_front::end(&self.root);
     }
 }
 
@@ -186,14 +241,26 @@ impl Agent {
         None
     }
 
+    /// As [`Agent::drain`], while requests are held: WebSockets and streams of events, which would
+    /// not end by themselves, are ended at once. Their clients come again, and are held.
+    pub(crate) fn drain_for_pause(&self, upstreams: &[SocketAddr], limit: Duration) {
+        if upstreams.is_empty() {
+            return;
+        }
+        let drain = Drain::of(upstreams.iter().copied(), limit);
+        let drain = Drain { policy: DrainPolicy::CutStreams, ..drain };
+        if let Err(error) = self.routes.aside(|mut front| front.drain(&drain)) {
+            self.log(&format!("draining: {error}"));
+        }
+    }
+
     /// Waits until nothing is under way on `upstreams`, up to `limit`, then cuts what is.
     pub(crate) fn drain(&self, upstreams: &[SocketAddr], limit: Duration) {
         if upstreams.is_empty() {
             return;
         }
-        // A connection of its own: draining takes its time, and others go on applying tables.
-        let drained = FrontClient::connect(&self.root)
-            .and_then(|mut front| front.drain(&Drain::of(upstreams.iter().copied(), limit)));
+        let drain = Drain::of(upstreams.iter().copied(), limit);
+        let drained = self.routes.aside(|mut front| front.drain(&drain));
         if let Err(error) = drained {
             self.log(&format!("draining: {error}"));
         }
@@ -207,23 +274,27 @@ impl Agent {
             return;
         }
         let drain = Drain::of(upstreams.iter().copied(), limit).as_routed();
-        let drained = FrontClient::connect(&self.root).and_then(|mut front| front.drain(&drain));
+        let drained = self.routes.aside(|mut front| front.drain(&drain));
         if let Err(error) = drained {
             self.log(&format!("draining: {error}"));
         }
     }
 
     /// What is still under way at releases that serve no more, and the addresses that could not be
-    /// had, on all stages; nothing when the front cannot be asked.
-    pub(crate) fn behind(&self) -> (Vec<Behind>, Vec<BindFailure>) {
-        let asked = FrontClient::connect(&self.root).and_then(|mut front| front.behind());
-        asked.unwrap_or_default()
+    /// had, on all stages.
+    fn behind(&self) -> Result<(Vec<Behind>, Vec<BindFailure>), Report> {
+        self.routes.aside(|mut front| front.behind())
     }
 
     /// What a user of a stage should know of its front, as sentences: what is still with which
     /// release, and until when; which ports somebody else has.
     pub(crate) fn front_says(&self, stage: &Stage) -> Vec<String> {
-        let (behind, waiting) = self.behind();
+        let (behind, waiting) = match self.behind() {
+            Ok(said) => said,
+            // Without ports there is none, and nothing to be said.
+            Err(_) if table(stage).is_empty() => return Vec::new(),
+            Err(report) => return vec![report.message],
+        };
         let instances: BTreeSet<IpAddr> =
             stage.state().instances.values().map(|it| IpAddr::V4(it.address)).collect();
         let mut by_release: BTreeMap<String, Left> = BTreeMap::new();
@@ -253,7 +324,14 @@ impl Agent {
             self.renew_front();
         }
         let needed = self.stages().iter().any(|stage| !table(stage).is_empty());
-        if needed && !self.leaving() && self.routes.is_broken() {
+        let silent = lock(&self.routes.silent).is_some();
+        let broken = (needed || silent) && !self.leaving() && self.routes.is_broken();
+        match (silent, lock(&self.routes.silent).is_some()) {
+            (false, true) => self.log("the front is there and does not answer"),
+            (true, false) => self.log("the front answers again"),
+            _ => {}
+        }
+        if needed && broken {
             self.log("the front is not whole: starting what is missing");
             self.routes_changed();
         }
