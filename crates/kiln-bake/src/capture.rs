@@ -91,7 +91,7 @@ impl Capture<'_> {
     /// # Errors
     /// The layer cannot be read, or the store fails.
     pub fn tree(&self) -> Result<Tree, BakeError> {
-        let upper = Upper { dir: self.upper_dir.to_owned() };
+        let upper = Upper::whole(self.upper_dir.to_owned());
         let merged = mount_image(self.lower, Some(&upper))
             .map_err(|error| BakeError::io("cannot mount the layer", self.upper_dir, error))?;
         let mut changes = Changes::default();

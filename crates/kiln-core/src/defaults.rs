@@ -28,12 +28,52 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const SHM: u64 = 64 << 20;
 const STOP_SIGNAL: &str = "SIGTERM";
 const STOP_GRACE: u64 = 10_000_000_000;
+/// Bytes that a throw-away layer takes.
+const SCRATCH: u64 = 1 << 30;
 const TMPFS: [(&str, u32); 3] = [("/tmp", 0o1777), ("/run", 0o755), ("/var/tmp", 0o1777)];
 
+/// What lies over an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Root {
+    /// Nothing: it cannot be written to.
+    ReadOnly,
+    /// A layer that goes with the instance.
+    Layer {
+        /// Bytes that it takes.
+        most: u64,
+    },
+}
+
+/// Whether instances of `stage` whose root is not stated have a layer, by which one learns what they
+/// write.
+pub fn learns(stage: &str) -> bool {
+    stage == "dev"
+}
+
 impl Settings {
-    /// Whether the root file system has no writable layer. Not stated: it has none.
-    pub fn is_read_only(&self) -> bool {
-        self.read_only.unwrap_or(true)
+    /// What lies over the image in `stage`. Not stated: a layer where people try things, nothing
+    /// anywhere else.
+    pub fn root(&self, stage: &str) -> Root {
+        let layer = match self.read_only {
+            Some(read_only) => !read_only,
+            None => learns(stage),
+        };
+        if layer { Root::Layer { most: self.scratch.unwrap_or(SCRATCH) } } else { Root::ReadOnly }
+    }
+
+    /// Whether an instance that ended is followed by a fresh one. `job`: others wait for its end.
+    /// `restarts`: fresh ones that there were already.
+    pub fn restarts_after(&self, success: bool, job: bool, restarts: u32) -> bool {
+        match self.restart {
+            _ if job && success => false,
+            // Whoever can call it misses it; nobody misses one that has done what it was for.
+            None => !(success && self.worker),
+            Some(Restart::No) => false,
+            Some(Restart::OnFailure { max }) => {
+                !success && max.is_none_or(|max| max == 0 || restarts < max)
+            }
+            Some(Restart::Always) => true,
+        }
     }
 
     /// All tmpfs mounts: those asked for, and where `read_only` is not stated the usual places to
@@ -47,7 +87,8 @@ impl Settings {
             let taken = all.iter().any(|tmpfs| tmpfs.target == target)
                 || self.mounts.iter().any(|mount| mount.target == target);
             if !taken {
-                all.push(Tmpfs { target: target.to_owned(), size: None, mode: Some(mode) });
+                let (target, mode) = (target.to_owned(), Some(mode));
+                all.push(Tmpfs { target, mode, filled: true, ..Tmpfs::default() });
             }
         }
         all
@@ -78,11 +119,6 @@ impl Settings {
         self.stop_grace.unwrap_or(STOP_GRACE)
     }
 
-    /// What happens when it ends.
-    pub fn restart(&self) -> Restart {
-        self.restart.unwrap_or_default()
-    }
-
     /// The final capability set.
     pub fn capabilities(&self) -> BTreeSet<String> {
         let usual = || CAPABILITIES.map(str::to_owned).into();
@@ -94,17 +130,15 @@ impl Settings {
         if self.working_dir.is_empty() { "/" } else { &self.working_dir }
     }
 
-    /// The same with nothing left open.
+    /// The same with nothing left open but what the stage decides, and what no value says.
     pub fn resolved(&self) -> Self {
         Self {
             env: self.environment(),
             working_dir: self.working_dir().to_owned(),
             tmpfs: self.all_tmpfs(),
-            read_only: Some(self.is_read_only()),
             shm_size: Some(self.shm_size()),
             stop_signal: Some(self.stop_signal().to_owned()),
             stop_grace: Some(self.stop_grace()),
-            restart: Some(self.restart()),
             capabilities: Some(self.capabilities()),
             ..self.clone()
         }
@@ -118,20 +152,23 @@ mod tests {
     #[test]
     fn what_is_not_stated_is_decided_here_and_what_is_stated_stays() {
         let open = Settings::default();
-        assert!(open.is_read_only());
+        assert_eq!(open.root("prod"), Root::ReadOnly);
+        assert_eq!(open.root("dev"), Root::Layer { most: 1 << 30 });
         let targets: Vec<_> = open.all_tmpfs().into_iter().map(|tmpfs| tmpfs.target).collect();
         assert_eq!(targets, ["/tmp", "/run", "/var/tmp"]);
         assert_eq!((open.shm_size(), open.stop_grace()), (64 << 20, 10_000_000_000));
         assert_eq!((open.stop_signal(), open.working_dir()), ("SIGTERM", "/"));
         assert_eq!(open.environment(), [format!("PATH={PATH}")]);
         assert_eq!(open.capabilities().len(), 14);
-        assert_eq!(open.restart(), Restart::Always);
         let resolved = open.resolved();
         assert_eq!(resolved.resolved(), resolved);
 
         for stated in [true, false] {
             let said = Settings { read_only: Some(stated), ..Settings::default() };
-            assert_eq!((said.is_read_only(), said.all_tmpfs()), (stated, vec![]));
+            assert_eq!(said.all_tmpfs(), []);
+            for stage in ["dev", "prod"] {
+                assert_eq!(said.root(stage) == Root::ReadOnly, stated);
+            }
         }
         let env = vec!["A=1".to_owned(), "PATH=/x".to_owned()];
         let said = Settings { env: env.clone(), ..Settings::default() };
@@ -142,9 +179,39 @@ mod tests {
 
     #[test]
     fn what_is_mounted_elsewhere_is_no_usual_place() {
-        let at = |target: &str| Tmpfs { target: target.into(), size: Some(1), mode: None };
+        let at = |target: &str| Tmpfs { target: target.into(), size: Some(1), ..Tmpfs::default() };
         let own = Settings { tmpfs: vec![at("/tmp")], ..Settings::default() };
         assert_eq!(own.all_tmpfs()[0], at("/tmp"));
         assert_eq!(own.all_tmpfs().len(), 3);
+    }
+
+    #[test]
+    fn what_follows_an_end() {
+        const OK: bool = true;
+        const BAD: bool = false;
+        let of = |restart, worker| Settings { restart, worker, ..Settings::default() };
+        let (no, always) = (Some(Restart::No), Some(Restart::Always));
+        let failure = |max| Some(Restart::OnFailure { max });
+        for (restart, worker, success, job, restarts, again) in [
+            // Not stated: nobody misses a worker that is done, and a server is always missed.
+            (None, true, OK, false, 0, false),
+            (None, true, BAD, false, 0, true),
+            (None, false, OK, false, 0, true),
+            (None, false, OK, true, 0, false),
+            (None, true, BAD, true, 9, true),
+            (no, false, OK, false, 0, false),
+            (no, false, BAD, false, 0, false),
+            (always, true, OK, false, 99, true),
+            (always, true, OK, true, 0, false),
+            (failure(None), true, OK, false, 0, false),
+            (failure(None), true, BAD, false, 99, true),
+            (failure(Some(0)), true, BAD, false, 99, true),
+            (failure(Some(2)), true, BAD, false, 1, true),
+            (failure(Some(2)), true, BAD, false, 2, false),
+        ] {
+            let settings = of(restart, worker);
+            let found = settings.restarts_after(success, job, restarts);
+            assert_eq!(found, again, "{restart:?} {worker} {success} {job} {restarts}");
+        }
     }
 }

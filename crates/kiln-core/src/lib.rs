@@ -16,12 +16,15 @@
 //! | [`defaults`] | what holds where nothing is stated |
 //! | [`stage`] | a stage as a value: policy, slots, traffic, members, and its moves |
 //! | [`plan`] | target and observed → what a deploy will do |
+//! | [`written`] | what an instance wrote beside its volumes, in few words |
+//! | [`complaint`] | what programs say that cannot write to a read-only root |
 //! | [`policy`] | what a root allows beyond the ordinary |
 //! | [`steps`] | a plan as steps with their reasons, and the way back |
 //! | [`exit`] | the public exit codes |
 #![forbid(unsafe_code)]
 
 pub mod canonical;
+pub mod complaint;
 pub mod compose;
 pub mod data;
 pub mod defaults;
@@ -36,6 +39,7 @@ pub mod stage;
 pub mod steps;
 pub mod tree;
 pub mod tree_diff;
+pub mod written;
 
 pub use digest::Digest;
 pub use image::{ImageConfig, ImageId};

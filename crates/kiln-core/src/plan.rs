@@ -205,7 +205,7 @@ mod tests {
             let mut service = Service { worker: Some(name.contains('~')), ..Service::default() };
             if name.contains('!') {
                 let source = MountSource::Volume(format!("{bare}-data"));
-                service.volumes.push(Mount { source, target: "/d".into(), read_only: false });
+                service.volumes.push(Mount { source, target: "/d".into(), ..Mount::default() });
             }
             for dep in deps.split(',').filter(|dep| !dep.is_empty()) {
                 let condition = Condition::ServiceHealthy;

@@ -1,6 +1,7 @@
 //! Compose service + image configuration → the [`Settings`] that a release pins.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
 
 use crate::compose::{Expose, Mount, MountSource, Port, Project, Protocol, Service};
 use crate::defaults;
@@ -88,8 +89,9 @@ pub fn settings(
     let expose = callable(service, image);
     let mounts = mounts(project, service, image);
     let healthcheck = healthcheck(service, image);
+    let strict = project.kiln.read_only && service.read_only.is_none();
     let worker = service.worker.unwrap_or(expose.is_empty());
-    Ok(Settings {
+    let settings = Settings {
         argv,
         env: environment(service, image),
         working_dir: service
@@ -107,6 +109,7 @@ pub fn settings(
         mounts,
         tmpfs: service.tmpfs.clone(),
         read_only: service.read_only,
+        scratch: service.scratch.or(project.kiln.scratch),
         shm_size: service.shm_size,
         stop_signal: service.stop_signal.clone().or_else(|| image.stop_signal.clone()),
         stop_grace: service.stop_grace_period,
@@ -118,7 +121,13 @@ pub fn settings(
         limits: service.limits.clone(),
         files,
         worker,
-    })
+    };
+    if strict {
+        // As in a stage that learns nothing: read-only, with the usual places to write to.
+        let tmpfs = settings.all_tmpfs();
+        return Ok(Settings { read_only: Some(true), tmpfs, ..settings });
+    }
+    Ok(settings)
 }
 
 /// As Docker does: a service's `entrypoint` drops the image's CMD.
@@ -171,11 +180,17 @@ fn published(project: &Project, name: &str, service: &Service) -> BTreeMap<Strin
 /// what neither is data nor fits into memory, so it has a folder that goes with the instance.
 fn mounts(project: &Project, service: &Service, image: &ImageConfig) -> Vec<Mount> {
     let mut mounts = service.volumes.clone();
+    for mount in &mut mounts {
+        let relative = service.relative.contains(&mount.target);
+        if let MountSource::Bind(path) = &mut mount.source {
+            *path = named_from(&project.dir, path, relative);
+        }
+    }
     let covered = |mounts: &[Mount], target: &str| {
         mounts.iter().any(|mount| mount.target.trim_end_matches('/') == target)
             || service.tmpfs.iter().any(|tmpfs| tmpfs.target.trim_end_matches('/') == target)
     };
-    let wanted = |source: MountSource| Mount { source, target: String::new(), read_only: false };
+    let wanted = |source: MountSource| Mount { source, ..Mount::default() };
     for target in &image.volumes {
         let target = target.trim_end_matches('/');
         if !covered(&mounts, target) && !target.is_empty() {
@@ -194,6 +209,21 @@ fn mounts(project: &Project, service: &Service, image: &ImageConfig) -> Vec<Moun
         }
     }
     mounts
+}
+
+/// A path of the host as a release names it: what lies in the project, and what was stated relative to
+/// it, is meant from there on every machine.
+fn named_from(dir: &Path, path: &Path, relative: bool) -> PathBuf {
+    if let Ok(inside) = path.strip_prefix(dir) {
+        let here = std::iter::once(Component::CurDir);
+        return here.chain(inside.components()).collect();
+    }
+    if !relative {
+        return path.to_owned();
+    }
+    let common = dir.components().zip(path.components()).take_while(|(a, b)| a == b).count();
+    let up = dir.components().skip(common).map(|_| Component::ParentDir);
+    up.chain(path.components().skip(common)).collect()
 }
 
 /// The service's own check wins member by member, as in Docker.
@@ -291,6 +321,39 @@ mod tests {
     }
 
     #[test]
+    fn a_strict_project_is_read_only_where_nobody_says_otherwise() {
+        let image = ImageConfig { cmd: words("x"), ..ImageConfig::default() };
+        let mut project = project();
+        project.kiln.read_only = true;
+        let of = |read_only| {
+            let service = Service { read_only, ..Service::default() };
+            let settings = settings(&project, "s", &service, &image, vec![]).unwrap();
+            (settings.read_only, settings.tmpfs.len())
+        };
+        assert_eq!(of(None), (Some(true), 3));
+        assert_eq!(of(Some(true)), (Some(true), 0));
+        assert_eq!(of(Some(false)), (Some(false), 0));
+    }
+
+    #[test]
+    fn binds_are_named_from_the_project() {
+        let dir = Path::new("/home/u/shop");
+        for (path, relative, named) in [
+            ("/home/u/shop", true, "."),
+            ("/home/u/shop/a/b", true, "./a/b"),
+            ("/home/u/shop/a", false, "./a"),
+            ("/home/u/data", true, "../data"),
+            ("/home/u/data", false, "/home/u/data"),
+            ("/srv", true, "../../../srv"),
+            ("/home/u", true, ".."),
+            ("/home/u/shopping", true, "../shopping"),
+        ] {
+            let found = named_from(dir, Path::new(path), relative);
+            assert_eq!(found.as_os_str(), named, "{path} {relative}");
+        }
+    }
+
+    #[test]
     fn what_is_volatile_is_no_data() {
         let set = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
         let image = ImageConfig {
@@ -305,7 +368,7 @@ mod tests {
         let anonymous = |target: &str| Mount {
             source: MountSource::Anonymous,
             target: target.to_owned(),
-            read_only: false,
+            ..Mount::default()
         };
         service.volumes = vec![anonymous("/x"), anonymous("/kept")];
         let settings = settings(&project, "s", &service, &image, vec![]).unwrap();

@@ -113,7 +113,7 @@ fn normal(service: &Service) -> Value {
         "volumes",
         Some(sorted(service.volumes.iter().map(|mount| {
             let source = match &mount.source {
-                MountSource::Volume(name) => name.clone(),
+                MountSource::Volume(name) | MountSource::External(name) => name.clone(),
                 MountSource::Bind(path) => path.display().to_string(),
                 MountSource::Anonymous | MountSource::Volatile => String::new(),
             };

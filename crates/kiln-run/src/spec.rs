@@ -43,6 +43,10 @@ pub struct Sandbox {
     pub lower: Lower,
     /// Folder that holds `upper/` and `work/` of a writable layer; `None`: the root is read-only.
     pub upper: Option<PathBuf>,
+    /// Of the writable layer only the names are to be believed, and a change of owner costs no
+    /// space: see [`kiln_store::Upper`]. It stays when the program has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub names_only: bool,
     /// The whole command line; never empty.
     pub argv: Vec<String>,
     /// `NAME=value`. `PATH`, `HOME` and `HOSTNAME` are added when they are not there.
@@ -208,6 +212,7 @@ impl Sandbox {
         Self {
             lower,
             upper: None,
+            names_only: false,
             argv,
             env: Vec::new(),
             cwd: "/".to_owned(),

@@ -13,6 +13,7 @@ use kiln_core::compose::Protocol;
 use kiln_core::plan::{Paused, Plan};
 use kiln_core::release::Source;
 use kiln_core::steps::Step;
+use kiln_core::written::Written;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::stage::Role;
@@ -50,6 +51,12 @@ pub(crate) struct Instance {
     pub address: Ipv4Addr,
     /// While it runs.
     pub pid: Option<i32>,
+    /// What the host could not give it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacks: Vec<String>,
+    /// What it has written beside its volumes; nothing if it can write nothing there. In `status`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<Written>,
     /// Unix milliseconds.
     pub started: u64,
 }
@@ -203,11 +210,27 @@ pub(crate) struct Up {
     pub ports: Vec<Port>,
     /// What was replaced under a pause.
     pub paused: Vec<Paused>,
+    /// What services have written beside their volumes and was not told before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub written: BTreeMap<String, Written>,
     /// What is still with an older release, and which ports somebody else has.
     /// Of `rollback`, nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub front: Option<Vec<String>>,
     pub ms: u64,
+}
+
+/// `kiln up --learn`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Learnt {
+    pub service: String,
+    /// How it stood when it was looked at, in words.
+    pub ended: String,
+    /// Whether that is as it should be.
+    pub good: bool,
+    /// The end of its log, where it is not.
+    pub log: Vec<String>,
+    pub written: Written,
 }
 
 /// What became of a service.
@@ -312,6 +335,8 @@ mod tests {
             restarts: 2,
             address: Ipv4Addr::new(10, 0, 0, 7),
             pid: Some(9),
+            lacks: Vec::new(),
+            written: None,
             started: 1_000,
         };
         let document = json!({
@@ -412,6 +437,7 @@ mod tests {
             services: BTreeMap::from([("web".into(), did)]),
             ports: Vec::new(),
             paused: vec![paused.clone()],
+            written: BTreeMap::new(),
             front: Some(Vec::new()),
             ms: 52,
         };

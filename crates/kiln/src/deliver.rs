@@ -19,6 +19,7 @@ use serde_json::json;
 use crate::agent::Agent;
 use crate::agent::bake::{self, Checkout};
 use crate::agent::git::compare::Difference;
+use crate::agent::layer;
 use crate::agent::policy;
 use crate::agent::provision::{self, Candidate};
 use crate::agent::record;
@@ -144,7 +145,7 @@ pub(crate) fn converge(
     patience: provision::Patience,
 ) -> Result<Converged, Report> {
     let _delivery = stage.deliver()?;
-    let data = volumes::data(agent, stage, &target.release)?;
+    let data = volumes::data(agent, stage, &target.release, stage.folder().as_deref())?;
     let observed = stage.state().observe();
     let observed = volumes::none_goes_on(stage, observed);
     let plan = plan(&target.release, &observed, &data);
@@ -156,6 +157,8 @@ pub(crate) fn converge(
     volumes::free(agent, stage, &target.digest, &plan, &data)?;
     provision::announce(session, target, &plan);
     provision::name_what_leaves(session, stage, target);
+    let leaving = layer::leaving(&stage.state(), &plan);
+    layer::tell_what_goes(agent, session, stage, &leaving);
     record::intent(agent, stage, target, reason, &plan);
 
     let failed = |report| record::failed(agent, stage, target, reason, report);

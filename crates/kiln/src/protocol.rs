@@ -110,7 +110,11 @@ pub(crate) enum Verb {
         renew: bool,
         #[serde(default)]
         take_over: bool,
+        #[serde(default)]
+        strict: bool,
     },
+    /// `kiln up --learn`.
+    Learn { project: ProjectArgs, service: String, timeout: Option<u64> },
     /// `kiln plan`.
     Plan { project: ProjectArgs, stage: String },
     /// `kiln rollback`.

@@ -161,9 +161,9 @@ fn what_can_be_written_to() {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    assert_eq!(writable("unstated"), "/tmp /run /var/tmp /dev/shm");
+    assert_eq!(writable("unstated"), "/ /etc /tmp /run /var/tmp /dev/shm");
     assert_eq!(writable("readonly"), "/dev/shm");
-    assert_eq!(writable("scratch"), "/tmp /run /var/tmp /cache /dev/shm");
+    assert_eq!(writable("scratch"), "/ /etc /tmp /run /var/tmp /cache /dev/shm");
     assert!(writable("layered").starts_with("/ /etc "), "{}", writable("layered"));
     expect(
         &facts,
@@ -483,12 +483,17 @@ fn it_is_stopped_as_it_asks() {
 fn what_ends_is_started_anew_as_restart_says() {
     let world = world();
     let policies = [
-        ("never", "'no'", 3, 1),
-        ("failed", "on-failure", 3, 2),
-        ("well", "on-failure", 0, 1),
-        ("once", "on-failure:1", 3, 2),
-        ("always", "always", 0, 2),
-        ("stopped", "unless-stopped", 3, 2),
+        ("never", "restart: 'no'", 3, 1),
+        ("failed", "restart: on-failure", 3, 2),
+        ("well", "restart: on-failure", 0, 1),
+        ("once", "restart: on-failure:1", 3, 2),
+        ("always", "restart: always", 0, 2),
+        ("stopped", "restart: unless-stopped", 3, 2),
+        // Not stated: nobody can call these, so one that is done is done.
+        ("done", "init: false", 0, 1),
+        ("broken", "init: false", 3, 2),
+        // Somebody calls this one.
+        ("called", "healthcheck: { test: [CMD, 'true'], interval: 1h }\n    expose: ['80']", 0, 2),
     ];
     let services: Vec<String> = policies
         .iter()
@@ -500,8 +505,7 @@ fn what_ends_is_started_anew_as_restart_says() {
                  then while ! [ -e /ctl/now ]; do sleep 0.02; done; exit {code}; fi
                  exec sleep 1000"
             );
-            let policy = format!("restart: {policy}");
-            running(name, &[&policy, "volumes: ['./ctl:/ctl']"], &script)
+            running(name, &[policy, "volumes: ['./ctl:/ctl']"], &script)
         })
         .collect();
     let project = project(&world, "restart", &compose(&services));
@@ -515,7 +519,7 @@ fn what_ends_is_started_anew_as_restart_says() {
     };
     for (name, policy, _, starts) in policies {
         let old = before.iter().find(|found| found["service"] == name).unwrap();
-        wait_until(PATIENCE, &format!("`{name}` with restart {policy}"), || {
+        wait_until(PATIENCE, &format!("`{name}` with `{policy}`"), || {
             let (id, state) = state(name)?;
             let settled = match (name, starts) {
                 ("once", _) => id != old["id"] && state != "healthy" && state != "starting",
@@ -527,7 +531,7 @@ fn what_ends_is_started_anew_as_restart_says() {
     }
     for (name, policy, _, starts) in policies {
         let found = project.read(&format!("ctl/{name}")).lines().count();
-        assert_eq!(found, starts, "`{name}` with restart {policy}");
+        assert_eq!(found, starts, "`{name}` with `{policy}`");
     }
 }
 

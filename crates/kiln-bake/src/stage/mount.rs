@@ -46,6 +46,7 @@ impl Build<'_> {
                     target: self.target(state, &asked)?,
                     size: asked.size,
                     mode: None,
+                    ..Tmpfs::default()
                 }),
                 Kind::Secret => self.secret(state, asked)?,
                 Kind::Ssh => {

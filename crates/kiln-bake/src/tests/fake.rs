@@ -75,7 +75,7 @@ impl StepRunner for Fake {
         assert!(spec.upper_dir.is_absolute() && !spec.upper_dir.exists(), "the layer is fresh");
         assert!(spec.cwd.starts_with('/') && !spec.argv.is_empty());
         self.specs.lock().unwrap().push(spec.clone());
-        let upper = Upper { dir: spec.upper_dir.clone() };
+        let upper = Upper::whole(spec.upper_dir.clone());
         let mount = mount_image(&spec.lower, Some(&upper)).map_err(|error| error.to_string())?;
         let root = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
         // As the real one: a place to mount on is made where the image has none.
@@ -124,7 +124,7 @@ impl Mounted {
         let mut places: Vec<(String, PathBuf)> = spec.mounts.iter().map(host).collect();
         let mut mounts = Vec::new();
         for image in &spec.around.images {
-            let upper = image.upper_dir.clone().map(|dir| Upper { dir });
+            let upper = image.upper_dir.clone().map(Upper::whole);
             let mount = mount_image(&image.lower, upper.as_ref()).map_err(|e| e.to_string())?;
             let place = format!("/proc/self/fd/{}", mount.as_raw_fd());
             places.push((image.target.clone(), Path::new(&place).join(&image.path)));

@@ -23,8 +23,13 @@ pub(super) fn section(
             if !keys::KILN.admit(&key)? {
                 continue;
             }
-            if key.key() == "volatile" {
-                section.volatile = mounts::targets(&key)?;
+            match key.key() {
+                "volatile" => section.volatile = mounts::targets(&key)?,
+                "read_only" => section.read_only = key.truth()?,
+                "scratch" => section.scratch = Some(scratch(&key)?),
+                _ => {}
+            }
+            if !matches!(key.key(), "bases" | "stages") {
                 continue;
             }
             for entry in key.entries()? {
@@ -52,10 +57,24 @@ pub(super) fn of_service(at: &At<'_>, service: &mut Service) -> Result<(), Compo
         }
         match key.key() {
             "worker" => service.worker = Some(key.truth()?),
+            "scratch" => service.scratch = Some(scratch(&key)?),
             _ => service.volatile = mounts::targets(&key)?,
         }
     }
     Ok(())
+}
+
+/// Less room than this is a mistake in the unit.
+const LEAST_SCRATCH: u64 = 1 << 20;
+
+fn scratch(at: &At<'_>) -> Result<u64, ComposeError> {
+    let bytes = at.bytes()?;
+    if bytes < LEAST_SCRATCH {
+        return Err(at
+            .error("a layer of less than 1 MiB is of no use")
+            .with_hint("for example `2g`; `read_only: true` on the service is without a layer"));
+    }
+    Ok(bytes)
 }
 
 fn name(at: &At<'_>) -> Result<String, ComposeError> {

@@ -35,10 +35,12 @@ mod project;
 mod reader;
 mod service;
 mod units;
+mod volumes;
 mod yaml;
 
 pub use error::{ComposeError, ComposeErrors, closest};
 pub use keys::{DOCUMENTED_BELOW, documentation};
 pub use load::{LoadRequest, ReadFile, load};
 pub use model::*;
+pub use mounts::is_docker;
 pub use project::valid_volume;

@@ -18,7 +18,7 @@ pub struct Project {
     pub dir: PathBuf,
     /// Active services (profiles applied), by name.
     pub services: BTreeMap<String, Service>,
-    /// Top-level named volumes.
+    /// Top-level named volumes of its own.
     pub volumes: BTreeSet<String>,
     /// The `x-kiln` extension.
     pub kiln: KilnSection,
@@ -37,6 +37,10 @@ pub struct KilnSection {
     pub stages: BTreeMap<String, Stage>,
     /// Targets at which a volume without a name is no data, in whichever service.
     pub volatile: BTreeSet<String>,
+    /// Root file systems are read-only in every stage where a service does not state otherwise.
+    pub read_only: bool,
+    /// How many bytes a throw-away layer takes where a service does not state otherwise.
+    pub scratch: Option<u64>,
 }
 
 /// `x-kiln.bases.NAME`.
@@ -96,7 +100,7 @@ pub struct Service {
     pub volumes: Vec<Mount>,
     /// `tmpfs`, and `volumes` of type tmpfs.
     pub tmpfs: Vec<Tmpfs>,
-    /// `read_only`; not stated means read-only with the design's tmpfs mounts.
+    /// `read_only`; not stated leaves it to project and stage.
     pub read_only: Option<bool>,
     /// `shm_size` in bytes.
     pub shm_size: Option<u64>,
@@ -126,6 +130,11 @@ pub struct Service {
     pub worker: Option<bool>,
     /// `x-kiln.volatile`: what is written there is no data and goes with the instance.
     pub volatile: BTreeSet<String>,
+    /// `x-kiln.scratch`: how many bytes its throw-away layer takes.
+    pub scratch: Option<u64>,
+    /// Targets of the bind mounts whose source was stated relative to the project.
+    #[serde(skip)]
+    pub relative: BTreeSet<String>,
     /// `file:line` of the service's key, for messages.
     pub place: String,
 }
@@ -242,7 +251,7 @@ pub enum Condition {
 }
 
 /// A volume or bind mount.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mount {
     /// Where from.
@@ -251,24 +260,40 @@ pub struct Mount {
     pub target: String,
     /// `:ro`.
     pub read_only: bool,
+    /// A new volume begins empty, whatever the image has there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nocopy: bool,
+    /// What of the volume is mounted: relative, without `..`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subpath: Option<String>,
+    /// The volume's `name:`, under which other projects have it as `external`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub known_as: Option<String>,
+    /// `create_host_path: false`: what is not there is an error.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub must_exist: bool,
 }
 
 /// Source of a [`Mount`].
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MountSource {
     /// A named volume of the project.
     Volume(String),
-    /// An absolute path of the host.
+    /// A named volume of whichever project has it under this `name:`, in the stage of the same name.
+    External(String),
+    /// A path of the host: absolute in a project. In a release one that is relative begins with `.`,
+    /// and is meant from the project's folder, which each machine has elsewhere.
     Bind(PathBuf),
     /// A volume without a name: it belongs to stage, service and target.
+    #[default]
     Anonymous,
     /// A folder of the instance, filled from its image and gone with it (`x-kiln.volatile`).
     Volatile,
 }
 
 /// One tmpfs.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tmpfs {
     /// Absolute path in the instance.
@@ -277,6 +302,21 @@ pub struct Tmpfs {
     pub size: Option<u64>,
     /// Mode, octal; default 1777.
     pub mode: Option<u32>,
+    /// Size in percent of the machine's memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u8>,
+    /// Owner of its root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Group of its root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+    /// No program in it is executed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub noexec: bool,
+    /// It begins with what the image has there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub filled: bool,
 }
 
 /// `restart`.
@@ -290,7 +330,7 @@ pub enum Restart {
         /// At most this many, if limited.
         max: Option<u32>,
     },
-    /// `always`, `unless-stopped`, and the default here: a fresh instance, backed off.
+    /// `always`, `unless-stopped`: a fresh instance, backed off.
     #[default]
     Always,
 }

@@ -13,11 +13,12 @@ use super::model::{KilnSection, Project};
 use super::network;
 use super::reader::{At, Context};
 use super::service;
+use super::volumes::{self, TopVolume};
 use super::yaml::{Node, Value};
 
 /// What services refer to.
 pub(super) struct Sections {
-    pub(super) volumes: BTreeSet<String>,
+    pub(super) volumes: BTreeMap<String, TopVolume>,
     pub(super) configs: Shared,
     pub(super) secrets: Shared,
     pub(super) kiln: KilnSection,
@@ -86,13 +87,13 @@ pub(super) fn read(
     let cx = root.cx;
     let shared = |key, secret| cx.keep(files::shared(root.get(key).as_ref(), secret));
     let mut sections = Sections {
-        volumes: BTreeSet::new(),
+        volumes: BTreeMap::new(),
         configs: shared("configs", false).unwrap_or_default(),
         secrets: shared("secrets", true).unwrap_or_default(),
         kiln: KilnSection::default(),
     };
     if let Some(at) = root.get("volumes") {
-        sections.volumes = cx.keep(top_volumes(&at)).unwrap_or_default();
+        sections.volumes = cx.keep(volumes::read(&at)).unwrap_or_default();
     }
     let Some(services) = root.get("services") else {
         return Err(root.error("there are no services").with_hint("it begins with `services:`"));
@@ -120,7 +121,7 @@ pub(super) fn read(
         name,
         dir: root.cx.dir.clone(),
         services: read,
-        volumes: sections.volumes,
+        volumes: own(sections.volumes),
         kiln: sections.kiln,
         ignored: Vec::new(),
         warnings: Vec::new(),
@@ -150,7 +151,7 @@ fn places(services: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
 }
 
 /// So that a folder can be called so, and one that stands for it until it is whole.
-const LONGEST_VOLUME: usize = 200;
+pub(super) const LONGEST_VOLUME: usize = 200;
 
 /// Whether a volume may be called so. The name is that of a folder: it leads nowhere else, and is
 /// none of those that Kiln has beside it, which begin with a dot.
@@ -162,22 +163,10 @@ pub fn valid_volume(name: &str) -> bool {
         && name.chars().all(valid)
 }
 
-fn top_volumes(volumes: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
-    let mut names = BTreeSet::new();
-    for volume in volumes.entries()? {
-        driver_and_external(&volume, &keys::TOP_VOLUME, "local")?;
-        let name = volume.key();
-        if !valid_volume(name) {
-            return Err(volume.refuse(format!("`{name}` is no valid name of a volume")).with_hint(
-                format!(
-                    "use at most {LONGEST_VOLUME} letters, digits, `.`, `_` and \
-                     `-`, and no `.` at the beginning"
-                ),
-            ));
-        }
-        names.insert(name.to_owned());
-    }
-    Ok(names)
+/// Volumes that are the project's own to keep and to remove.
+fn own(all: BTreeMap<String, TopVolume>) -> BTreeSet<String> {
+    let own = all.into_iter().filter(|(_, volume)| matches!(volume, TopVolume::Own { .. }));
+    own.map(|(name, _)| name).collect()
 }
 
 fn top_networks(networks: &At<'_>) -> Result<(), ComposeError> {

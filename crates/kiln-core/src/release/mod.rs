@@ -104,6 +104,8 @@ pub struct Settings {
     pub tmpfs: Vec<Tmpfs>,
     /// Root file system without a writable layer: yes, no, or not stated.
     pub read_only: Option<bool>,
+    /// Bytes that a throw-away layer takes.
+    pub scratch: Option<u64>,
     /// Size of `/dev/shm` in bytes.
     pub shm_size: Option<u64>,
     /// Name of the stop signal.

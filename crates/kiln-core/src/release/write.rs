@@ -81,6 +81,7 @@ pub(super) fn part(settings: &Settings) -> Members {
         mounts,
         tmpfs,
         read_only,
+        scratch,
         shm_size,
         stop_signal,
         stop_grace,
@@ -112,6 +113,7 @@ pub(super) fn part(settings: &Settings) -> Members {
         .unless(mounts.is_empty(), "mounts", Json::list(mounts.iter().map(Members::from)))
         .stated("read_only", *read_only)
         .stated("restart", restart.map(Json::from))
+        .stated("scratch", *scratch)
         .stated("shm_size", *shm_size)
         .stated("stop_grace", *stop_grace)
         .stated("stop_signal", stop_signal.as_ref())
@@ -172,22 +174,40 @@ impl From<&Healthcheck> for Members {
 }
 
 impl From<&Mount> for Members {
-    fn from(Mount { source, target, read_only }: &Mount) -> Self {
+    fn from(mount: &Mount) -> Self {
+        let Mount { source, target, read_only, nocopy, subpath, known_as, must_exist } = mount;
         let source: Json = match source {
             MountSource::Volume(name) => Self::new().with("volume", name).into(),
+            MountSource::External(name) => Self::new().with("external", name).into(),
             MountSource::Bind(path) => {
                 Self::new().with("bind", path.to_string_lossy().into_owned()).into()
             }
             MountSource::Anonymous => "anonymous".into(),
             MountSource::Volatile => "volatile".into(),
         };
-        Self::new().with("read_only", *read_only).with("source", source).with("target", target)
+        Self::new()
+            .stated("known_as", known_as.as_ref())
+            .unless(!must_exist, "must_exist", *must_exist)
+            .unless(!nocopy, "nocopy", *nocopy)
+            .with("read_only", *read_only)
+            .with("source", source)
+            .stated("subpath", subpath.as_ref())
+            .with("target", target)
     }
 }
 
 impl From<&Tmpfs> for Members {
-    fn from(Tmpfs { target, size, mode }: &Tmpfs) -> Self {
-        Self::new().stated("mode", *mode).stated("size", *size).with("target", target)
+    fn from(tmpfs: &Tmpfs) -> Self {
+        let Tmpfs { target, size, mode, percent, uid, gid, noexec, filled } = tmpfs;
+        Self::new()
+            .unless(!filled, "filled", *filled)
+            .stated("gid", *gid)
+            .stated("mode", *mode)
+            .unless(!noexec, "noexec", *noexec)
+            .stated("percent", percent.map(u32::from))
+            .stated("size", *size)
+            .with("target", target)
+            .stated("uid", *uid)
     }
 }
 

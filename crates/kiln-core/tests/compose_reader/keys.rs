@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_core::compose::{
-    Condition, FileSource, Limits, Mount, MountSource, Port, Protocol, Restart, Tmpfs,
+    Condition, FileSource, Limits, Mount, MountSource, Port, Project, Protocol, Restart, Tmpfs,
 };
 use kiln_core::image::Healthcheck;
 
@@ -118,8 +118,12 @@ fn ports() {
 
 #[test]
 fn volumes() {
-    let mount =
-        |source, target: &str, read_only| Mount { source, target: target.into(), read_only };
+    let mount = |source, target: &str, read_only| Mount {
+        source,
+        target: target.into(),
+        read_only,
+        ..Mount::default()
+    };
     let volume = |name: &str| MountSource::Volume(name.into());
     let bind = |path: &str| MountSource::Bind(path.into());
     let cases = [
@@ -140,16 +144,68 @@ fn volumes() {
     for (yaml, expected) in cases {
         assert_eq!(web(&format!("volumes:\n- {yaml}")).volumes, [expected], "{yaml}");
     }
+    let part =
+        Mount { nocopy: true, subpath: Some("a/b".into()), ..mount(volume("data"), "/x", false) };
+    let yaml = "{type: volume, source: data, target: /x, volume: {nocopy: true, subpath: ./a//b}}";
+    assert_eq!(web(&format!("volumes:\n- {yaml}")).volumes, [part]);
+    let nocopy = Mount { nocopy: true, ..mount(volume("data"), "/x", true) };
+    assert_eq!(web("volumes: ['data:/x:ro,nocopy']").volumes, [nocopy]);
+    let yaml = "{type: bind, source: /y, target: /x, bind: {create_host_path: false}}";
+    let must = Mount { must_exist: true, ..mount(bind("/y"), "/x", false) };
+    assert_eq!(web(&format!("volumes:\n- {yaml}")).volumes, [must]);
+}
+
+#[test]
+fn volumes_at_the_top() {
+    let load = |top: &str| {
+        let text =
+            format!("services: {{a: {{build: ., volumes: ['v:/x']}}}}\nvolumes: {{v: {top}}}\n");
+        World::new(&text).load().unwrap()
+    };
+    let mount = |project: &Project| project.services["a"].volumes[0].clone();
+    let named = load("{name: other}");
+    assert_eq!(mount(&named).source, MountSource::Volume("v".into()));
+    assert_eq!(mount(&named).known_as.as_deref(), Some("other"));
+    assert!(named.volumes.contains("v"));
+    for (top, source) in [
+        ("{external: true}", MountSource::External("v".into())),
+        ("{external: true, name: other}", MountSource::External("other".into())),
+        ("{external: {name: other}}", MountSource::External("other".into())),
+        (
+            "{driver: local, driver_opts: {type: none, o: bind, device: ./d}}",
+            MountSource::Bind("/w/shop/d".into()),
+        ),
+    ] {
+        let project = load(top);
+        assert_eq!(mount(&project).source, source, "{top}");
+        assert!(project.volumes.is_empty(), "not its own to remove: {top}");
+    }
+    let warned = World::new(&compose_of("volumes: ['/var/run/docker.sock:/var/run/docker.sock']"));
+    let warnings = warned.load().unwrap().warnings;
+    assert!(warnings[0].contains("root on this machine"), "{warnings:?}");
 }
 
 #[test]
 fn tmpfs() {
-    let tmpfs = |target: &str, size, mode| Tmpfs { target: target.into(), size, mode };
+    let tmpfs =
+        |target: &str, size, mode| Tmpfs { target: target.into(), size, mode, ..Tmpfs::default() };
     for (yaml, expected) in [
         ("tmpfs: /run", vec![tmpfs("/run", None, None)]),
         (
+            "tmpfs: [\"/u:uid=7,gid=8,size=50%,exec\"]",
+            vec![Tmpfs {
+                uid: Some(7),
+                gid: Some(8),
+                percent: Some(50),
+                ..tmpfs("/u", None, None)
+            }],
+        ),
+        (
             "tmpfs: [/a, \"/b:size=64m,mode=1777,noexec\"]",
-            vec![tmpfs("/a", None, None), tmpfs("/b", Some(64 << 20), Some(0o1777))],
+            vec![
+                tmpfs("/a", None, None),
+                Tmpfs { noexec: true, ..tmpfs("/b", Some(64 << 20), Some(0o1777)) },
+            ],
         ),
         ("tmpfs: [/a, \"/a:size=1k\"]", vec![tmpfs("/a", Some(1024), None)]),
         (

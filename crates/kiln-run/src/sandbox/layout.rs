@@ -209,7 +209,7 @@ mod tests {
         std::fs::write(&source, "s").unwrap();
         let target = "/var/run/secrets/key".to_owned();
         sandbox.files.push(crate::FileMount { source, target, uid: 1, gid: 2, mode: 0o400 });
-        sandbox.tmpfs.push(Tmpfs { target: "/run".into(), size: None, mode: None });
+        sandbox.tmpfs.push(Tmpfs { target: "/run".into(), ..Tmpfs::default() });
         sandbox.cwd = "/work".into();
         let root = std::fs::File::open(dir.path()).unwrap();
         let entries = layout(&sandbox, "host", root.as_fd()).unwrap();
@@ -241,7 +241,7 @@ mod tests {
         for target in ["/", "/..", "/file"] {
             let lower = Lower::Links { dir: dir.path().to_owned() };
             let mut sandbox = Sandbox::new(lower, vec!["x".into()]);
-            sandbox.tmpfs.push(Tmpfs { target: target.into(), size: None, mode: None });
+            sandbox.tmpfs.push(Tmpfs { target: target.into(), ..Tmpfs::default() });
             assert!(layout(&sandbox, "host", root.as_fd()).is_err(), "{target}");
         }
     }

@@ -8,6 +8,7 @@
 //! | [`inside`] | opening what a stranger named |
 //! | [`layer`] | the stub layer |
 //! | [`mounts`] | proc, sys, dev, tmpfs, binds, and what of them is hidden |
+//! | [`takeover`] | what an image has where a tmpfs lies over it |
 //! | [`machine`] | the machine that a step sees in `/proc` |
 //! | [`user`] | who it runs as |
 //! | [`privileges`] | capabilities, limits of processes |
@@ -27,6 +28,7 @@ mod resolve;
 mod root;
 mod seccomp;
 mod syscalls;
+mod takeover;
 mod user;
 
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -62,18 +64,21 @@ pub(crate) fn enter(
     reporter: &mut Reporter,
     gate: &Gate,
 ) -> Fault {
-    let assemble = || {
+    let mut warnings = Vec::new();
+    let mut assemble = || {
         // Nobody inside may look at this process while it still is the host's binary: that is how
         // CVE-2019-5736 overwrote one.
         not_dumpable()?;
         gate.wait()?;
-        root::assemble(sandbox, scratch)?;
+        warnings = root::assemble(sandbox, scratch)?;
         close_others(&stdio, reporter, gate);
         rustix::system::sethostname(sandbox.hostname.as_bytes())
             .step(|| format!("set the host name `{}`", sandbox.hostname))?;
         Prepared::new(sandbox)
     };
-    match assemble() {
+    let assembled = assemble();
+    warnings.into_iter().for_each(|warning| reporter.send(&Report::Warning(warning)));
+    match assembled {
         Ok(prepared) => prepared.run(stdio, reporter, gate, false),
         Err(fault) => fault,
     }

@@ -15,6 +15,7 @@ use rustix::mount::{
 };
 
 use super::inside;
+use super::takeover::take_over;
 use crate::error::{Context as _, Fault};
 use crate::spec::ImageMount;
 use crate::sys;
@@ -97,13 +98,27 @@ fn tmpfs(options: &[(&str, &str)], attrs: MountAttrFlags) -> rustix::io::Result<
 }
 
 /// A tmpfs of the specification. Programs in it may be executed, other than in Docker: `/tmp` is
-/// one by default here, and compilers and installers run what they put there.
-pub(super) fn user_tmpfs(spec: &Tmpfs, target: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+/// one by default here, and compilers and installers run what they put there. With `take` it begins
+/// with what is at `target`; false if that was too much.
+pub(super) fn user_tmpfs(
+    spec: &Tmpfs,
+    target: BorrowedFd<'_>,
+    take: bool,
+) -> io::Result<(OwnedFd, bool)> {
     let mode = format!("{:o}", spec.mode.unwrap_or(0o1777));
-    let bytes = spec.size.unwrap_or_else(|| TMPFS_SIZE.min(memory() / 4));
+    let percent = |percent: u8| (memory() / 100).saturating_mul(percent.into());
+    let stated = spec.size.or(spec.percent.map(percent));
+    let bytes = stated.unwrap_or_else(|| TMPFS_SIZE.min(memory() / 4));
     let (size, files) = (bytes.to_string(), inodes(bytes));
-    let options = [("mode", mode.as_str()), ("size", &size), ("nr_inodes", &files)];
-    attach(tmpfs(&options, NOSUID | NODEV)?, target)
+    let mut options = vec![("mode", mode.as_str()), ("size", &size), ("nr_inodes", &files)];
+    let ids = [("uid", spec.uid), ("gid", spec.gid)];
+    let ids: Vec<_> =
+        ids.into_iter().filter_map(|(key, id)| Some((key, id?.to_string()))).collect();
+    options.extend(ids.iter().map(|(key, id)| (*key, id.as_str())));
+    let exec = if spec.noexec { NOEXEC } else { MountAttrFlags::empty() };
+    let mount = tmpfs(&options, NOSUID | NODEV | exec)?;
+    let whole = if take { take_over(target, mount.as_fd())? } else { true };
+    Ok((attach(mount, target)?, whole))
 }
 
 /// A detached tmpfs for the runtime's own files, some of which a program may write to.
@@ -157,7 +172,7 @@ pub(super) fn image(
     whole: &Path,
     target: BorrowedFd<'_>,
 ) -> io::Result<OwnedFd> {
-    let upper = mount.upper.as_ref().map(|dir| Upper { dir: dir.clone() });
+    let upper = mount.upper.as_ref().map(|dir| Upper::whole(dir.clone()));
     let fd = kiln_store::mount::mount_image(&mount.lower, upper.as_ref())?;
     let attrs = if mount.read_only { NODEV | RDONLY } else { NODEV };
     sys::mount_setattr(fd.as_fd(), attrs, false)?;

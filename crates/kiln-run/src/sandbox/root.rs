@@ -21,8 +21,8 @@ use crate::spec::{Machine, Network, Sandbox};
 use crate::sys;
 
 /// Makes the root of `sandbox` and pivots into it. The calling process has a mount namespace of
-/// its own; the mounts of the host are gone from it afterwards.
-pub(super) fn assemble(sandbox: &Sandbox, scratch: &Path) -> Result<(), Fault> {
+/// its own; the mounts of the host are gone from it afterwards. Returns what is to be told.
+pub(super) fn assemble(sandbox: &Sandbox, scratch: &Path) -> Result<Vec<String>, Fault> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .step(|| "make the mounts private".to_owned())?;
     if sandbox.network != Network::Host {
@@ -43,11 +43,13 @@ pub(super) fn assemble(sandbox: &Sandbox, scratch: &Path) -> Result<(), Fault> {
     // What has been mounted so far, by its own descriptor: whatever is mounted below it is looked
     // up from there, so no link that a stranger left leads to another mount.
     let mut placed: Vec<(&Path, OwnedFd)> = Vec::new();
+    let mut warnings = Vec::new();
     for (number, entry) in entries.iter().enumerate() {
         let over = placed.iter().rfind(|(path, _)| entry.path.starts_with(path));
         let target = target(sandbox, entry, root.as_fd(), over)?;
         let Some(target) = target else { continue };
-        if let Some(mount) = place(sandbox, entry, number, scratch, target.as_fd())? {
+        let told = &mut warnings;
+        if let Some(mount) = place(sandbox, entry, number, scratch, target.as_fd(), told)? {
             placed.push((&entry.path, mount));
         }
     }
@@ -55,7 +57,7 @@ pub(super) fn assemble(sandbox: &Sandbox, scratch: &Path) -> Result<(), Fault> {
         machine::cover(root.as_fd(), &scratch.join("files"), sandbox.machine)?;
     }
     drop(placed);
-    pivot(root)
+    pivot(root).map(|()| warnings)
 }
 
 fn prepare_scratch(scratch: &Path) -> Result<(), Fault> {
@@ -94,7 +96,8 @@ fn mount_root(
     stub: &Path,
     new_root: &Path,
 ) -> Result<(), Fault> {
-    let upper = sandbox.upper.as_ref().map(|dir| Upper { dir: dir.clone() });
+    let names_only = sandbox.names_only;
+    let upper = sandbox.upper.as_ref().map(|dir| Upper { dir: dir.clone(), names_only });
     let step = || format!("mount the root from {:?}", sandbox.lower);
     let fd = image.mount(upper.as_ref(), &[stub]).step(step)?;
     let mut attrs = MountAttrFlags::MOUNT_ATTR_NODEV;
@@ -156,6 +159,7 @@ fn place(
     number: usize,
     scratch: &Path,
     target: BorrowedFd<'_>,
+    warnings: &mut Vec<String>,
 ) -> Result<Option<OwnedFd>, Fault> {
     let step = || format!("mount over `/{}`", entry.path.display());
     match &entry.what {
@@ -163,7 +167,19 @@ fn place(
         What::Proc => mounts::proc(target).map(Some),
         What::Sys => mounts::sys(target).map(Some),
         What::Dev => mounts::dev(target, sandbox.shm_size).map(Some),
-        What::Tmpfs(tmpfs) => mounts::user_tmpfs(tmpfs, target).map(Some).step(step),
+        What::Tmpfs(tmpfs) => {
+            // What lies under another mount is no image's.
+            let take = tmpfs.filled && entry.exists && !entry.covered;
+            let (mount, whole) = mounts::user_tmpfs(tmpfs, target, take).step(step)?;
+            if !whole {
+                let target = &tmpfs.target;
+                warnings.push(format!(
+                    "`{target}` begins in memory, and what the image has there is too much to be \
+                     taken along as a whole: mount a volume or `x-kiln.volatile` there"
+                ));
+            }
+            Ok(Some(mount))
+        }
         What::Bind { mount, .. } => {
             mounts::bind(&mount.source, target, mount.read_only, mount.node).map(Some).step(step)
         }

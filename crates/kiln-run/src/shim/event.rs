@@ -321,8 +321,10 @@ fn clean_group(group: &Group) {
 }
 
 fn clean_folder(spec: &InstanceSpec) {
+    // A layer of names is still to be looked at by whoever clears the instance's folder away.
     if let Some(upper) = &spec.sandbox.upper
         && upper.starts_with(&spec.dir)
+        && !spec.sandbox.names_only
     {
         let _ = fs::remove_dir_all(upper);
     }

@@ -49,7 +49,7 @@ fn the_root_is_read_only_and_has_its_stubs() {
         "touch /new; touch /etc/hosts; touch /tmp/new && echo tmp; \
         cat /etc/hosts /etc/hostname /etc/resolv.conf; hostname; stat -c %a:%u:%g /etc /data /",
     );
-    spec.sandbox.tmpfs.push(Tmpfs { target: "/tmp".into(), size: None, mode: None });
+    spec.sandbox.tmpfs.push(Tmpfs { target: "/tmp".into(), ..Tmpfs::default() });
     spec.sandbox.hosts = "10.0.0.1 db\n".into();
     spec.sandbox.resolv_conf = "nameserver 10.0.0.2\n".into();
     spec.sandbox.hostname = "web".into();
@@ -115,8 +115,8 @@ fn mounts_files_and_nested_targets() {
         mode: 0o440,
     }];
     spec.sandbox.tmpfs = vec![
-        Tmpfs { target: "/run".into(), size: None, mode: Some(0o755) },
-        Tmpfs { target: "/small".into(), size: Some(4096), mode: Some(0o700) },
+        Tmpfs { target: "/run".into(), size: None, mode: Some(0o755), ..Tmpfs::default() },
+        Tmpfs { target: "/small".into(), size: Some(4096), mode: Some(0o700), ..Tmpfs::default() },
     ];
     spec.sandbox.cwd = "/made/up".into();
     let (_, lines) = kit.run_spec(&spec);
@@ -149,7 +149,7 @@ fn a_volume_cannot_lead_out() {
     let mut spec = kit.spec("true");
     spec.sandbox.mounts =
         vec![BindMount { source: volume, target: "/v".into(), read_only: false, node: None }];
-    spec.sandbox.tmpfs = vec![Tmpfs { target: "/v/link/x".into(), size: None, mode: None }];
+    spec.sandbox.tmpfs = vec![Tmpfs { target: "/v/link/x".into(), ..Tmpfs::default() }];
     let refused = kit.runtime.start(&spec).unwrap_err().to_string();
     assert!(refused.contains("`/v/link/x`") && refused.contains("leads out"), "{refused}");
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);

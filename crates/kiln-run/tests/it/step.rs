@@ -210,7 +210,12 @@ fn images_memory_and_secrets_are_around_it() {
             ..image("", true, "/rw")
         },
     ];
-    spec.around.tmpfs.push(Tmpfs { target: "/deep/mem".into(), size: Some(2 << 20), mode: None });
+    spec.around.tmpfs.push(Tmpfs {
+        target: "/deep/mem".into(),
+        size: Some(2 << 20),
+        mode: None,
+        ..Tmpfs::default()
+    });
     spec.around.secrets.push(SecretFile {
         content: b"hush\n".to_vec(),
         target: "/run/secrets/key".into(),
@@ -243,7 +248,7 @@ fn a_place_below_what_is_read_only_has_to_be_there() {
         target,
         read_only: true,
     });
-    let below = |path: &str| Tmpfs { target: path.into(), size: None, mode: None };
+    let below = |path: &str| Tmpfs { target: path.into(), ..Tmpfs::default() };
     spec.around.tmpfs = vec![below("/os/bin")];
     assert_eq!(run(&kit, &spec).0.code, 0);
     std::fs::remove_dir_all(&spec.upper_dir).unwrap();

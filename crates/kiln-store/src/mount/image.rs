@@ -18,13 +18,29 @@ use crate::lower::Lower;
 pub struct Upper {
     /// Holds `upper/` (what changed) and `work/`, `work.*` (overlayfs's own); made if missing.
     pub dir: PathBuf,
+    /// A change of owner or mode does not copy the content (`metacopy`). Then `upper/` tells only
+    /// which names may have changed: a file of it may be of zeros, a folder that was renamed empty.
+    #[serde(default)]
+    pub names_only: bool,
+}
+
+impl Upper {
+    /// A layer whose files are whole, as far as the kernel lets us have it so.
+    pub fn whole(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), names_only: false }
+    }
+
+    /// A layer of which only the names are to be believed.
+    pub fn names_only(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), names_only: true }
+    }
 }
 
 /// Mounts an image; the mount is detached, so the caller attaches it with [`super::attach`] or
 /// reads through the descriptor. Without `upper` it is read-only for good: there is no layer to
 /// write to. Devices are dead (`nodev`), set-id bits work.
 ///
-/// With `upper`, overlayfs neither leaves data behind in the lower layer (`metacopy`) nor redirects
+/// With an [`Upper::whole`], overlayfs neither leaves data behind in the lower layer (`metacopy`) nor redirects
 /// folders, where the kernel lets us have it so (6.16); so a file in the upper layer is whole. On
 /// older kernels a changed mode gives an upper file of zeros. Whoever captures reads through the
 /// mount. The layer is throw-away: it is never synced (`volatile`), so after a crash of the machine
@@ -200,6 +216,7 @@ fn finish(
     upper: Option<&Upper>,
     metacopy: bool,
 ) -> io::Result<OwnedFd> {
+    let metacopy = metacopy || upper.is_some_and(|upper| upper.names_only);
     overlay.set("index", "off")?;
     overlay.set("xino", "off")?;
     overlay.set("metacopy", if metacopy { "on" } else { "off" })?;

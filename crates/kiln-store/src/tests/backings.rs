@@ -198,7 +198,7 @@ fn with_an_upper_layer_changes_are_whole_there_and_nowhere_else() {
         let (dir, store) = store(backing);
         let digest = store.put_tree(&rich(&store)).unwrap();
         let lower = store.lower(&digest).unwrap();
-        let upper = Upper { dir: dir.path().join("layer") };
+        let upper = Upper::whole(dir.path().join("layer"));
         mounted(mount_image(&lower, Some(&upper)).unwrap(), |root| {
             let meta = fs::metadata(root).unwrap();
             assert_eq!((meta.mode() & 0o7777, meta.gid()), (0o751, 3), "{backing:?}");
@@ -234,7 +234,7 @@ fn layers_between_image_and_upper() {
         fs::create_dir_all(over.join("proc")).unwrap();
         fs::create_dir_all(over.join("etc")).unwrap();
         fs::write(over.join("etc/hosts"), "hosts").unwrap();
-        for upper in [None, Some(Upper { dir: dir.path().join("upper") })] {
+        for upper in [None, Some(Upper::whole(dir.path().join("upper")))] {
             let mount = mount_image_under(&lower, upper.as_ref(), &[&over]).unwrap();
             mounted(mount, |root| {
                 assert!(root.join("proc").is_dir());
@@ -272,7 +272,7 @@ fn the_ways_of_older_kernels() {
     let lower = store.lower(&store.put_tree(&small(&store, "old")).unwrap()).unwrap();
     let Lower::Composefs { image, objects } = &lower else { panic!("{lower:?}") };
     for (metacopy, attached) in [(true, false), (false, true), (true, true)] {
-        let upper = Upper { dir: dir.path().join(format!("{metacopy}{attached}")) };
+        let upper = Upper::whole(dir.path().join(format!("{metacopy}{attached}")));
         for upper in [None, Some(&upper)] {
             let mount = composefs_forced(image, objects, upper, metacopy, attached).unwrap();
             mounted(mount, |root| {
@@ -295,7 +295,7 @@ fn mounts_from_many_threads() {
                 scope.spawn(move || {
                     for round in 0..10 {
                         let lower = store.lower(&digest).unwrap();
-                        let upper = Upper { dir: dir.join(format!("upper-{nth}-{round}")) };
+                        let upper = Upper::whole(dir.join(format!("upper-{nth}-{round}")));
                         let mount = mount_image(&lower, Some(&upper)).unwrap();
                         let fd =
                             rustix::fs::openat(&mount, "etc/motd", OFlags::RDONLY, Mode::empty());

@@ -39,12 +39,12 @@ pub(crate) enum Lasts {
     Stage,
 }
 
-/// Makes the volume at `dir` unless it is there, with what the image has at `target`. It appears
-/// whole or not at all.
+/// Makes the volume at `dir` unless it is there, with what the image (if one is to be asked) has at
+/// `target`. It appears whole or not at all.
 pub(crate) fn fill_if_new(
     store: &Store,
     dir: &Path,
-    image: &Digest,
+    image: Option<&Digest>,
     target: &str,
     lasts: Lasts,
 ) -> Result<(), Report> {
@@ -53,7 +53,8 @@ pub(crate) fn fill_if_new(
     if is_there(dir).because(doing)? {
         return Ok(());
     }
-    let tree = store.get_tree(image).because(doing)?;
+    let tree = image.map_or_else(|| Ok(std::sync::Arc::default()), |image| store.get_tree(image));
+    let tree = tree.because(doing)?;
     let new = folders_above(dir).because(doing)?;
     let part =
         dir.with_file_name(format!(".part-{}", &Digest::of(name(dir).as_bytes()).hex()[..16]));
@@ -192,6 +193,12 @@ fn resolve(tree: &kiln_core::Tree, target: &str) -> Vec<u8> {
         }
     }
     path
+}
+
+/// Whether the image has something at `target` that is no folder.
+pub(crate) fn has_file(store: &Store, image: &Digest, target: &str) -> Result<bool, Report> {
+    let tree = store.get_tree(image).because(|| format!("looking for `{target}` in an image"))?;
+    Ok(tree.get(&resolve(&tree, target)).is_some_and(|node| !node.is_dir()))
 }
 
 /// Copies what `tree` has below `base` into the empty folder `to`, and says how many files and
@@ -382,7 +389,7 @@ mod tests {
 
     fn fill_new(store: &Store, dir: &Path, tree: &Tree, target: &str) -> Result<(), Report> {
         let tree = store.put_tree(tree).unwrap();
-        fill_if_new(store, dir, &tree, target, Lasts::Stage)
+        fill_if_new(store, dir, Some(&tree), target, Lasts::Stage)
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use kiln_core::data::Data;
+use kiln_core::defaults::Root;
 use kiln_core::exit::Exit;
 use kiln_core::release::{KEY_FORMAT, ReleasedService, Settings};
 use kiln_core::{Digest, Release};
@@ -23,9 +24,9 @@ use serde_json::json;
 
 use super::card::Card;
 use super::claims::Claim;
-use super::stage::{Instance, Life, Stage};
+use super::stage::{Instance, Life, Role, Stage};
 use super::supervise::{Order, Word, begin};
-use super::{Agent, now_ms, record, volumes};
+use super::{Agent, layer, now_ms, record, volumes};
 use crate::report::{Because, Report};
 
 /// How long an instance that may have started is tried to be ended, before it is left as it is.
@@ -74,7 +75,9 @@ pub(crate) fn launch(
     let id = fresh_id(stage, service);
     let address = agent.addresses.take_instance(&agent.host)?;
     let old = instead_of.and_then(|id| stage.state().instances.get(id)?.renewed);
-    let of = volumes::Of { stage, service, renewal: old.unwrap_or_else(|| stage.renewal()) };
+    let folder = stage.folder();
+    let renewal = old.unwrap_or_else(|| stage.renewal());
+    let of = volumes::Of { stage, service, renewal, folder: folder.as_deref() };
     let mut instance = Instance {
         id: id.clone(),
         service: service.to_owned(),
@@ -84,6 +87,8 @@ pub(crate) fn launch(
         address,
         life: Life::Starting,
         restarts,
+        streak: 0,
+        lacks: Vec::new(),
         tainted: None,
         started: now_ms(),
         probes: Vec::new(),
@@ -109,7 +114,10 @@ pub(crate) fn launch(
     };
     let started = exec(&mut instance);
     instance.running = match started {
-        Ok(running) => Some(Arc::new(running)),
+        Ok(running) => {
+            instance.lacks = running.warnings().to_vec();
+            Some(Arc::new(running))
+        }
         // It may still run: its data, its address and its card stay its own, and the next agent
         // finds it by the card.
         Err(report) if stays => return Err(report),
@@ -203,7 +211,11 @@ fn spec(
         .lower(&released.image.tree)
         .because(|| format!("preparing the file tree of `{service}`"))?;
     let mut sandbox = Sandbox::new(lower, settings.argv.clone());
-    sandbox.upper = (!settings.is_read_only()).then(|| dir.join("layer"));
+    sandbox.upper = match settings.root(&stage.id.stage) {
+        Root::ReadOnly => None,
+        Root::Layer { .. } => Some(layer::dir(agent, id)),
+    };
+    sandbox.names_only = true;
     sandbox.env = settings.environment();
     sandbox.cwd = settings.working_dir().to_owned();
     sandbox.user.clone_from(&settings.user);
@@ -255,7 +267,13 @@ fn hosts(
     let mut text =
         String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     let state = stage.state();
-    let addresses = state.slot(digest).map(|slot| slot.addresses.clone()).unwrap_or_default();
+    // One that is in no slot finds those that serve.
+    let slot = state.slot(digest).or_else(|| state.with_role(Role::Active));
+    let addresses = slot.map(|slot| slot.addresses.clone()).unwrap_or_default();
+    let strangers = addresses.iter().filter(|(name, _)| !release.services.contains_key(*name));
+    for (name, at) in strangers {
+        let _ = writeln!(text, "{at}\t{name}");
+    }
     for (name, other) in &release.services {
         let at = if name == service { Some(&address) } else { addresses.get(name) };
         let Some(at) = at else { continue };
@@ -369,9 +387,18 @@ pub(crate) fn forget(agent: &Agent, stage: &Stage, id: &str) {
     if let Some(instance) = stage.update(|state| state.forget(id)) {
         agent.claims.give_back(id);
         leave_network(agent, instance.address);
+        layer::note_what_goes(agent, stage, &instance);
         keep_log(agent, stage, &instance);
         remove_folder(agent, id);
     }
+}
+
+/// Gives back what one had that has ended and was in no slot.
+pub(crate) fn clear_away(agent: &Agent, stage: &Stage, instance: &Instance) {
+    agent.claims.give_back(&instance.id);
+    leave_network(agent, instance.address);
+    keep_log(agent, stage, instance);
+    remove_folder(agent, &instance.id);
 }
 
 /// Logs of ended instances that are kept for each service.

@@ -13,7 +13,9 @@
 //! | [`provision`] | candidate slots: opened, filled, switched to, cleared away |
 //! | [`instances`] | one instance: started, stopped |
 //! | [`volumes`], [`fill`] | where data lies; a new volume takes what the image has |
+//! | [`layer`] | what instances write beside their volumes |
 //! | [`folder`] | which folder a stage was deployed from |
+//! | [`binds`] | where bind mounts come from |
 //! | [`places`], [`claims`] | what a path really is; who writes it |
 //! | [`supervise`] | ends, fresh instances: one supervisor for each instance |
 //! | [`watch`] | readiness and health |
@@ -30,6 +32,7 @@
 
 mod addresses;
 pub(crate) mod bake;
+mod binds;
 mod card;
 mod claims;
 pub(crate) mod commands;
@@ -38,6 +41,7 @@ mod fill;
 mod folder;
 pub(crate) mod git;
 mod instances;
+pub(crate) mod layer;
 mod mend;
 mod places;
 pub(crate) mod policy;
@@ -96,6 +100,8 @@ pub(crate) struct Agent {
     pub claims: Claims,
     /// Stages that could not be built up again so far.
     pub troubles: mend::Troubles,
+    /// What users were told of the layers of instances.
+    pub layers: layer::Told,
     routes: Routes,
     stages: Mutex<BTreeMap<StageId, Arc<Stage>>>,
     releases: Mutex<BTreeMap<Digest, Arc<Release>>>,

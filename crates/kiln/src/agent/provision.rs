@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kiln_core::Release;
+use kiln_core::complaint::{Complaint, complaint};
 use kiln_core::compose::Condition;
+use kiln_core::defaults::Root;
 use kiln_core::exit::Exit;
 use kiln_core::plan::{self, Plan};
 use kiln_core::stage::Share;
@@ -37,7 +39,7 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    fn of(self, release: &Release, service: &str) -> Duration {
+    pub(crate) fn of(self, release: &Release, service: &str) -> Duration {
         let check = release
             .services
             .get(service)
@@ -301,6 +303,25 @@ struct Waiting<'a> {
 }
 
 impl Waiting<'_> {
+    /// The gate's refusal: the service, the probe's answers and the last lines of its log.
+    fn not_healthy(&self, instance: &Instance, service: &str, how: &str) -> Report {
+        let mut log: Vec<String> =
+            instance.probes.iter().map(|answer| format!("probe: {answer}")).collect();
+        log.extend(
+            instance.unknown.iter().map(|why| format!("it is not known whether it runs: {why}")),
+        );
+        log.extend(instances::last_lines(&instance.id, instance.running.as_deref(), 10));
+        let settings = self.target.release.services.get(service).map(|it| &it.settings);
+        let read_only =
+            settings.is_some_and(|settings| settings.root(&self.stage.id.stage) == Root::ReadOnly);
+        let cure = if read_only { cure_of(&log, service) } else { None };
+        let again =
+            "what served before goes on serving; mend the service and run the same command again";
+        Report::refused(format!("service `{service}` {how}; it gets no traffic"))
+            .log(log)
+            .hint(cure.unwrap_or_else(|| again.to_owned()))
+    }
+
     /// Waits until `done` says so, or gives the reason why it will not.
     fn until(
         &self,
@@ -361,9 +382,9 @@ impl Waiting<'_> {
                 match &instance.life {
                     Life::Completed => Some(Ok(())),
                     Life::Ready if !job => Some(Ok(())),
-                    Life::Failed { how } => Some(Err(not_healthy(instance, service, how))),
+                    Life::Failed { how } => Some(Err(self.not_healthy(instance, service, how))),
                     Life::BackOff { how } if instance.restarts >= TRIES => {
-                        Some(Err(not_healthy(instance, service, how)))
+                        Some(Err(self.not_healthy(instance, service, how)))
                     }
                     _ => None,
                 }
@@ -371,7 +392,7 @@ impl Waiting<'_> {
             |state| match state.member(&self.target.digest, service) {
                 Some(instance) => {
                     let late = format!("not healthy after {:.1} s", limit.as_secs_f64());
-                    not_healthy(instance, service, &late)
+                    self.not_healthy(instance, service, &late)
                 }
                 None => Report::refused(format!("service `{service}` was not there in time")),
             },
@@ -379,17 +400,19 @@ impl Waiting<'_> {
     }
 }
 
-/// The gate's refusal: the service, the probe's answers and the last lines of its log.
-fn not_healthy(instance: &Instance, service: &str, how: &str) -> Report {
-    let mut log: Vec<String> =
-        instance.probes.iter().map(|answer| format!("probe: {answer}")).collect();
-    log.extend(
-        instance.unknown.iter().map(|why| format!("it is not known whether it runs: {why}")),
-    );
-    log.extend(instances::last_lines(&instance.id, instance.running.as_deref(), 10));
-    Report::refused(format!("service `{service}` {how}; it gets no traffic"))
-        .log(log)
-        .hint("what served before goes on serving; mend the service and run the same command again")
+/// What is to be written so that it does, if its log says that it cannot write to its read-only root.
+fn cure_of(log: &[String], service: &str) -> Option<String> {
+    let Complaint { path, cure } = complaint(log)?;
+    let learn = format!("`kiln up --learn {service}` shows all that it writes");
+    Some(match (path, cure) {
+        (Some(path), Some(cure)) => format!(
+            "its root file system is read-only, and its log names {path}: write `{cure}` into the \
+             service; {learn}"
+        ),
+        _ => format!(
+            "its root file system is read-only, and its log says that it cannot write; {learn}"
+        ),
+    })
 }
 
 /// Holds new requests of the stage and lets those under way at the instances `ids`, which are to

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_run::Known;
+use kiln_core::plan;
 use kiln_run::known::boot_id;
 use kiln_run::net::Host;
 use kiln_run::runtime::{Found, QUICK, Runtime};
+use kiln_run::{End, Known};
 use kiln_store::Store;
 use serde_json::json;
 
@@ -219,6 +220,20 @@ pub(super) fn revive(instance: &mut Instance, found: Found) {
     }
 }
 
+/// How one stands that ended while no agent looked, and that nothing follows.
+fn for_good(agent: &Agent, instance: &Instance, found: &Found) -> Option<Life> {
+    let Known::Ended(End::Exited(exit)) = found.known else { return None };
+    let release = agent.release(&instance.born).ok()?;
+    let settings = &release.services.get(&instance.service)?.settings;
+    let job = plan::is_job(&release, &instance.service);
+    let success = exit.code == 0;
+    if instance.life == Life::Stopping || settings.restarts_after(success, job, instance.restarts) {
+        return None;
+    }
+    let how = || format!("exited with status {} while no agent looked", exit.code);
+    Some(if success { Life::Completed } else { Life::Failed { how: how() } })
+}
+
 /// Takes over the slots, those instances that have not certainly ended, and those that have ended
 /// for good; they are no strays then. One that was being stopped belongs to no slot any more.
 fn take_over(
@@ -251,9 +266,14 @@ fn take_over(
             match found.remove(&instance.id) {
                 Some(one) if !matches!(one.known, Known::Ended(_)) => revive(&mut instance, one),
                 _ if settled => {}
-                _ => {
-                    lost.push(instance);
-                    continue;
+                found => {
+                    let life = found.as_ref().and_then(|one| for_good(agent, &instance, one));
+                    let (Some(one), Some(life)) = (found, life) else {
+                        lost.push(instance);
+                        continue;
+                    };
+                    revive(&mut instance, one);
+                    instance.life = life;
                 }
             }
             doubts.extend(instance.unknown.clone().map(|why| (instance.id.clone(), why)));

@@ -139,6 +139,7 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
     watch_rules(&agent);
     watch_front(&agent);
     super::mend::keep_whole(&agent);
+    super::layer::keep_small(&agent);
     if leave == Leave::WhenIdle {
         watch_idleness(&agent);
     }
@@ -168,6 +169,7 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
         routes: Routes::new(root.clone(), exe.clone()),
         addresses: Addresses::new(&host.range(), &taken),
         claims: Default::default(),
+        layers: Default::default(),
         root,
         store,
         runtime,

@@ -16,7 +16,7 @@ use kiln_core::Digest;
 use kiln_core::data::Data;
 use kiln_core::exit::Exit;
 use kiln_core::plan::Observed;
-use kiln_core::release::KEY_FORMAT;
+use kiln_core::release::{KEY_FORMAT, Settings};
 pub(crate) use kiln_core::stage::{Illegal, Life, Member, Role, Slot};
 use kiln_store::ledger::Pointer;
 use serde::{Deserialize, Serialize};
@@ -62,6 +62,12 @@ pub(crate) struct Instance {
     pub life: Life,
     /// Fresh instances that came before it because one ended.
     pub restarts: u32,
+    /// How many of them, up to the last, ended soon.
+    #[serde(default)]
+    pub streak: u32,
+    /// What the host could not give it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacks: Vec<String>,
     /// Why it is no longer as baked, if it is not.
     pub tainted: Option<String>,
     /// Unix milliseconds.
@@ -192,6 +198,12 @@ impl Stage {
         self.wish.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
+    /// Where the project lies: by the command under way, else by the one that was deployed last.
+    pub(crate) fn folder(&self) -> Option<std::path::PathBuf> {
+        let wished = self.wished().folder;
+        wished.or_else(|| self.state().pointer.folder.clone()).map(Into::into)
+    }
+
     /// What fresh instances have as volumes without a name: those since the last renewal, or since
     /// the one that is wished.
     pub(crate) fn renewal(&self) -> u64 {
@@ -268,6 +280,8 @@ pub(crate) trait Seen {
     fn observe(&self) -> Vec<Observed>;
     /// Every virtual address and the instance that it leads to now.
     fn translation(&self) -> Vec<(Ipv4Addr, Option<Ipv4Addr>)>;
+    /// The settings of an instance.
+    fn settings(&self, instance: &Instance) -> Option<&Settings>;
     /// How long the program of instance `id` may take to end.
     fn stop_grace(&self, id: &str) -> Option<Duration>;
     /// Where the front may have sent requests for these instances.
@@ -354,10 +368,14 @@ impl Seen for StageState {
         all
     }
 
-    fn stop_grace(&self, id: &str) -> Option<Duration> {
-        let instance = self.instances.get(id)?;
+    fn settings(&self, instance: &Instance) -> Option<&Settings> {
         let released = self.releases.get(&instance.born)?.services.get(&instance.service)?;
-        Some(Duration::from_nanos(released.settings.stop_grace()))
+        Some(&released.settings)
+    }
+
+    fn stop_grace(&self, id: &str) -> Option<Duration> {
+        let settings = self.settings(self.instances.get(id)?)?;
+        Some(Duration::from_nanos(settings.stop_grace()))
     }
 
     /// What is written beside the pointer.

@@ -15,7 +15,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use kiln_core::Digest;
-use kiln_core::compose::Restart;
 use kiln_core::plan;
 use kiln_core::release::Settings;
 use kiln_run::{End, Known, Running};
@@ -54,6 +53,8 @@ pub(crate) enum Word {
     Unknown(String),
     /// It is known again, and runs.
     Known,
+    /// It has written more than it may; in words.
+    TooMuch(String),
     /// It has got ready.
     Ready,
     /// A probe failed, with this answer.
@@ -104,6 +105,7 @@ pub(crate) fn begin(agent: &Arc<Agent>, stage: &Arc<Stage>, id: &str) {
             began: Instant::now(),
             probing: None,
             unconfirmed: None,
+            ended_for: None,
         })
     });
     let Some(supervisor) = found else { return };
@@ -198,6 +200,8 @@ struct Supervisor {
     probing: Option<Sender<()>>,
     /// It was to be stopped, and whether it has ended is not known.
     unconfirmed: Option<Unconfirmed>,
+    /// Why it was ended, if it was.
+    ended_for: Option<String>,
 }
 
 /// A stop that is tried again.
@@ -287,6 +291,7 @@ impl Supervisor {
         match word {
             Word::Ended(end) => return self.ended(&end),
             Word::Stop(order) => return self.stop(&order),
+            Word::TooMuch(why) => self.end_for(why),
             Word::Unknown(why) => self.unknown(Some(why)),
             Word::Known => self.unknown(None),
             Word::Answered(answer) => self.answered(answer),
@@ -346,6 +351,14 @@ impl Supervisor {
         record::note(&self.agent, &self.stage, kind, json!({ "instance": self.id, "what": what }));
     }
 
+    /// Ends it; what follows is what follows its end.
+    fn end_for(&mut self, why: String) {
+        if self.ended_for.is_none() {
+            self.ended_for = Some(why);
+            let _ = self.running.kill();
+        }
+    }
+
     /// Stops it for whoever ordered that. What has not certainly ended keeps its place.
     fn stop(&mut self, order: &Order) -> Next {
         self.probing = None;
@@ -369,39 +382,39 @@ impl Supervisor {
         let lived = self.began.elapsed();
         let found = self.update(|instance| {
             instance.unknown = None;
-            (instance.life != Life::Stopping).then_some(instance.restarts)
+            (instance.life != Life::Stopping).then_some((instance.restarts, instance.streak))
         });
-        let restarts = match found {
+        let (restarts, streak) = match found {
             None => return Next::Done,
             Some(None) if self.unconfirmed.is_some() => return self.gone(),
             // Whoever is about to stop it takes it out of the state.
             Some(None) => return Next::Listen,
-            Some(Some(restarts)) => restarts,
+            Some(Some(counted)) => counted,
         };
-        let how = words(end);
+        let how = self.ended_for.take().unwrap_or_else(|| words(end));
         let log = instances::last_lines(&self.id, Some(&self.running), 5);
         let data = json!({ "instance": self.id, "how": how, "log": log });
         record::note(&self.agent, &self.stage, "instance.exit", data);
-        let again = match self.settings.restart() {
-            _ if self.job && success(end) => false,
-            Restart::No => false,
-            Restart::OnFailure { max } => !success(end) && max.is_none_or(|max| restarts < max),
-            Restart::Always => true,
-        };
-        if !again {
+        if !self.settings.restarts_after(success(end), self.job, restarts) {
             self.agent.claims.give_back(&self.id);
             self.set(if success(end) { Life::Completed } else { Life::Failed { how } });
             return Next::Done;
         }
-        self.start_again(end, how, if lived >= LIVED { 0 } else { restarts })
+        self.start_again(end, how, restarts, if lived >= LIVED { 0 } else { streak })
     }
 
     /// Tries, backed off, to have a fresh one in its place, until that works or nobody wants it.
-    fn start_again(&mut self, end: &End, mut how: String, mut restarts: u32) -> Next {
+    fn start_again(
+        &mut self,
+        end: &End,
+        mut how: String,
+        mut restarts: u32,
+        mut streak: u32,
+    ) -> Next {
         loop {
             self.set(Life::BackOff { how });
             // The first fresh one comes at once, so that clients who wait hardly notice.
-            let pause = match restarts {
+            let pause = match streak {
                 0 => Duration::ZERO,
                 n => (BACK_OFF_FIRST * 2_u32.saturating_pow(n - 1)).min(BACK_OFF_LAST),
             };
@@ -415,15 +428,17 @@ impl Supervisor {
             if self.update(|instance| instance.life == Life::Stopping) != Some(false) {
                 return Next::Listen;
             }
-            restarts = restarts.saturating_add(1);
+            (restarts, streak) = (restarts.saturating_add(1), streak.saturating_add(1));
             let (agent, stage) = (&self.agent, &self.stage);
             let (release, service) = (self.release, &self.service);
             match instances::launch(agent, stage, release, service, restarts, Some(&self.id)) {
-                Ok(fresh) => return self.hand_over(fresh),
+                Ok(fresh) => return self.hand_over(Instance { streak, ..fresh }),
                 // The machine may be short of something: that passes.
                 Err(report) => {
                     self.finding("instance.failed", &report.message);
-                    self.update(|instance| instance.restarts = restarts);
+                    self.update(|instance| {
+                        (instance.restarts, instance.streak) = (restarts, streak);
+                    });
                     how = report.message;
                 }
             }

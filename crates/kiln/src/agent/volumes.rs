@@ -3,12 +3,15 @@
 //! ```text
 //! volumes/PROJECT/STAGE/NAME                                  a named volume
 //! volumes/PROJECT/STAGE/.anonymous/N/SERVICE/REPLICA/TARGET   one without a name
+//! volumes/.named/STAGE/NAME                                   a link to one with `name:`
 //! instances/ID/volumes/N                                      what is volatile
 //! ```
 //! A volume without a name belongs to stage, service, replica and target; `N` counts how often they
 //! were renewed. Names that Kiln makes begin with a dot, which no name of a volume does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use kiln_core::compose::{Mount, MountSource, valid_volume};
@@ -18,15 +21,19 @@ use kiln_core::plan::{Observed, Plan};
 use kiln_core::release::{ReleasedService, Settings};
 use kiln_core::{Digest, Release};
 use kiln_run::BindMount;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::claims::Claim;
 use super::places::Mounts;
-use super::stage::{Stage, StageId};
-use super::{Agent, fill};
+use super::stage::{Seen as _, Stage, StageId};
+use super::{Agent, binds, fill};
 use crate::report::{Because, Report};
 
 /// Below the folder of a stage's volumes: those without a name.
 const ANONYMOUS: &str = ".anonymous";
+
+/// Below the folder of all volumes: links to those that have a name for other projects, by stage.
+const NAMED: &str = ".named";
 
 /// The replica of a service with one instance.
 const ONLY: &str = "1";
@@ -49,6 +56,8 @@ pub(crate) struct Of<'a> {
     pub service: &'a str,
     /// Which of its volumes without a name: see [`Stage::renewal`].
     pub renewal: u64,
+    /// Where the project lies.
+    pub folder: Option<&'a Path>,
 }
 
 impl Of<'_> {
@@ -62,7 +71,11 @@ impl Of<'_> {
     ) -> Result<PathBuf, Report> {
         let id = &self.stage.id;
         match &mount.source {
-            MountSource::Bind(path) => Ok(path.clone()),
+            MountSource::Bind(path) => binds::source(self.folder, path),
+            MountSource::External(name) if valid_volume(name) => Ok(shared(agent, id, name)),
+            MountSource::External(name) => {
+                Err(Report::usage(format!("`{name}` is no valid name of a volume")))
+            }
             MountSource::Volume(name) if valid_volume(name) => Ok(agent.volumes_dir(id).join(name)),
             // Releases come from elsewhere too.
             MountSource::Volume(name) => {
@@ -75,6 +88,35 @@ impl Of<'_> {
             MountSource::Volatile => Ok(dir.join("volumes").join(number.to_string())),
         }
     }
+}
+
+/// Where volumes are found by the name that their project gives them for others.
+fn shared(agent: &Agent, id: &StageId, name: &str) -> PathBuf {
+    agent.root.join("volumes").join(NAMED).join(&id.stage).join(name)
+}
+
+/// Lets other projects have the volume as `external` by this name.
+fn share(agent: &Agent, id: &StageId, own: &Path, name: &str) -> Result<(), Report> {
+    let link = shared(agent, id, name);
+    let doing = || format!("giving a volume the name `{name}`");
+    if !valid_volume(name) {
+        return Err(Report::usage(format!("`{name}` is no valid name of a volume")));
+    }
+    let target =
+        Path::new("../..").join(own.strip_prefix(agent.root.join("volumes")).unwrap_or(own));
+    if let Some(parent) = link.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(parent).because(doing)?;
+    }
+    match std::os::unix::fs::symlink(&target, &link) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        made => return made.because(doing),
+    }
+    if std::fs::read_link(&link).is_ok_and(|found| found == target) {
+        return Ok(());
+    }
+    Err(Report::refused(format!("another project of this root has a volume `{name}`")).hint(
+        format!("to use that one, write `external: true` beside `name: {name}`; else another name"),
+    ))
 }
 
 /// Folder of the volumes without a name.
@@ -131,6 +173,7 @@ pub(crate) fn has_anonymous(settings: &Settings) -> bool {
 fn name(mount: &Mount) -> String {
     match &mount.source {
         MountSource::Volume(name) => format!("volume `{name}`"),
+        MountSource::External(name) => format!("external volume `{name}`"),
         MountSource::Bind(path) => format!("`{}`", path.display()),
         MountSource::Anonymous | MountSource::Volatile => {
             format!("its volume at `{}`", mount.target)
@@ -148,6 +191,7 @@ pub(crate) fn data(
     agent: &Agent,
     stage: &Stage,
     release: &Release,
+    folder: Option<&Path>,
 ) -> Result<BTreeMap<String, Data>, Report> {
     let table = mounts()?;
     let mut all = BTreeMap::new();
@@ -159,8 +203,12 @@ pub(crate) fn data(
         for mount in released.settings.mounts.iter().filter(|mount| writes(mount)) {
             let mut spots = Vec::new();
             for renewal in &renewals {
-                let of = Of { stage, service, renewal: *renewal };
+                let of = Of { stage, service, renewal: *renewal, folder };
                 let path = of.path(agent, mount, 0, Path::new(""))?;
+                if matches!(mount.source, MountSource::Bind(_)) && binds::is_left_out(&path) {
+                    break;
+                }
+                let path = mount.subpath.iter().fold(path, |path, below| path.join(below));
                 spots.extend(place(&table, service, mount, &path)?.spots);
                 if mount.source != MountSource::Anonymous {
                     break;
@@ -188,8 +236,18 @@ fn place(
     table.place(path).because(|| format!("finding out what {} of `{service}` is", name(mount)))
 }
 
-/// With volumes to be renewed, no instance that has any goes on.
+/// With volumes to be renewed, no instance that has any goes on; and none that has mounted another
+/// folder than the one that is the project now.
 pub(crate) fn none_goes_on(stage: &Stage, mut observed: Vec<Observed>) -> Vec<Observed> {
+    let (folder, state) = (stage.wished().folder, stage.state());
+    if state.pointer.folder.is_some() && folder.is_some() && folder != state.pointer.folder {
+        let bound = |id: &str| {
+            let settings = state.instances.get(id).and_then(|instance| state.settings(instance));
+            settings.is_none_or(|settings| binds::is_bound_to_folder(&settings.mounts))
+        };
+        observed.iter_mut().filter(|old| bound(&old.id)).for_each(|old| old.sound = false);
+    }
+    drop(state);
     if stage.wished().renew {
         let state = stage.state();
         let has_any = |id: &str| state.instances.get(id).is_some_and(|one| one.renewed.is_some());
@@ -231,34 +289,34 @@ pub(crate) fn prepare(
     let mut sources = Vec::new();
     for (number, mount) in mounts.iter().enumerate() {
         let path = of.path(agent, mount, number, dir)?;
-        match mount.source {
-            MountSource::Bind(_) => {}
-            MountSource::Volatile => {
-                let image = &released.image.tree;
-                fill::fill_if_new(
-                    &agent.store,
-                    &path,
-                    image,
-                    &mount.target,
-                    fill::Lasts::Instance,
-                )?;
-            }
-            _ => {
-                let image = &released.image.tree;
-                fill::fill_if_new(&agent.store, &path, image, &mount.target, fill::Lasts::Stage)?;
-            }
+        let lasts = match mount.source {
+            MountSource::Bind(_) if binds::is_left_out(&path) => continue,
+            MountSource::Bind(_) | MountSource::External(_) => None,
+            MountSource::Volatile => Some(fill::Lasts::Instance),
+            MountSource::Volume(_) | MountSource::Anonymous => Some(fill::Lasts::Stage),
+        };
+        if let Some(lasts) = lasts {
+            let image = Some(&released.image.tree).filter(|_| !mount.nocopy);
+            fill::fill_if_new(&agent.store, &path, image, &mount.target, lasts)?;
         }
-        sources.push(path);
+        if let Some(name) = &mount.known_as {
+            share(agent, &of.stage.id, &path, name)?;
+        }
+        let path = mount.subpath.iter().try_fold(path, |path, below| part(mount, &path, below))?;
+        sources.push((mount, path));
     }
     let mut all = Sources { mounts: Vec::new(), data: Data::default() };
     if sources.is_empty() {
         return Ok(all);
     }
     let table = self::mounts()?;
-    for (mount, source) in mounts.iter().zip(sources) {
+    for (mount, source) in sources {
         let place = place(&table, of.service, mount, &source)?;
         if !place.node.rest.is_empty() {
-            return Err(missing(&source));
+            return Err(match &mount.source {
+                MountSource::External(name) => not_there(name, &source),
+                _ => binds::missing(&source),
+            });
         }
         let node = Some((place.node.dev, place.node.ino));
         if writes(mount) && !place.spots.is_empty() {
@@ -270,11 +328,31 @@ pub(crate) fn prepare(
     Ok(all)
 }
 
-/// A bind mount's source. As with Compose's long form, what is not there is an error: a folder
-/// made by the way would be owned by root and empty.
-fn missing(path: &Path) -> Report {
-    Report::usage(format!("bind mount: {} is not there", path.display()))
-        .hint("create it, or use a named volume")
+fn not_there(name: &str, path: &Path) -> Report {
+    Report::usage(format!("the external volume `{name}` is not there")).hint(format!(
+        "deploy the project that has it, with `name: {name}` under `volumes:`, first; or put a folder, \
+         or a link to one, at {}",
+        path.display()
+    ))
+}
+
+/// The folder `below` of the volume at `path`. What is in a volume is a stranger's, so no link in it
+/// is followed.
+fn part(mount: &Mount, path: &Path, below: &str) -> Result<PathBuf, Report> {
+    let doing = || format!("opening {}", name(mount));
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let whole = rustix::fs::open(path, flags | OFlags::DIRECTORY, Mode::empty());
+    let whole = whole.map_err(std::io::Error::from).because(doing)?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    match rustix::fs::openat2(&whole, below, flags, Mode::empty(), resolve) {
+        Ok(_) => Ok(path.join(below)),
+        Err(error) => {
+            let error = std::io::Error::from(error);
+            let what = format!("the {} has no `{below}` to be mounted: {error}", name(mount));
+            Err(Report::usage(what)
+                .hint("create it, without links on the way, or leave `subpath` out"))
+        }
+    }
 }
 
 /// One volume that is there.

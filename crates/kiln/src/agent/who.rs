@@ -20,6 +20,8 @@ thread_local! {
 pub(crate) struct Who {
     /// User of the process at the other end of the socket.
     uid: u32,
+    /// Its group.
+    gid: u32,
     /// The user that its session was logged in as, which `sudo` and `su` do not change.
     login: Option<u32>,
     /// Who `sudo` ran it for, if what the client says is so.
@@ -33,11 +35,22 @@ impl Who {
         let login = std::fs::read_to_string(format!("/proc/{}/loginuid", peer.pid)).ok();
         let login = login.and_then(|text| text.trim().parse().ok()).filter(|uid| *uid != NOBODY);
         let claimed = claimed.map(|name| name.chars().take(NAME).collect());
-        Some(Self { uid: peer.uid.as_raw(), login, claimed })
+        Some(Self { uid: peer.uid.as_raw(), gid: peer.gid.as_raw(), login, claimed })
     }
 
     fn entry(&self) -> Value {
         json!({ "uid": self.uid, "login": self.login, "sudo_user": self.claimed })
+    }
+}
+
+/// To whom belongs what is made for the command under way: for whom `sudo` ran it, if what the client
+/// says in `env` is so, else the user of the client.
+pub(crate) fn owner(env: &std::collections::BTreeMap<String, String>) -> (u32, u32) {
+    let uid = current().map_or(0, |who| who.uid);
+    let claimed = |name: &str| env.get(name)?.parse::<u32>().ok().filter(|id| *id != NOBODY);
+    match (uid, claimed("SUDO_UID")) {
+        (0, Some(sudo)) => (sudo, claimed("SUDO_GID").unwrap_or(sudo)),
+        _ => (uid, current().map_or(0, |who| who.gid)),
     }
 }
 

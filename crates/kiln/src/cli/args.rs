@@ -121,6 +121,12 @@ pub(crate) enum Command {
         /// Replace what another folder of the same project name deployed
         #[arg(long)]
         take_over: bool,
+        /// Root file systems are read-only where no service states otherwise, as in other stages
+        #[arg(long)]
+        strict: bool,
+        /// Start only this service, once and without traffic, and list what it writes
+        #[arg(long, value_name = "SERVICE", conflicts_with_all = ["strict", "take_over", "renew_anon_volumes"])]
+        learn: Option<String>,
         /// Accepted for the habit: Kiln always returns when the release serves
         #[arg(short, long)]
         detach: bool,
@@ -347,9 +353,18 @@ impl Command {
             Self::Import { path, select, name, remove: None } => {
                 Verb::Import { path: path.unwrap_or_default(), select, name }
             }
-            Self::Up { project: p, timeout, renew_anon_volumes: renew, take_over, detach: _ } => {
-                Verb::Up { project: project.and(p), timeout, renew, take_over }
+            Self::Up { project: p, timeout, learn: Some(service), .. } => {
+                Verb::Learn { project: project.and(p), service, timeout }
             }
+            Self::Up {
+                project: p,
+                timeout,
+                learn: None,
+                renew_anon_volumes: renew,
+                take_over,
+                strict,
+                detach: _,
+            } => Verb::Up { project: project.and(p), timeout, renew, take_over, strict },
             Self::Plan { project: p, stage } => Verb::Plan { project: project.and(p), stage },
             Self::Rollback { project: p, stage, release, timeout } => {
                 Verb::Rollback { project: project.and(p), stage, release, timeout }

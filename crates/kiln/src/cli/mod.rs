@@ -72,6 +72,7 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
     if matches!(
         verb,
         Verb::Up { .. }
+            | Verb::Learn { .. }
             | Verb::Rollback { .. }
             | Verb::Bake { .. }
             | Verb::Lock { .. }

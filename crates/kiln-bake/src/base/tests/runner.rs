@@ -41,7 +41,7 @@ fn in_namespace(spec: &StepSpec, writer: std::io::PipeWriter) -> std::io::Result
     )?;
     let at = spec.upper_dir.join("merged");
     std::fs::create_dir_all(&at)?;
-    attach(mount_image(&spec.lower, Some(&Upper { dir: spec.upper_dir.clone() }))?, &at)?;
+    attach(mount_image(&spec.lower, Some(&Upper::whole(spec.upper_dir.clone())))?, &at)?;
     attach(bind(Path::new("/dev"), false, false)?, at.join("dev"))?;
     let mut command = Command::new("/usr/bin/unshare");
     command.args(["--pid", "--fork", "--kill-child", "--net", "--uts", "--ipc"]);

@@ -96,10 +96,13 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
             "TCP; short form with ranges and addresses, or the long form; published in `dev` only",
         ),
         honoured("profiles", "a service that is switched off is not read any further"),
-        honoured("read_only", "not stated means read-only, unlike Compose; see the design"),
+        honoured(
+            "read_only",
+            "not stated means in `dev` a layer that goes with the instance, elsewhere read-only; see [runtime](runtime.md#what-an-instance-writes)",
+        ),
         honoured(
             "restart",
-            "a fresh instance, backed off; not stated means `always`, unlike Compose",
+            "a fresh instance, backed off; not stated: a service that nobody can call, or whose end others wait for, is completed when it ends with 0, all others are replaced",
         ),
         honoured("scale", "only 1, listed"),
         honoured("secrets", ""),
@@ -109,7 +112,7 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         honoured("stop_signal", ""),
         honoured(
             "tmpfs",
-            "options `size=` and `mode=`; `rw`, `noexec`, `nosuid`, `nodev` are listed",
+            "options `size=` (bytes or `50%` of the machine's memory), `mode=`, `uid=`, `gid=`, `exec` (as without it), `noexec`; `rw`, `nosuid`, `nodev` are listed",
         ),
         honoured("ulimits", "-1 is no limit"),
         honoured("user", ""),
@@ -285,19 +288,19 @@ pub(in crate::compose) const MOUNT: Keys = Keys {
 pub(in crate::compose) const MOUNT_BIND: Keys = Keys {
     name: "`volumes.bind`",
     keys: &[
-        honoured("propagation", "`rprivate`, `private`, listed"),
-        listed("create_host_path", ""),
+        honoured("create_host_path", "`false`: what is not there is an error"),
+        honoured("propagation", "`rprivate`, `private`, listed; others are refused"),
+        honoured("recursive", "`enabled`, listed; others are refused"),
         listed("selinux", ""),
-        refused("recursive", ""),
     ],
 };
 
 pub(in crate::compose) const MOUNT_VOLUME: Keys = Keys {
     name: "`volumes.volume`",
     keys: &[
-        honoured("nocopy", "`false`, listed"),
+        honoured("nocopy", "a new volume begins empty"),
+        honoured("subpath", "a folder of a named volume, which has to be there"),
         listed("labels", ""),
-        refused("subpath", "mount the volume as a whole"),
     ],
 };
 
@@ -361,13 +364,16 @@ pub(in crate::compose) const TOP_VOLUME: Keys = Keys {
     name: "`volumes` at the top",
     keys: &[
         honoured("driver", "`local`, listed"),
-        honoured("external", "`false`, listed"),
-        listed("labels", ""),
-        listed("name", ""),
-        refused(
+        honoured(
             "driver_opts",
-            "a volume is a directory of Kiln's own; for another use a bind mount",
+            "`type: none`, `o: bind` and a `device`: a bind mount of that folder; others are refused",
         ),
+        honoured(
+            "external",
+            "another project's volume, by its `name:`; see [data](data.md#volumes-of-other-projects)",
+        ),
+        honoured("name", "under it other projects have the volume as `external`"),
+        listed("labels", ""),
     ],
 };
 
@@ -444,6 +450,11 @@ pub(in crate::compose) const KILN: Keys = Keys {
     name: "`x-kiln` at the top",
     keys: &[
         honoured("bases", ""),
+        honoured(
+            "read_only",
+            "`true`: root file systems are read-only in every stage where a service does not state otherwise; `kiln up --strict` is the same for once",
+        ),
+        honoured("scratch", "how much the layer of an instance takes, 1 GiB if not stated"),
         honoured("stages", ""),
         honoured(
             "volatile",
@@ -490,6 +501,7 @@ pub(in crate::compose) const KILN_STRATEGY: Keys = Keys {
 pub(in crate::compose) const KILN_SERVICE: Keys = Keys {
     name: "`x-kiln` of a service",
     keys: &[
+        honoured("scratch", "how much the layer of an instance takes"),
         honoured(
             "volatile",
             "paths whose content is no data: each is a folder that goes with the instance; see [data](data.md)",

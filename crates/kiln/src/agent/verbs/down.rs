@@ -14,7 +14,7 @@ use super::{Answer, COMPOSE_FILES, load, name_of_broken, with_turn};
 use crate::agent::session::Session;
 use crate::agent::stage::{Illegal, Seen, Stage, StageId, StageState};
 use crate::agent::volumes::{Kind, Volume};
-use crate::agent::{Agent, folder, instances, record, volumes, who};
+use crate::agent::{Agent, folder, instances, layer, record, volumes, who};
 use crate::answers;
 use crate::protocol::ProjectArgs;
 use crate::report::Report;
@@ -254,6 +254,7 @@ fn stop_stage(
         session.kept("stop", &stage.id.to_string(), "nothing runs");
         return Ok(Vec::new());
     }
+    layer::tell_what_goes(agent, session, stage, &ids);
     let node = session.begin("stop", &stage.id.to_string(), &format!("{} instances", ids.len()));
     let left = leave_service(agent, session, stage, &ids, &upstreams);
     if left.is_err() && held {

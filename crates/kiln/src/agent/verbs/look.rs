@@ -13,7 +13,7 @@ use super::serve::ports;
 use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
 use crate::agent::stage::{Instance, Life, Role, Stage, StageState};
-use crate::agent::{Agent, record, released};
+use crate::agent::{Agent, layer, record, released};
 use crate::answers;
 use crate::report::{Because, Report};
 
@@ -65,6 +65,8 @@ fn describe(state: &StageState, instance: &Instance) -> answers::Instance {
         restarts: instance.restarts,
         address: instance.address,
         pid: instance.running.as_ref().map(|running| running.pid()),
+        lacks: instance.lacks.clone(),
+        written: None,
         started: instance.started,
     }
 }
@@ -91,8 +93,14 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
         Some(instance) => answers::Member::There(Box::new(describe(&state, instance))),
         None => answers::Member::missing(name),
     });
-    let services = services.collect();
+    let mut services: Vec<answers::Member> = services.collect();
     drop(state);
+    for member in &mut services {
+        if let answers::Member::There(instance) = member {
+            let written = layer::written(agent, &instance.id, &instance.service);
+            instance.written = written.filter(|written| !written.is_empty());
+        }
+    }
     let front = agent.front_says(stage);
     let state = stage.state();
     let status = answers::StageStatus {

@@ -6,6 +6,7 @@ mod diff;
 mod down;
 mod exec;
 mod fsck;
+mod learn;
 mod logs;
 mod look;
 mod release;
@@ -104,8 +105,11 @@ pub(crate) fn run(
             let wish = release::Wish { project: &project, commit: commit.as_deref(), env: &env };
             release::release(agent, session, &wish)
         }
-        Verb::Up { project, timeout, renew, take_over } => {
-            serve::up(agent, session, &project, &serve::Up { timeout, renew, take_over })
+        Verb::Up { project, timeout, renew, take_over, strict } => {
+            serve::up(agent, session, &project, &serve::Up { timeout, renew, take_over, strict })
+        }
+        Verb::Learn { project, service, timeout } => {
+            learn::learn(agent, session, &project, &service, timeout)
         }
         Verb::Plan { project, stage } => serve::plan(agent, session, &project, &stage),
         Verb::Rollback { project, stage, release, timeout } => {

@@ -1,16 +1,17 @@
 //! `up`, `plan` and `rollback`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kiln_core::written::Written;
 use kiln_core::{Digest, Release};
 
 use super::{Answer, load_and_tell, nothing_serves, with_turn};
 use crate::agent::provision::Patience;
 use crate::agent::session::Session;
 use crate::agent::stage::{Seen, Stage, StageId, Wish};
-use crate::agent::{Agent, folder, released, volumes};
+use crate::agent::{Agent, binds, folder, released, volumes};
 use crate::answers;
 use crate::deliver::{Converged, Published, Reason, assemble, converge, publish};
 use crate::protocol::ProjectArgs;
@@ -29,6 +30,8 @@ pub(super) struct Up {
     pub renew: bool,
     /// What another folder deployed may be replaced.
     pub take_over: bool,
+    /// Root file systems are read-only where no service states otherwise.
+    pub strict: bool,
 }
 
 /// `kiln up`.
@@ -39,7 +42,8 @@ pub(super) fn up(
     asked: &Up,
 ) -> Result<Answer, Report> {
     let began = Instant::now();
-    let project = load_and_tell(session, args)?;
+    let mut project = load_and_tell(session, args)?;
+    project.kiln.read_only |= asked.strict;
     let id = StageId { project: project.name.clone(), stage: "dev".into() };
     let stage = agent.stage(&id);
     with_turn(session, &stage, || {
@@ -66,6 +70,8 @@ pub(super) fn up(
         }
         let folder = Some(folder::of(&project.dir).to_string_lossy().into_owned());
         let wishing = stage.wish(Wish { folder, renew: asked.renew });
+        binds::make(agent, session, &stage, &target.release)?;
+        binds::tell_what_is_live(session, &target.release);
         let patience = patience(asked.timeout);
         let done = converge(agent, session, &stage, &target, Reason::Up, patience)?;
         folder::keep(agent, &stage)?;
@@ -74,8 +80,10 @@ pub(super) fn up(
             volumes::drop_renewed(agent, &stage)?;
         }
         say_unknown(session, &stage);
+        say_lacking(session, &stage, &target, &done);
         let front = agent.front_says(&stage);
-        Ok(outcome(&stage, &target, &done, Some(front), began))
+        let written = agent.layers.news(agent, &stage, &target.digest);
+        Ok(outcome(&stage, &target, &done, Some(front), written, began))
     })
 }
 
@@ -89,11 +97,24 @@ fn say_unknown(session: &Session, stage: &Stage) {
     }
 }
 
+/// What the host could not give to those that were started.
+fn say_lacking(session: &Session, stage: &Stage, target: &Published, done: &Converged) {
+    let state = stage.state();
+    for service in
+        target.release.services.keys().filter(|name| !done.plan.share.contains_key(*name))
+    {
+        for what in state.member(&target.digest, service).iter().flat_map(|it| &it.lacks) {
+            session.notice(format!("`{service}` runs without all that it asks for: {what}"));
+        }
+    }
+}
+
 fn outcome(
     stage: &Stage,
     target: &Published,
     done: &Converged,
     front: Option<Vec<String>>,
+    written: BTreeMap<String, Written>,
     began: Instant,
 ) -> Answer {
     let state = stage.state();
@@ -113,6 +134,7 @@ fn outcome(
         services: services.collect(),
         ports: ports(&target.release, &stage.id.stage),
         paused: done.plan.paused.clone(),
+        written,
         front,
         ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
     })
@@ -153,7 +175,8 @@ pub(super) fn plan(
     let stage = agent.stage(&StageId { project: project.name.clone(), stage: stage.into() });
     let _lease = agent.lease()?;
     let target = assemble(agent, session, &stage, &project)?;
-    let data = volumes::data(agent, &stage, &target.release)?;
+    let folder = folder::of(&project.dir);
+    let data = volumes::data(agent, &stage, &target.release, Some(&folder))?;
     let plan = kiln_core::plan::plan(&target.release, &stage.state().observe(), &data);
     volumes::free(agent, &stage, &target.digest, &plan, &data)?;
     Ok(Answer::of(&answers::Planned {
@@ -181,7 +204,7 @@ pub(super) fn rollback(
         let release = agent.release(&digest)?;
         let target = Published::of(digest, release);
         let done = converge(agent, session, stage, &target, Reason::Rollback, patience(timeout))?;
-        Ok(outcome(stage, &target, &done, None, began))
+        Ok(outcome(stage, &target, &done, None, BTreeMap::new(), began))
     })
 }
 

@@ -4,6 +4,7 @@ mod verify;
 
 mod carrier;
 mod diff;
+mod layer;
 mod release;
 
 use std::fmt::Write as _;
@@ -22,6 +23,7 @@ use crate::protocol::Verb;
 pub(crate) fn done(verb: &Verb, data: &Value) -> String {
     match verb {
         Verb::Up { .. } | Verb::Rollback { .. } => told(data, up),
+        Verb::Learn { .. } => told(data, layer::learnt),
         Verb::Plan { .. } => told(data, plan),
         Verb::Lock { .. } => lock(data),
         Verb::Bake { .. } => bake(data),
@@ -118,6 +120,9 @@ fn up(done: &answers::Up) -> String {
     out.push_str(&release::source_line(&done.source, &done.differences));
     out.push_str(&addresses(&done.ports));
     out.push_str(&lines(done.front.as_deref().unwrap_or_default()));
+    for (service, written) in &done.written {
+        out.push_str(&layer::written(service, written));
+    }
     out
 }
 
@@ -341,6 +346,15 @@ fn status(status: &answers::Status) -> String {
     out.push_str(&table(&rows));
     out.push_str(&addresses(&status.ports));
     out.push_str(&lines(&status.front));
+    for member in &status.services {
+        let answers::Member::There(instance) = member else { continue };
+        for what in &instance.lacks {
+            let _ = writeln!(out, "{} runs without all that it asks for: {what}", instance.service);
+        }
+        if let Some(written) = &instance.written {
+            out.push_str(&layer::written(&instance.service, written));
+        }
+    }
     out
 }
 
@@ -547,6 +561,7 @@ mod tests {
             services: Default::default(),
             ports: Vec::new(),
             paused: Vec::new(),
+            written: Default::default(),
             front: None,
             ms: 4,
         };
