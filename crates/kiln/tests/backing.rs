@@ -31,3 +31,24 @@ fn the_store_really_uses_links() {
     let root = root_of(fresh["pid"].as_u64().unwrap());
     assert!(root.contains("- overlay ") && !root.contains("datadir"), "{root}");
 }
+
+#[test]
+fn a_layer_over_links_changes_no_object() {
+    let world = common::world();
+    let script = "before=$$(md5sum < /bin/busybox); chown -R 7:8 /usr/bin; echo 1 > /usr/bin/new
+        [ \"$$before\" = \"$$(md5sum < /bin/busybox)\" ] && echo owner=$$(stat -c %u:%g /bin/busybox)
+        exec sleep 1000";
+    let script = serde_json::to_string(script).unwrap();
+    let compose =
+        format!("services:\n  app:\n    image: busybox\n    command: [sh, -c, {script}]\n");
+    let project = common::project(&world, "layer", &compose);
+    world.kiln_in(&project, ["up"]).expect_done();
+    wait_until(common::PATIENCE, "the owner to be changed", || {
+        let logs = world.kiln_in(&project, ["logs", "app"]).expect_done().stdout;
+        logs.contains("owner=7:8").then_some(())
+    });
+    let status = world.kiln_in(&project, ["status", "--json"]).expect_done().json();
+    let lines = status["services"][0]["written"]["lines"].to_string();
+    assert!(lines.contains("/usr/bin/new") && lines.contains("\"owner\""), "{lines}");
+    world.kiln(["fsck"]).expect_done();
+}

@@ -193,7 +193,7 @@ fn memory_as_it_is_asked_for() {
     let world = world();
     let keys = "tmpfs: ['/a:size=1m,uid=7,gid=8,mode=0750,noexec', '/b:size=50%,exec']";
     let script = "echo a=$(stat -c %u:%g:%a /a) $(df -k /a | awk 'END { print $2 }')
-        for dir in /a /b; do cp /bin/busybox $dir/true; $dir/true && echo $dir=runs || echo $dir=not; done
+        for dir in /a /b; do printf '#!/bin/sh\\n:' > $dir/x; chmod 755 $dir/x; $dir/x && echo $dir=runs || echo $dir=not; done
         echo half=$(df -k /b | awk 'END { print $2 }') of=$(awk '/MemTotal/ { print $2 }' /proc/meminfo)";
     let text = compose("memory", &[service("app", &[keys], script)], "");
     let project = project(&world, "memory", &text);
@@ -208,6 +208,6 @@ fn memory_as_it_is_asked_for() {
         rest.split_whitespace().next().unwrap().parse().unwrap()
     };
     let part = number("half=") / number("of=");
-    assert!((0.4..=0.5).contains(&part), "{part} in {log}");
+    assert!((0.4..=0.501).contains(&part), "{part} in {log}");
     assert!(instance(&world, &project, "app", "active").is_some());
 }

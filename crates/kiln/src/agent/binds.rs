@@ -146,13 +146,14 @@ pub(crate) fn missing(path: &Path) -> Report {
 fn make_folder(top: &Path, path: &Path, owner: (u32, u32)) -> Result<(), Report> {
     let doing = || format!("making the folder {}", path.display());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut at = rustix::fs::open(top, flags, Mode::empty()).map_err(io::Error::from);
-    for part in path.strip_prefix(top).unwrap_or(path).components() {
-        let Component::Normal(name) = part else { continue };
-        let dir = at.because(doing)?;
-        at = step(dir.as_fd(), Path::new(name), owner);
-    }
-    match at {
+    let top_fd = rustix::fs::open(top, flags, Mode::empty()).map_err(io::Error::from);
+    let parts = path.strip_prefix(top).unwrap_or(path).components();
+    let mut names = parts.filter_map(|part| match part {
+        Component::Normal(name) => Some(Path::new(name)),
+        _ => None,
+    });
+    let made = top_fd.and_then(|fd| names.try_fold(fd, |dir, name| step(dir.as_fd(), name, owner)));
+    match made {
         Ok(_) => Ok(()),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR)) => {
             let what = format!("bind mount: {} is not there", path.display());

@@ -299,6 +299,11 @@ pub(crate) fn prepare(
             let image = Some(&released.image.tree).filter(|_| !mount.nocopy);
             fill::fill_if_new(&agent.store, &path, image, &mount.target, lasts)?;
         }
+        if let MountSource::External(name) = &mount.source
+            && !path.is_dir()
+        {
+            return Err(not_there(name, &path));
+        }
         if let Some(name) = &mount.known_as {
             share(agent, &of.stage.id, &path, name)?;
         }
@@ -313,10 +318,7 @@ pub(crate) fn prepare(
     for (mount, source) in sources {
         let place = place(&table, of.service, mount, &source)?;
         if !place.node.rest.is_empty() {
-            return Err(match &mount.source {
-                MountSource::External(name) => not_there(name, &source),
-                _ => binds::missing(&source),
-            });
+            return Err(binds::missing(&source));
         }
         let node = Some((place.node.dev, place.node.ino));
         if writes(mount) && !place.spots.is_empty() {
