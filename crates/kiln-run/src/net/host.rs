@@ -160,6 +160,16 @@ impl Host {
     /// What the kernel or iptables-legacy refuses.
     pub fn ensure(&self) -> Result<Vec<String>, NetError> {
         let range = self.range();
+        let mut did = self.ensure_own(&range)?;
+        did.extend(self.forgetter.failure().map(|refused| {
+            format!("UDP flows may still go to an instance that was replaced: {refused}")
+        }));
+        // A program of its own, which may take its time: nobody waits for the table meanwhile.
+        did.extend(forward::accept_legacy(&range)?.map(|chain| self.opened(&chain)));
+        Ok(did)
+    }
+
+    fn ensure_own(&self, range: &Range) -> Result<Vec<String>, NetError> {
         let mut state = self.lock();
         let state = &mut *state;
         let mut did = Vec::new();
@@ -173,15 +183,11 @@ impl Host {
                     range.table()
                 ));
             }
-            for chain in forward::accept(&mut state.nft, &range).map_err(NetError::Kernel)? {
+            for chain in forward::accept(&mut state.nft, range).map_err(NetError::Kernel)? {
                 did.push(self.opened(&chain));
             }
             state.seen = if did.is_empty() { Some(now) } else { None };
         }
-        did.extend(self.forgetter.failure().map(|refused| {
-            format!("UDP flows may still go to an instance that was replaced: {refused}")
-        }));
-        did.extend(forward::accept_legacy(&range)?.map(|chain| self.opened(&chain)));
         Ok(did)
     }
 

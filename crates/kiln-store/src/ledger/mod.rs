@@ -28,7 +28,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
@@ -79,6 +79,8 @@ pub struct Ledger {
     /// `ledger/head`.
     head: File,
     known: Mutex<Known>,
+    /// What was wrong when `known` was last given back.
+    told: Mutex<Vec<Fault>>,
     /// What is durable.
     synced: Mutex<At>,
     /// Pointers that copies have and the log, which is damaged, has not.
@@ -126,7 +128,8 @@ impl Ledger {
         disk::named(&beside);
         let known = Mutex::new(Known::nothing());
         let (root, synced) = (root.to_owned(), Mutex::new(At::START));
-        let mut ledger = Self { root, path, file, head, known, synced, ahead: BTreeMap::new() };
+        let (told, ahead) = (Mutex::default(), BTreeMap::new());
+        let mut ledger = Self { root, path, file, head, known, told, synced, ahead };
         ledger.check()?;
         Ok(ledger)
     }
@@ -175,7 +178,26 @@ impl Ledger {
     /// # Errors
     /// I/O errors.
     pub fn faults(&self) -> Result<Vec<Fault>> {
-        Ok(self.followed()?.faults.clone())
+        let faults = self.followed()?.faults.clone();
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&faults);
+        Ok(faults)
+    }
+
+    /// As [`Ledger::faults`], for people who look: while somebody in this process appends, which
+    /// may have to wait for the disk, it is what was wrong when that was last asked.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub fn faults_without_waiting(&self) -> Result<Vec<Fault>> {
+        match self.known.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                Ok(self.told.lock().unwrap_or_else(PoisonError::into_inner).clone())
+            }
+            free => {
+                drop(free);
+                self.faults()
+            }
+        }
     }
 
     /// Reads all of it again, and takes note, in an entry of its own, of what is wrong: what is

@@ -19,7 +19,7 @@
 //! | [`places`], [`claims`] | what a path really is; who writes it |
 //! | [`supervise`] | ends, fresh instances: one supervisor for each instance |
 //! | [`watch`] | readiness and health |
-//! | [`routes`] | what the front answers |
+//! | [`routes`], [`line`] | what the front answers; the line to it |
 //! | [`addresses`] | which addresses are free |
 //! | [`card`], [`strays`] | what the folder of an instance says it is; instances in no run file |
 //! | [`restore`] | finding everything again after a restart |
@@ -42,6 +42,7 @@ mod folder;
 pub(crate) mod git;
 mod instances;
 pub(crate) mod layer;
+mod line;
 mod mend;
 mod places;
 pub(crate) mod policy;
@@ -77,7 +78,7 @@ use kiln_store::Store;
 use crate::report::{Because, Report};
 use addresses::Addresses;
 use claims::Claims;
-use routes::Routes;
+use line::Line;
 use stage::{Seen, Stage, StageId};
 
 pub(crate) use restore::{collect_remains, end_all};
@@ -102,7 +103,7 @@ pub(crate) struct Agent {
     pub troubles: mend::Troubles,
     /// What users were told of the layers of instances.
     pub layers: layer::Told,
-    routes: Routes,
+    routes: Line,
     stages: Mutex<BTreeMap<StageId, Arc<Stage>>>,
     releases: Mutex<BTreeMap<Digest, Arc<Release>>>,
     keys: Mutex<BTreeMap<Digest, Arc<BTreeMap<String, Digest>>>>,
@@ -146,12 +147,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Agent {
     /// The stage, made if it was not there.
     pub(crate) fn stage(&self, id: &StageId) -> Arc<Stage> {
-        let mut stages = lock(&self.stages);
-        let stage = stages.entry(id.clone()).or_insert_with(|| {
-            let pointer = self.store.pointer(&id.project, &id.stage).ok().flatten();
-            Arc::new(Stage::new(id.clone(), pointer.unwrap_or_default()))
-        });
-        Arc::clone(stage)
+        if let Some(stage) = lock(&self.stages).get(id) {
+            return Arc::clone(stage);
+        }
+        // The ledger may be waiting for the disk: nobody else shall wait with this.
+        let pointer = self.store.pointer(&id.project, &id.stage).ok().flatten();
+        let new = || Arc::new(Stage::new(id.clone(), pointer.unwrap_or_default()));
+        Arc::clone(lock(&self.stages).entry(id.clone()).or_insert_with(new))
     }
 
     /// Whether something was ever deployed there, or is left of it.

@@ -231,7 +231,7 @@ pub(crate) fn weigh(agent: &Agent, stage: &Stage, traffic: &[Share]) -> Result<(
         state.weigh(traffic.to_vec()).map(|()| held)
     })?;
     agent.save(stage);
-    agent.apply_routes().inspect_err(|_| {
+    agent.apply_routes(stage).inspect_err(|_| {
         if stage.update(|state| state.take_back(held)).is_ok() {
             agent.save(stage);
             agent.routes_changed();
@@ -303,38 +303,30 @@ struct Waiting<'a> {
 }
 
 impl Waiting<'_> {
-    /// The gate's refusal: the service, the probe's answers and the last lines of its log.
-    fn not_healthy(&self, instance: &Instance, service: &str, how: &str) -> Report {
-        let mut log: Vec<String> =
-            instance.probes.iter().map(|answer| format!("probe: {answer}")).collect();
-        log.extend(
-            instance.unknown.iter().map(|why| format!("it is not known whether it runs: {why}")),
-        );
-        log.extend(instances::last_lines(&instance.id, instance.running.as_deref(), 10));
+    /// What a service fell short of that did not get ready.
+    fn not_healthy(&self, instance: &Instance, service: &str, how: &str) -> Short {
         let settings = self.target.release.services.get(service).map(|it| &it.settings);
         let read_only =
             settings.is_some_and(|settings| settings.root(&self.stage.id.stage) == Root::ReadOnly);
-        let cure = if read_only { cure_of(&log, service) } else { None };
-        let again =
-            "what served before goes on serving; mend the service and run the same command again";
-        Report::refused(format!("service `{service}` {how}; it gets no traffic"))
-            .log(log)
-            .hint(cure.unwrap_or_else(|| again.to_owned()))
+        let what = format!("service `{service}` {how}; it gets no traffic");
+        Short { what, instance: Some(Box::new(instance.clone())), read_only }
     }
 
-    /// Waits until `done` says so, or gives the reason why it will not.
+    /// Waits until `done` says so, or gives the reason why it will not. What there is to say of that
+    /// is found out when the state is let go of: it may mean to read a log.
     fn until(
         &self,
         limit: Duration,
-        mut done: impl FnMut(&StageState) -> Option<Result<(), Report>>,
-        late: impl FnOnce(&StageState) -> Report,
+        mut done: impl FnMut(&StageState) -> Option<Result<(), Short>>,
+        late: impl FnOnce(&StageState) -> Short,
     ) -> Result<(), Report> {
         // A limit beyond what the clock can tell is none.
         let deadline = Instant::now().checked_add(limit);
         let mut state = self.stage.state();
         loop {
             if let Some(result) = done(&state) {
-                return result;
+                drop(state);
+                return result.map_err(Short::told);
             }
             self.session.check()?;
             if self.given_up.load(Ordering::Acquire) {
@@ -343,7 +335,9 @@ impl Waiting<'_> {
             let now = Instant::now();
             let left = deadline.map_or(LOOK, |deadline| deadline.saturating_duration_since(now));
             if left.is_zero() {
-                return Err(late(&state));
+                let short = late(&state);
+                drop(state);
+                return Err(short.told());
             }
             state = self.stage.wait(state, left.min(LOOK));
         }
@@ -367,7 +361,7 @@ impl Waiting<'_> {
             self.until(
                 limit,
                 |state| state.member(&self.target.digest, dep).filter(|i| met(i)).map(|_| Ok(())),
-                |_| Report::refused(format!("`{service}` waited too long for `{dep}`")),
+                |_| Short::of(format!("`{service}` waited too long for `{dep}`")),
             )?;
         }
         Ok(())
@@ -394,7 +388,7 @@ impl Waiting<'_> {
                     let late = format!("not healthy after {:.1} s", limit.as_secs_f64());
                     self.not_healthy(instance, service, &late)
                 }
-                None => Report::refused(format!("service `{service}` was not there in time")),
+                None => Short::of(format!("service `{service}` was not there in time")),
             },
         )
     }
@@ -415,6 +409,36 @@ fn cure_of(log: &[String], service: &str) -> Option<String> {
     })
 }
 
+/// What a service that did not get ready fell short of.
+struct Short {
+    what: String,
+    /// The instance as it was then, if there was one.
+    instance: Option<Box<Instance>>,
+    /// Its root file system is read-only.
+    read_only: bool,
+}
+
+impl Short {
+    fn of(what: String) -> Self {
+        Self { what, instance: None, read_only: false }
+    }
+
+    /// The gate's refusal: the service, the probe's answers and the last lines of its log.
+    fn told(self) -> Report {
+        let Some(instance) = self.instance else { return Report::refused(self.what) };
+        let mut log: Vec<String> =
+            instance.probes.iter().map(|answer| format!("probe: {answer}")).collect();
+        log.extend(
+            instance.unknown.iter().map(|why| format!("it is not known whether it runs: {why}")),
+        );
+        log.extend(instances::last_lines(&instance.id, instance.running.as_deref(), 10));
+        let cure = if self.read_only { cure_of(&log, &instance.service) } else { None };
+        let again =
+            "what served before goes on serving; mend the service and run the same command again";
+        Report::refused(self.what).log(log).hint(cure.unwrap_or_else(|| again.to_owned()))
+    }
+}
+
 /// Holds new requests of the stage and lets those under way at the instances `ids`, which are to
 /// be stopped, end.
 pub(crate) fn pause(agent: &Agent, stage: &Stage, ids: &[String]) -> Result<(), Report> {
@@ -423,7 +447,7 @@ pub(crate) fn pause(agent: &Agent, stage: &Stage, ids: &[String]) -> Result<(), 
         let ids: Vec<String> = ids.iter().map(|id| state.current(id)).collect();
         Ok::<_, Illegal>(state.upstreams(&ids))
     })?;
-    agent.apply_routes()?;
+    agent.apply_routes(stage)?;
     agent.drain_for_pause(&upstreams, PAUSE_DRAIN);
     Ok(())
 }

@@ -2,21 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kiln_core::compose::{Port, Protocol};
-use kiln_front::{
-    App, Applied, Behind, Bind, BindFailure, Drain, DrainPolicy, FrontClient, FrontError, Route,
-    Table,
-};
+use kiln_front::{App, Applied, Behind, Bind, BindFailure, Drain, DrainPolicy, FrontError, Route};
 
+use super::Agent;
+use super::line::By;
 use super::stage::{Life, Role, Seen, Stage, StageState};
-use super::{Agent, lock};
 use crate::deliver::Published;
-use crate::report::{Because, Report};
+use crate::report::Report;
 
 /// How long a request may wait for an instance that is being replaced, in milliseconds.
 const HOLD_MS: u64 = 30_000;
@@ -24,141 +19,33 @@ const HOLD_MS: u64 = 30_000;
 /// How long the front of an older build may go on with the connections that it has.
 const OLD_WORKER: Duration = Duration::from_secs(600);
 
+/// How long a stage waits for another one to take back what it cannot have, and how often it looks.
+const OTHERS: Duration = Duration::from_secs(10);
+const OTHERS_LOOK: Duration = Duration::from_millis(20);
+
 const FREE_THE_PORT: &str = "end what holds the port, or publish another one";
-
-/// The front of this root, as the agent sees it.
-#[derive(Debug)]
-pub(crate) struct Routes {
-    root: PathBuf,
-    exe: PathBuf,
-    front: Mutex<Option<FrontClient>>,
-    /// Whether this agent has looked if the front is of its build.
-    renewed: AtomicBool,
-    /// Since when it is there and does not answer. Nobody asks it then but the pulse.
-    silent: Mutex<Option<Instant>>,
-}
-
-impl Routes {
-    /// For the front of `root`, which is started when first needed.
-    pub(crate) fn new(root: PathBuf, exe: PathBuf) -> Self {
-        Self {
-            root,
-            exe,
-            front: Mutex::default(),
-            renewed: AtomicBool::new(false),
-            silent: Mutex::default(),
-        }
-    }
-
-    /// Does `ask` with the front, which is started or found again if it has to be.
-    fn with<T>(
-        &self,
-        ask: impl Fn(&mut FrontClient) -> Result<T, FrontError>,
-    ) -> Result<T, Report> {
-        let doing = || "asking the front".to_owned();
-        self.speaks()?;
-        let mut front = lock(&self.front);
-        // Whoever had it before may have waited in vain.
-        self.speaks()?;
-        if let Some(client) = front.as_mut() {
-            match ask(client) {
-                Err(error) if error.is_silence() => {
-                    *front = None;
-                    self.falls_silent();
-                    return Err(error).because(doing);
-                }
-                Err(FrontError::Connect { .. } | FrontError::Broken { .. }) => *front = None,
-                result => return result.because(doing),
-            }
-        }
-        let started = kiln_front::ensure_running(&self.root, &self.exe);
-        if started.as_ref().is_err_and(FrontError::is_silence) {
-            self.falls_silent();
-        }
-        let mut client = started.because(|| "starting the front".into())?;
-        let result = ask(&mut client).because(doing);
-        *front = Some(client);
-        result
-    }
-
-    /// Asks on a connection of its own, for what takes its time, or must not wait for others.
-    fn aside<T>(
-        &self,
-        ask: impl FnOnce(FrontClient) -> Result<T, FrontError>,
-    ) -> Result<T, Report> {
-        self.speaks()?;
-        let asked = FrontClient::connect(&self.root).and_then(ask);
-        if asked.as_ref().is_err_and(FrontError::is_silence) {
-            self.falls_silent();
-        }
-        asked.because(|| "asking the front".to_owned())
-    }
-
-    /// An error while the front is known to be silent: it costs ten seconds to find that out, and
-    /// that is done once.
-    fn speaks(&self) -> Result<(), Report> {
-        let Some(since) = *lock(&self.silent) else { return Ok(()) };
-        let said = "what it serves may go on, and nothing of it can be changed";
-        let pid = kiln_front::worker(&self.root).unwrap_or_default();
-        let seconds = since.elapsed().as_secs();
-        Err(Report::failed(format!(
-            "the front (process {pid}) is there and has not answered for {seconds} s: {said}"
-        ))
-        .hint(format!(
-            "if it was stopped: `kill -CONT {pid}`; if it hangs: `kill -9 {pid}`, and another one \
-             takes its ports at once"
-        )))
-    }
-
-    fn falls_silent(&self) {
-        lock(&self.silent).get_or_insert_with(Instant::now);
-    }
-
-    /// Whether front and minder are certainly not both there. Then the next request starts what is
-    /// missing. One that cannot be asked, for want of descriptors say, or that takes its time, may
-    /// be there.
-    fn is_broken(&self) -> bool {
-        use std::io::ErrorKind;
-        let pong = FrontClient::connect(&self.root).and_then(|mut front| front.ping());
-        match &pong {
-            Err(error) if error.is_silence() => self.falls_silent(),
-            _ => *lock(&self.silent) = None,
-        }
-        let broken = match &pong {
-            Ok(pong) => !pong.minder,
-            Err(FrontError::Connect { source, .. }) => {
-                matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
-            }
-            Err(FrontError::Broken { source, .. }) => {
-                !matches!(source.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
-            }
-            Err(_) => false,
-        };
-        if broken {
-            *lock(&self.front) = None;
-        }
-        broken
-    }
-
-    /// Ends front and minder.
-    pub(crate) fn stop(&self) {
-        *lock(&self.front) = None;
-        // One that had to be killed has ended, too.
-        let _ = kiln_front::end(&self.root);
-    }
-}
 
 impl Agent {
     /// Applies the table that the states of all stages make, as one generation. When a new address
-    /// cannot be bound, nothing of it is in force.
-    pub(crate) fn apply_routes(&self) -> Result<(), Report> {
-        self.apply(FrontClient::apply)
+    /// of `stage` cannot be bound, nothing of it is in force.
+    pub(crate) fn apply_routes(&self, stage: &Stage) -> Result<(), Report> {
+        let own = format!("{}/", stage.id);
+        let deadline = Instant::now() + OTHERS;
+        loop {
+            let errors = self.apply(By::Whole)?.errors;
+            let Some(first) = errors.first() else { return Ok(()) };
+            let mine = errors.iter().find(|failure| failure.route.starts_with(&own));
+            // Another stage asked for what it cannot have, and takes that back when it hears so.
+            if mine.is_none() && Instant::now() < deadline {
+                self.routes.wait_for_another(OTHERS_LOOK);
+                continue;
+            }
+            let failure = mine.unwrap_or(first);
+            return Err(Report::failed(failure.to_string()).hint(FREE_THE_PORT));
+        }
     }
 
-    fn apply(
-        &self,
-        by: impl Fn(&mut FrontClient, &Table) -> Result<Applied, FrontError>,
-    ) -> Result<(), Report> {
+    fn apply(&self, by: By) -> Result<Applied, Report> {
         let stages = self.stages();
         // What the front serves now is right; a table without this stage would not be.
         if let Some(stage) = stages.iter().find(|stage| stage.state().active_is_unreadable()) {
@@ -168,23 +55,19 @@ impl Agent {
             );
             return Err(Report::failed(what).hint("kiln fsck"));
         }
-        let applied = self.routes.with(|front| {
-            // Read the states with the front in hand, so that a later state is applied later.
-            let routes = stages.iter().flat_map(|stage| table(stage)).collect::<Vec<_>>();
-            let generation = front.ping()?.generation + 1;
-            by(front, &Table { generation, routes })
-        })?;
-        match applied.errors.first() {
-            None => Ok(()),
-            Some(error) => Err(Report::failed(error.to_string()).hint(FREE_THE_PORT)),
-        }
+        // Of those that came meanwhile, too: whoever has the turn applies for all who wait.
+        self.routes.apply(by, &|| self.stages().iter().flat_map(|stage| table(stage)).collect())
     }
 
     /// As [`Agent::apply_routes`], when nobody waits for the result: an address that cannot be
     /// bound is logged, and the rest is in force all the same.
     pub(crate) fn routes_changed(&self) {
-        if let Err(report) = self.apply(FrontClient::apply_partial) {
-            self.log(&format!("routes: {report}"));
+        let failure = match self.apply(By::Part) {
+            Ok(applied) => applied.errors.first().map(ToString::to_string),
+            Err(report) => Some(report.to_string()),
+        };
+        if let Some(failure) = failure {
+            self.log(&format!("routes: {failure}"));
         }
     }
 
@@ -214,7 +97,7 @@ impl Agent {
         if foreign.is_empty() {
             return Ok(());
         }
-        let taken = self.routes.with(|front| front.check_bind(&foreign))?;
+        let taken = self.routes.check_bind(&foreign)?;
         match taken.first() {
             None => Ok(()),
             Some(taken) => {
@@ -307,26 +190,19 @@ impl Agent {
         left.chain(taken.map(|failure| format!("{failure}; it is tried again"))).collect()
     }
 
-    /// A front of another build than this one is replaced, without a lost request.
-    fn renew_front(&self) {
-        match kiln_front::renew(&self.root, &self.routes.exe, OLD_WORKER) {
+    /// Looks after the front: the minder starts a worker that was killed, this starts a minder.
+    pub(crate) fn mind_front(&self) {
+        match self.routes.renew(OLD_WORKER) {
             Ok(false) | Err(FrontError::Connect { .. }) => {}
             Ok(true) => {
                 self.log("the front is of this build now; the old one finishes what it has")
             }
             Err(error) => self.log(&format!("replacing the front by one of this build: {error}")),
         }
-    }
-
-    /// Looks after the front: the minder starts a worker that was killed, this starts a minder.
-    pub(crate) fn mind_front(&self) {
-        if !self.routes.renewed.swap(true, Ordering::AcqRel) {
-            self.renew_front();
-        }
         let needed = self.stages().iter().any(|stage| !table(stage).is_empty());
-        let silent = lock(&self.routes.silent).is_some();
+        let silent = self.routes.is_silent();
         let broken = (needed || silent) && !self.leaving() && self.routes.is_broken();
-        match (silent, lock(&self.routes.silent).is_some()) {
+        match (silent, self.routes.is_silent()) {
             (false, true) => self.log("the front is there and does not answer"),
             (true, false) => self.log("the front answers again"),
             _ => {}

@@ -17,7 +17,7 @@ use kiln_store::Store;
 
 use super::addresses::Addresses;
 use super::door::Door;
-use super::routes::Routes;
+use super::line::Line;
 use super::session::Session;
 use super::who::{self, Who};
 use super::{Agent, build_id, lock, privacy, restore, socket_path, verbs};
@@ -166,7 +166,7 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
     let taken = restore::addresses(&root);
     let resolv_conf = kiln_run::net::resolv_conf().because(|| "reading resolv.conf".into())?;
     Ok(Arc::new(Agent {
-        routes: Routes::new(root.clone(), exe.clone()),
+        routes: Line::new(root.clone(), exe.clone()),
         addresses: Addresses::new(&host.range(), &taken),
         claims: Default::default(),
         layers: Default::default(),

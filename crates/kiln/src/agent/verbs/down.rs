@@ -294,7 +294,7 @@ fn leave_service(
             let _acting = who::act_for(who);
             record::move_pointer(agent, stage, pointer, &[("down", entry)])
         });
-        match agent.apply_routes() {
+        match agent.apply_routes(stage) {
             Ok(()) => agent.drain(upstreams, DRAIN),
             Err(report) => session.notice(report.to_string()),
         }

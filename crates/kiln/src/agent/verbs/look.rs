@@ -73,15 +73,19 @@ fn describe(state: &StageState, instance: &Instance) -> answers::Instance {
 
 /// What of the ledger is damaged.
 fn damaged(agent: &Agent) -> Result<Vec<String>, Report> {
-    let faults = agent.store.ledger().faults().because(|| "looking at the ledger".into())?;
+    let faults =
+        agent.store.ledger().faults_without_waiting().because(|| "looking at the ledger".into())?;
     Ok(faults.iter().map(ToString::to_string).collect())
 }
 
 /// `kiln status`.
 pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
-    let state = stage.state();
-    let Some(active) = state.pointer.active else { return Err(nothing_serves(stage)) };
+    let active = stage.state().pointer.active;
+    let Some(active) = active else { return Err(nothing_serves(stage)) };
+    // All that may wait, for a disk or the front, before the state is looked at.
     let release = agent.release(&active);
+    let (front, ledger) = (agent.front_says(stage), damaged(agent)?);
+    let state = stage.state();
     let names: BTreeSet<String> = match &release {
         Ok(release) => release.services.keys().cloned().collect(),
         // What runs is known all the same.
@@ -94,6 +98,7 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
         None => answers::Member::missing(name),
     });
     let mut services: Vec<answers::Member> = services.collect();
+    let (standby, paused) = (state.pointer.standby, state.is_held());
     drop(state);
     for member in &mut services {
         if let answers::Member::There(instance) = member {
@@ -101,18 +106,16 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
             instance.written = written.filter(|written| !written.is_empty());
         }
     }
-    let front = agent.front_says(stage);
-    let state = stage.state();
     let status = answers::StageStatus {
         front,
         broken: release.as_ref().err().map(|report| report.message.clone()),
-        ledger: damaged(agent)?,
+        ledger,
         project: stage.id.project.clone(),
         stage: stage.id.stage.clone(),
         active,
-        standby: state.pointer.standby,
+        standby,
         source: release.as_ref().ok().map(|release| release.source.clone()),
-        paused: state.is_held(),
+        paused,
         trouble: agent.troubles.of(&stage.id),
         services,
         ports: release.map(|release| ports(&release, &stage.id.stage)).unwrap_or_default(),

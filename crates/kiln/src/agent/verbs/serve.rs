@@ -10,7 +10,7 @@ use kiln_core::{Digest, Release};
 use super::{Answer, load_and_tell, nothing_serves, with_turn};
 use crate::agent::provision::Patience;
 use crate::agent::session::Session;
-use crate::agent::stage::{Seen, Stage, StageId, Wish};
+use crate::agent::stage::{Instance, Seen, Stage, StageId, Wish};
 use crate::agent::{Agent, binds, folder, released, volumes};
 use crate::answers;
 use crate::deliver::{Converged, Published, Reason, assemble, converge, publish};
@@ -89,12 +89,13 @@ pub(super) fn up(
 
 /// Nothing is done to what cannot be asked, and that is said.
 fn say_unknown(session: &Session, stage: &Stage) {
-    for instance in stage.state().instances.values() {
-        if let Some(why) = &instance.unknown {
-            let name = &instance.service;
-            session.notice(format!("`{name}` is left as it is: whether it runs is unknown: {why}"));
-        }
-    }
+    let unknown = |instance: &Instance| {
+        let (name, why) = (&instance.service, instance.unknown.as_ref()?);
+        Some(format!("`{name}` is left as it is: whether it runs is unknown: {why}"))
+    };
+    // The client may be slow to read: the state is let go of first.
+    let said: Vec<String> = stage.state().instances.values().filter_map(unknown).collect();
+    said.into_iter().for_each(|line| session.notice(line));
 }
 
 /// What the host could not give to those that were started.
@@ -177,7 +178,8 @@ pub(super) fn plan(
     let target = assemble(agent, session, &stage, &project)?;
     let folder = folder::of(&project.dir);
     let data = volumes::data(agent, &stage, &target.release, Some(&folder))?;
-    let plan = kiln_core::plan::plan(&target.release, &stage.state().observe(), &data);
+    let observed = stage.state().observe();
+    let plan = kiln_core::plan::plan(&target.release, &observed, &data);
     volumes::free(agent, &stage, &target.digest, &plan, &data)?;
     Ok(Answer::of(&answers::Planned {
         project: stage.id.project.clone(),
