@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::sync::OnceLock;
 
 /// Character devices that may be opened and made: major and minor numbers.
 /// Source: runc `libcontainer/specconv`, without the host's console and what containers bind.
@@ -42,7 +43,21 @@ pub(crate) fn lines(others: Others) -> Vec<String> {
 /// Has the kernel hold the list for the cgroup2 group `group` and all below it, beside whatever
 /// others have attached there.
 pub(crate) fn hold_for(group: BorrowedFd<'_>, others: Others) -> io::Result<()> {
-    attach(&load(&program(others))?, group)
+    match LOADED.get().filter(|_| others == Others::Refused) {
+        Some(loaded) => attach(loaded, group),
+        None => attach(&load(&program(others))?, group),
+    }
+}
+
+/// The list of instances, as the kernel holds it.
+static LOADED: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Has the kernel look through the list of instances now, once for all processes that are forked
+/// from this one. A kernel that takes none says so when the list is to hold.
+pub(crate) fn load_beforehand() {
+    if let Ok(loaded) = load(&program(Others::Refused)) {
+        let _ = LOADED.set(loaded);
+    }
 }
 
 /// As [`hold_for`], for a group above those of instances, once: a program that may call bpf(2) can

@@ -12,6 +12,7 @@
 //! | [`logs`] | reading what an instance wrote |
 //! | [`net`] | the network of an instance |
 //! | [`own`] | what a process of Kiln's does not take over from its starter |
+//! | `zygote` | the process that shims are forked from |
 //! | `shim` | the process of each instance: start, log, control, clean up |
 //! | `session` | the process of each exec and step |
 //! | `sandbox` | what happens between clone and exec |
@@ -50,6 +51,7 @@ mod sealed;
 mod session;
 mod shim;
 mod sys;
+mod zygote;
 
 use std::ffi::OsString;
 
@@ -67,6 +69,8 @@ pub use step::{Around, StepExit, StepSpec, Stopped};
 
 /// Hidden role: the shim of one instance.
 pub const ROLE_SHIM: &str = "shim";
+/// Hidden role: the process that shims are forked from.
+pub const ROLE_ZYGOTE: &str = "zygote";
 /// Hidden role: one command inside a running instance.
 pub const ROLE_EXEC: &str = "shim-exec";
 /// Hidden role: one RUN step.
@@ -77,13 +81,14 @@ pub const ROLE_STEP: &str = "shim-step";
 pub fn dispatch(args: impl IntoIterator<Item = OsString>) {
     let mut args = args.into_iter().skip(1);
     let Some(role) = args.next() else { return };
-    if [ROLE_SHIM, ROLE_EXEC, ROLE_STEP].iter().any(|own| role == *own) {
+    if [ROLE_SHIM, ROLE_ZYGOTE, ROLE_EXEC, ROLE_STEP].iter().any(|own| role == *own) {
         own::begin();
         // Executed by a descriptor, it would be called by that number.
         let _ = rustix::thread::set_name(c"kiln");
     }
     match role.to_str() {
         Some(ROLE_SHIM) => shim::main(args.next().unwrap_or_default().as_ref()),
+        Some(ROLE_ZYGOTE) => zygote::main(args.next().unwrap_or_default().as_ref()),
         Some(ROLE_EXEC) => session::main_exec(),
         Some(ROLE_STEP) => session::main_step(),
         _ => {}

@@ -1,8 +1,9 @@
 //! The agent's side: starting instances, finding them again, sweeping up after killed shims.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -10,11 +11,12 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::ROLE_SHIM;
 use crate::asking::ANSWER;
-use crate::cgroup::{Cgroups, SHIMS, TOP};
+use crate::cgroup::{Cgroups, SHIMS, TOP, timespec};
 use crate::error::{Context as _, Fault, RunError};
 use crate::known::{Known, PROCESSES_FILE, Processes};
 use crate::process::ProcessId;
@@ -23,6 +25,7 @@ use crate::running::Running;
 use crate::sealed::Sealed;
 use crate::shim::control::EXIT_FILE;
 use crate::spec::{InstanceSpec, Network, SPEC_FILE, signal_number};
+use crate::zygote::Zygote;
 
 /// What a shim writes to standard error, which is nothing unless it has a bug.
 const SHIM_STDERR: &str = "shim.err";
@@ -32,6 +35,8 @@ pub(crate) const STEP_PREFIX: &str = "step-";
 /// How long a start may take until the program is executed: a disk that is asked too much can
 /// take seconds to give an image.
 const START: Duration = Duration::from_secs(60);
+/// How long the zygote may take until a shim says who it is.
+const FORK: Duration = Duration::from_secs(5);
 /// How long what was killed may take to vanish.
 const VANISH: Duration = Duration::from_secs(5);
 /// How long a shim may take to answer where many are asked; later ones are unknown for now.
@@ -45,6 +50,7 @@ pub struct Runtime {
     root: PathBuf,
     exe: PathBuf,
     sealed: Arc<OnceLock<io::Result<Sealed>>>,
+    zygote: Arc<Zygote>,
     scope: String,
     cgroups: Cgroups,
 }
@@ -75,11 +81,16 @@ impl Runtime {
             // Also when a newer one has taken its place.
             exe = PathBuf::from("/proc/self/exe");
         }
-        let runtime = Self { root, exe, sealed: Arc::default(), scope, cgroups };
-        // The first instance need not wait for the copy.
+        let (sealed, zygote) = (Arc::default(), Arc::default());
+        let runtime = Self { root, exe, sealed, zygote, scope, cgroups };
+        // The first instance need wait for neither the copy nor the zygote.
         let early = runtime.clone();
         let thread = std::thread::Builder::new().name("seal".to_owned());
-        let _ = thread.spawn(move || drop(early.sealed()));
+        let _ = thread.spawn(move || {
+            if let Ok(exe) = early.exe() {
+                early.zygote.warm(&exe, &early.group_name(SHIMS));
+            }
+        });
         Ok(runtime)
     }
 
@@ -91,6 +102,11 @@ impl Runtime {
     /// What runs a shim or a session: this binary's sealed copy.
     pub(crate) fn exe(&self) -> Result<PathBuf, RunError> {
         self.sealed().map(Sealed::path)
+    }
+
+    /// Ends what belongs to this process only, and what its next program would not know of.
+    pub fn leave(&self) {
+        self.zygote.end();
     }
 
     fn sealed(&self) -> Result<&Sealed, RunError> {
@@ -115,28 +131,12 @@ impl Runtime {
         let mut spec = spec.clone();
         spec.cgroup = self.group_name(&spec.id);
         prepare(&spec)?;
-        let doing = || format!("start the shim of `{}`", spec.id);
-        let (report, to) = pipe_with(PipeFlags::CLOEXEC).doing(doing)?;
         let errors = spec.dir.join(SHIM_STDERR);
-        let stderr =
-            OpenOptions::new().append(true).create(true).mode(0o600).open(&errors).doing(doing)?;
-        let mut child = Command::new(self.exe()?)
-            .arg0("kiln")
-            .arg(ROLE_SHIM)
-            .arg(&spec.dir)
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(to)
-            .stderr(stderr)
-            .spawn()
-            .doing(|| format!("run {} for `{}`", self.exe.display(), spec.id))?;
-        let (reports, whole) = read_within(&report, START);
-        drop(report);
-        if !whole {
-            let _ = child.kill();
+        let (mut reports, mut whole) = self.fork_shim(&spec, &errors)?;
+        if whole && reports.is_empty() {
+            // The zygote was gone, or ended with what it had been told: nobody has the other end.
+            (reports, whole) = self.execute_shim(&spec, &errors)?;
         }
-        // The process that was started forks the shim and ends.
-        child.wait().doing(doing)?;
         if !whole {
             return Err(self.abandon(&spec, &reports));
         }
@@ -150,6 +150,53 @@ impl Runtime {
                 Err(RunError::ShimDied { id: spec.id, said })
             }
         }
+    }
+
+    /// Has the zygote fork the shim, and gives what it reports; nothing when there is no zygote to
+    /// be had. False: it has not said all.
+    fn fork_shim(
+        &self,
+        spec: &InstanceSpec,
+        errors: &Path,
+    ) -> Result<(Vec<Report>, bool), RunError> {
+        let (report, to, stderr) = ends(spec, errors)?;
+        let (shims, fds) = (self.group_name(SHIMS), (to.as_fd(), stderr.as_fd()));
+        if self.zygote.fork(&self.exe()?, &shims, &spec.dir, fds).is_err() {
+            return Ok((Vec::new(), true));
+        }
+        drop((to, stderr));
+        let mut first = [PollFd::new(&report, PollFlags::IN)];
+        if matches!(poll(&mut first, Some(&timespec(FORK))), Ok(0)) {
+            // A stopped one must not begin with this later. A shim that it has forked reports.
+            self.zygote.end();
+        }
+        Ok(read_within(&report, START))
+    }
+
+    /// The same by a process of its own: what is started forks the shim and ends.
+    fn execute_shim(
+        &self,
+        spec: &InstanceSpec,
+        errors: &Path,
+    ) -> Result<(Vec<Report>, bool), RunError> {
+        let (report, to, stderr) = ends(spec, errors)?;
+        let doing = || format!("run {} for `{}`", self.exe.display(), spec.id);
+        let mut child = Command::new(self.exe()?)
+            .arg0("kiln")
+            .arg(ROLE_SHIM)
+            .arg(&spec.dir)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(to)
+            .stderr(stderr)
+            .spawn()
+            .doing(doing)?;
+        let (reports, whole) = read_within(&report, START);
+        if !whole {
+            let _ = child.kill();
+        }
+        child.wait().doing(doing)?;
+        Ok((reports, whole))
     }
 
     /// Ends a start that takes too long; gives the error, which says whether that is certain.
@@ -291,6 +338,7 @@ impl Runtime {
     /// most for `limit`. True: nothing is left.
     pub fn close(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
+        self.zygote.end();
         let scope = self.group_name("");
         let shims = self.cgroups.existing(&self.group_name(SHIMS));
         let empty = shims.wait_empty(deadline.saturating_duration_since(Instant::now()));
@@ -299,6 +347,14 @@ impl Runtime {
         }
         empty && self.cgroups.children(&scope).is_empty()
     }
+}
+
+/// A shim's report pipe and the file of its standard error.
+fn ends(spec: &InstanceSpec, errors: &Path) -> Result<(OwnedFd, OwnedFd, File), RunError> {
+    let doing = || format!("start the shim of `{}`", spec.id);
+    let (report, to) = pipe_with(PipeFlags::CLOEXEC).doing(doing)?;
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(errors);
+    Ok((report, to, file.doing(doing)?))
 }
 
 /// `step-PID-NUMBER`: whether the process that runs the step is there.

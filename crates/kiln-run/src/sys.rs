@@ -340,6 +340,33 @@ pub(crate) fn signal_fd(signal: i32) -> io::Result<OwnedFd> {
     }
 }
 
+/// Gives `signal` its default action.
+pub(crate) fn default_signal(signal: i32) {
+    // SAFETY: SIG_DFL installs no code.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// Has `/proc/PID/cmdline` of this process say `words`, as far as there is room: in place of those
+/// that it was started with, which nobody may look at afterwards.
+pub(crate) fn set_command_line(words: &[&[u8]]) {
+    // Source: proc_pid_stat(5), fields 48 and 49; the second one may hold anything.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ')).into_iter().flatten();
+    let mut fields = fields.skip(45).map_while(|field| field.trim().parse::<usize>().ok());
+    let (Some(start), Some(end)) = (fields.next(), fields.next()) else { return };
+    let Some(room) = end.checked_sub(start + 1) else { return };
+    let mut text: Vec<u8> =
+        words.iter().flat_map(|word| word.iter().chain(&[0])).copied().collect();
+    text.truncate(room);
+    // SAFETY: the kernel put the words there, in this process's own stack, and says how far they
+    // go; the text is shorter. Rust gives copies of them to whoever asks, and keeps no reference.
+    unsafe {
+        let at = std::ptr::with_exposed_provenance_mut::<u8>(start);
+        at.write_bytes(0, room + 1);
+        at.copy_from_nonoverlapping(text.as_ptr(), text.len());
+    }
+}
+
 /// Ignores `signal`.
 pub(crate) fn ignore_signal(signal: i32) {
     // SAFETY: SIG_IGN installs no code.

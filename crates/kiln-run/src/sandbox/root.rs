@@ -36,7 +36,13 @@ pub(super) fn assemble(sandbox: &Sandbox, scratch: &Path) -> Result<Vec<String>,
     prepare_scratch(scratch)?;
     let (stub, new_root) = (scratch.join("stub"), scratch.join("root"));
     fill_stubs(sandbox, &entries, &Layer::new(stub.clone(), image.names())?)?;
+    let names = image.names().try_clone_to_owned().step(|| "keep the image open".to_owned())?;
     mount_root(sandbox, image, &stub, &new_root)?;
+    // A mount that is attached nowhere has all processors waited for when it is closed; this one
+    // goes with the old root. A folder of links is no mount, and stays where it is.
+    let by_fd = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    let _ = move_mount(&names, "", CWD, scratch.join("image"), by_fd);
+    drop(names);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, &new_root, flags, Mode::empty())
         .step(|| format!("open {}", new_root.display()))?;
@@ -65,7 +71,7 @@ fn prepare_scratch(scratch: &Path) -> Result<(), Fault> {
     let fd = mounts::scratch().step(step)?;
     let from_fd = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&fd, "", CWD, scratch, from_fd).step(step)?;
-    for name in ["stub", "files", "images", "root"] {
+    for name in ["stub", "files", "image", "images", "root"] {
         fs::create_dir(scratch.join(name)).step(step)?;
     }
     Ok(())

@@ -12,3 +12,4 @@ mod sandbox;
 mod step;
 mod sweep;
 mod unknown;
+mod zygote;

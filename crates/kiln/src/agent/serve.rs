@@ -368,6 +368,7 @@ impl Agent {
             std::thread::sleep(Duration::from_millis(10));
         }
         let _ = self.store.ledger().sync();
+        self.runtime.leave();
         let error = Command::new(exe).args(std::env::args_os().skip(1)).exec();
         Report::failed(format!("becoming {}: {error}", exe.display()))
     }
