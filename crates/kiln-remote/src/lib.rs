@@ -3,7 +3,7 @@
 //! the caller can stop at any time. What is fetched goes straight into the store.
 //!
 //! Which content is *meant* by an address, its caller knows: `kiln.lock` and `--checksum` are
-//! `kiln-bake`'s. Registries are to come here, for `kiln-oci`.
+//! `kiln-bake`'s.
 //!
 //! | module | noun |
 //! |---|---|
@@ -11,6 +11,7 @@
 //! | [`reference`] | what a text names: a URL, or a repository with reference and folder |
 //! | [`git`] | which commit a name is, and the files of a commit |
 //! | `dot_git` | its `.git`, always the same |
+//! | [`registry`] | images at registries |
 //! | [`program`] | a program of the host that can be stopped |
 //! | [`error`] | what can go wrong |
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod git;
 pub mod http;
 pub mod program;
 pub mod reference;
+pub mod registry;
 
 pub use error::RemoteError;
 pub use git::{Git, LockedGit};

@@ -1,0 +1,1 @@
+//! Registries that lie, hang, cut off, lead in circles and never end.

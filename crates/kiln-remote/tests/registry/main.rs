@@ -1,0 +1,104 @@
+//! The client of registries against the distribution's own `docker-registry`, and against servers
+//! that lie, hang and cut off.
+
+mod hostile;
+mod real;
+mod server;
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use kiln_core::Digest;
+use kiln_remote::registry::{
+    Anonymous, Client, Credential, Error, Keychain, Patience, Places, Reference, Registries,
+};
+
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+/// A host with some files below `etc`, and this environment.
+fn host(files: &[(&str, &str)], env: &[(&str, &str)]) -> Arc<Registries> {
+    let dir = tempfile::tempdir().unwrap();
+    for (path, text) in files {
+        let path = dir.path().join("etc").join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    read(dir.path(), env.collect()).unwrap()
+}
+
+fn read(dir: &Path, env: BTreeMap<String, String>) -> Result<Arc<Registries>, Error> {
+    Registries::read(&Places { etc: dir.join("etc"), env }).map(Arc::new)
+}
+
+/// A client that soon gives up.
+fn client<'a>(registries: &Arc<Registries>, keychain: &'a dyn Keychain) -> Client<'a> {
+    Client::patient(Arc::clone(registries), keychain, &|_| {}, &NEVER, patience())
+}
+
+fn patience() -> Patience {
+    Patience {
+        connect: Duration::from_secs(20),
+        stall: Duration::from_secs(2),
+        document: Duration::from_secs(5),
+        pause: Duration::from_millis(5),
+        longest_pause: Duration::from_secs(3),
+        ..Patience::default()
+    }
+}
+
+fn reference(text: &str) -> Reference {
+    Reference::parse(text).unwrap()
+}
+
+/// The same name and password for every registry.
+struct Known(Credential);
+
+impl Known {
+    fn password(username: &str, password: &str) -> Self {
+        let (username, password) = (username.to_owned(), password.to_owned());
+        Self(Credential::Password { username, password })
+    }
+}
+
+impl Keychain for Known {
+    fn credential(&self, _: &str, _: &str) -> Result<Option<Credential>, Error> {
+        Ok(Some(self.0.clone()))
+    }
+}
+
+/// Reads a blob to its end.
+fn blob(client: &Client<'_>, reference: &Reference, bytes: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut reader = client.blob(reference, &Digest::of(bytes), bytes.len() as u64, &|_| {})?;
+    let mut found = Vec::new();
+    match reader.read_to_end(&mut found) {
+        Ok(_) => Ok(found),
+        Err(error) => Err(inside(error)),
+    }
+}
+
+/// The client's own error out of a reader's.
+fn inside(error: std::io::Error) -> Error {
+    assert!(Error::inside(&error).is_some(), "{error}");
+    *error.into_inner().unwrap().downcast().unwrap()
+}
+
+/// Bytes that no compression makes smaller, the same ones each time.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut step = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..length).map(|_| step()).collect()
+}
+
+const fn nobody() -> Anonymous {
+    Anonymous
+}
