@@ -12,7 +12,7 @@ use kiln_core::Digest;
 use kiln_core::digest::Hasher;
 use ureq::Body;
 
-use super::client::{Client, Query};
+use super::client::{Client, Part, Query};
 use super::error::{Error, clean};
 use super::reference::Reference;
 use super::wire::LOOK;
@@ -23,6 +23,8 @@ const PIECE: usize = 128 << 10;
 const PIECES: usize = 4;
 /// How often it is taken up again without getting on.
 const RESUMES: u32 = 5;
+/// Bytes that have to come before it counts as getting on.
+const ON: u64 = 1 << 20;
 
 /// See the [module](self). It is read to its end: only then it is known to be right.
 pub struct Blob<'c> {
@@ -37,8 +39,8 @@ pub struct Blob<'c> {
     read: usize,
     /// Bytes that have come.
     come: u64,
-    /// How often in a row it broke without a byte more.
-    broken: u32,
+    /// How often in a row it broke without getting on, and where it was then.
+    broken: (u32, u64),
     /// When it was last seen to get on, and how far.
     seen: (Instant, u64),
     ended: bool,
@@ -82,7 +84,7 @@ impl<'c> Blob<'c> {
             piece: Vec::new(),
             read: 0,
             come: 0,
-            broken: 0,
+            broken: (0, 0),
             seen: (Instant::now(), 0),
             ended: false,
         };
@@ -96,9 +98,7 @@ impl<'c> Blob<'c> {
         let query = Query {
             reference: &self.reference,
             path: format!("blobs/{}", self.digest),
-            accept: "*/*",
-            from,
-            document: false,
+            part: Part { accept: "*/*", from, document: false },
         };
         let client = self.client;
         let hasher = std::sync::Mutex::new(Some(hasher));
@@ -147,7 +147,9 @@ impl<'c> Blob<'c> {
             match pump.pieces.recv_timeout(LOOK) {
                 Ok(Piece::Bytes(bytes)) => {
                     self.come += bytes.len() as u64;
-                    self.broken = 0;
+                    if self.come - self.broken.1 >= ON {
+                        self.broken = (0, self.come);
+                    }
                     let old = std::mem::replace(&mut self.piece, bytes);
                     // The thread may have ended meanwhile.
                     let _ = pump.empty.send(old);
@@ -204,8 +206,8 @@ impl<'c> Blob<'c> {
 
     /// Takes it up again where it broke.
     fn resume(&mut self, hasher: Hasher, what: String) -> Result<(), Error> {
-        self.broken += 1;
-        if self.broken > RESUMES {
+        self.broken.0 += 1;
+        if self.broken.0 > RESUMES {
             let url = self.pump.as_ref().map_or_else(String::new, |pump| pump.url.clone());
             let what = format!(
                 "the blob breaks off after {} of {} bytes, again and again: {what}",
@@ -215,7 +217,7 @@ impl<'c> Blob<'c> {
         }
         let wire = self.client.wire();
         (wire.told)(&format!("{}: the connection broke, going on", self.reference.registry()));
-        wire.sleep(wire.patience.pause * self.broken).map_err(Error::from)?;
+        wire.sleep(wire.patience.pause * self.broken.0).map_err(Error::from)?;
         self.begin(hasher)
     }
 }

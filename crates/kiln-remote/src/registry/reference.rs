@@ -225,12 +225,9 @@ fn check_tag(text: &str, tag: &str) -> Result<(), Error> {
     Err(Error::reference(text, format!("`{}` is no tag", shown(tag))))
 }
 
-/// Whether the first component is a registry: it has a dot or a port, or is `localhost`, or could
-/// be no repository.
+/// Whether the first component is a registry: it has a dot or a port, or is `localhost`.
 fn is_registry(first: &str) -> bool {
-    first.contains(['.', ':', '['])
-        || first == "localhost"
-        || first.bytes().any(|byte| byte.is_ascii_uppercase())
+    first.contains(['.', ':', '[']) || first == "localhost"
 }
 
 fn wrong_registry(registry: &str) -> Option<&'static str> {
@@ -307,7 +304,7 @@ mod tests {
             ("localhost:5000/app:1", "localhost:5000/app:1"),
             ("127.0.0.1:5000/app", "127.0.0.1:5000/app:latest"),
             ("[::1]:5000/app", "[::1]:5000/app:latest"),
-            ("Registry/app", "registry/app:latest"),
+            ("GHCR.io/app", "ghcr.io/app:latest"),
             ("a--b/c__d.e", "docker.io/a--b/c__d.e:latest"),
         ] {
             assert_eq!(Reference::parse(text).unwrap().to_string(), whole, "{text}");
@@ -330,6 +327,7 @@ mod tests {
             ("https://ghcr.io/a", "without `https://`"),
             ("Postgres", "capital letters"),
             ("ghcr.io/A/b", "capital letters"),
+            ("Registry/app", "capital letters"),
             ("a:", "`` is no tag"),
             ("a:-x", "`-x` is no tag"),
             ("a/b:c:d", "`c:d` is no tag"),

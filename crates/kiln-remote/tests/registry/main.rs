@@ -98,7 +98,3 @@ fn noise(length: usize) -> Vec<u8> {
     };
     (0..length).map(|_| step()).collect()
 }
-
-const fn nobody() -> Anonymous {
-    Anonymous
-}

@@ -88,7 +88,7 @@ fn serve(stream: TcpStream, asked: &Mutex<Vec<Request>>, answer: &Answer) -> std
     let mut first = [0; 1];
     // TLS begins with a 22: it is not spoken here.
     if stream.peek(&mut first)? == 0 || first[0] == 22 {
-        return Ok(());
+        return stream.shutdown(std::net::Shutdown::Both);
     }
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
