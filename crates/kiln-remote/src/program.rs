@@ -1,8 +1,9 @@
 //! A program of the host, Git or one of apt's: its output, and an end when the user wants one.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read, Write as _};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -38,15 +39,47 @@ pub enum ProgramError {
     },
 }
 
+/// What a program is given, and what it may take.
+#[derive(Debug)]
+pub struct Bounds<'a> {
+    /// For its standard input; at most what a pipe holds, 64 KiB.
+    pub stdin: &'a [u8],
+    /// Most bytes that it may print, on each of both.
+    pub most: usize,
+    /// How long it may take.
+    pub within: Option<Duration>,
+}
+
+/// Nothing to read, and no end but its own.
+const FREE: Bounds<'_> = Bounds { stdin: &[], most: usize::MAX, within: None };
+
 /// Runs `command` to its end, or until soon after `cancel` is set.
 ///
 /// # Errors
 /// [`ProgramError`]. A program that fails is none.
-pub fn run(mut command: Command, cancel: &AtomicBool) -> Result<Output, ProgramError> {
+pub fn run(command: Command, cancel: &AtomicBool) -> Result<Output, ProgramError> {
+    run_within(command, &FREE, cancel)
+}
+
+/// As [`run`], within bounds.
+///
+/// # Errors
+/// As [`run`]; of the kinds `TimedOut` and `FileTooLarge` when it did not keep to them.
+pub fn run_within(
+    mut command: Command,
+    bounds: &Bounds<'_>,
+    cancel: &AtomicBool,
+) -> Result<Output, ProgramError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |source| ProgramError::Failed { program: program.clone(), source };
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let begun = Instant::now();
+    let input = if bounds.stdin.is_empty() { Stdio::null() } else { Stdio::piped() };
+    command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = Reaped(command.spawn().map_err(failed)?);
+    if let Some(mut pipe) = child.0.stdin.take() {
+        // A program that does not read its input to the end is free to do so.
+        let _ = pipe.write_all(bounds.stdin);
+    }
     let (Some(stdout), Some(stderr)) = (child.0.stdout.take(), child.0.stderr.take()) else {
         return Err(failed(std::io::Error::other("no pipes")));
     };
@@ -55,9 +88,15 @@ pub fn run(mut command: Command, cancel: &AtomicBool) -> Result<Output, ProgramE
         if cancel.load(Ordering::Acquire) {
             return Err(ProgramError::Cancelled);
         }
+        if bounds.within.is_some_and(|within| begun.elapsed() > within) {
+            return Err(failed(ErrorKind::TimedOut.into()));
+        }
         wait_readable(&pipes).map_err(failed)?;
         for (pipe, bytes) in &mut pipes {
             read_some(pipe, bytes).map_err(failed)?;
+            if bytes.len() > bounds.most {
+                return Err(failed(ErrorKind::FileTooLarge.into()));
+            }
         }
     }
     let status = child.0.wait().map_err(failed)?;
@@ -150,6 +189,27 @@ mod tests {
             cancel.store(true, Ordering::Relaxed);
             assert!(matches!(running.join().unwrap(), Err(ProgramError::Cancelled)));
         });
+    }
+
+    #[test]
+    fn bounds_are_kept() {
+        let cancel = AtomicBool::new(false);
+        let bounded = |script: &str, stdin: &[u8]| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            let within = Some(Duration::from_secs(20));
+            run_within(command, &Bounds { stdin, most: 1000, within }, &cancel)
+        };
+        assert_eq!(bounded("cat", b"given").unwrap().stdout, "given");
+        // It need not read what it is given.
+        assert!(bounded("exit 0", &[b'x'; 60_000]).unwrap().success);
+        let endless = bounded("exec yes", b"").unwrap_err().to_string();
+        assert!(endless.contains("too large"), "{endless}");
+        let mut slow = Command::new("sleep");
+        slow.arg("1000");
+        let soon = Bounds { within: Some(Duration::from_millis(200)), ..FREE };
+        let error = run_within(slow, &soon, &cancel).unwrap_err().to_string();
+        assert!(error.contains("timed out"), "{error}");
     }
 
     #[test]

@@ -166,6 +166,7 @@ impl Asker<'_, '_> {
             return Err(odd(what));
         }
         let mut scopes = vec![self.scope.as_str()];
+        scopes.retain(|scope| !scope.is_empty());
         if !bearer.scope.is_empty() && bearer.scope != self.scope {
             scopes.push(&bearer.scope);
         }

@@ -70,6 +70,11 @@ pub(super) struct Query<'q> {
     pub(super) reference: &'q Reference,
     /// Below `/v2/REPOSITORY/`.
     pub(super) path: String,
+    pub(super) part: Part,
+}
+
+/// What is wanted of it.
+pub(super) struct Part {
     pub(super) accept: &'static str,
     /// The first byte that is wanted.
     pub(super) from: u64,
@@ -137,9 +142,7 @@ impl<'a> Client<'a> {
         let query = Query {
             reference,
             path: format!("manifests/{}", reference.target()),
-            accept: ACCEPT,
-            from: 0,
-            document: true,
+            part: Part { accept: ACCEPT, from: 0, document: true },
         };
         self.at_places(&query, |ask, answer| self.manifest(reference, ask, answer))
     }
@@ -196,7 +199,8 @@ impl<'a> Client<'a> {
                 what: format!("a document of {size} bytes; {DOCUMENT_BYTES} are read"),
             });
         }
-        let query = Query { reference: &reference, path, accept, from: 0, document: true };
+        let part = Part { accept, from: 0, document: true };
+        let query = Query { reference: &reference, path, part };
         self.at_places(&query, |ask, answer| {
             let url = answer.address.shown();
             let bytes = self.read(ask, answer)?;
@@ -232,6 +236,25 @@ impl<'a> Client<'a> {
         'a: 'c,
     {
         Blob::open(self, reference.at(*digest), *digest, size, progress)
+    }
+
+    /// Whether a registry takes what the keychain has for it.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] if it does not.
+    pub fn check(&self, registry: &str) -> Result<(), Error> {
+        let registry = self.wire.registries.registry(registry)?;
+        let place = self.wire.registries.at(&registry, String::new(), false);
+        let asker = Asker {
+            wire: &self.wire,
+            auth: &self.auth,
+            keychain: self.keychain,
+            name: &registry,
+            place: &place,
+            scope: String::new(),
+        };
+        let take = |_: &Ask<'_>, _: Answer| Ok(());
+        self.converse(&asker, "/v2/", &Part { accept: "*/*", from: 0, document: true }, take)
     }
 
     fn read(&self, ask: &Ask<'_>, answer: Answer) -> Result<Vec<u8>, Error> {
@@ -287,14 +310,25 @@ impl<'a> Client<'a> {
             scope: format!("repository:{}:pull", place.repository),
         };
         let path = format!("/v2/{}/{}", place.repository, query.path);
-        let (mut ask, mut answer) = self.ask(&asker, query, &path, asker.ready()?)?;
+        self.converse(&asker, &path, &query.part, take)
+    }
+
+    /// Asks, and shows who asks where that is wanted.
+    fn converse<T>(
+        &self,
+        asker: &Asker<'_, '_>,
+        path: &str,
+        part: &Part,
+        take: impl Fn(&Ask<'_>, Answer) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let (mut ask, mut answer) = self.ask(asker, part, path, asker.ready()?)?;
         // One more time after a token that was over, and one more for a clock that is wrong.
         for _ in 0..2 {
             if answer.status() != 401 {
                 break;
             }
             match asker.after(&answer, ask.authorization.as_deref())? {
-                Some(header) => (ask, answer) = self.ask(&asker, query, &path, Some(header))?,
+                Some(header) => (ask, answer) = self.ask(asker, part, path, Some(header))?,
                 None => break,
             }
         }
@@ -308,16 +342,16 @@ impl<'a> Client<'a> {
     fn ask<'q>(
         &self,
         asker: &Asker<'q, '_>,
-        query: &Query<'_>,
+        part: &Part,
         path: &str,
         authorization: Option<String>,
     ) -> Result<(Ask<'q>, Answer), Error> {
         let place = asker.place;
         let known = locked(&self.schemes).get(&place.host).copied();
         let secure = known.unwrap_or(true);
-        let mut headers = vec![("accept", query.accept.to_owned())];
-        if query.from > 0 {
-            headers.push(("range", format!("bytes={}-", query.from)));
+        let mut headers = vec![("accept", part.accept.to_owned())];
+        if part.from > 0 {
+            headers.push(("range", format!("bytes={}-", part.from)));
         }
         let mut ask = Ask {
             name: asker.name,
@@ -327,7 +361,7 @@ impl<'a> Client<'a> {
             form: None,
             registry: &place.registry,
             insecure: place.insecure,
-            document: query.document,
+            document: part.document,
         };
         let first = match self.wire.ask(&ask) {
             Ok(answer) => {
@@ -377,7 +411,8 @@ fn media_type(name: &str, stated: Option<&str>, bytes: &[u8]) -> Result<String, 
     let stated = stated.map(|text| text.split(';').next().unwrap_or_default().trim().to_owned());
     let vague = ["", "application/json", "text/plain", "application/octet-stream"];
     let stated = stated.filter(|stated| !vague.contains(&stated.as_str()));
-    let old = stated.as_deref().is_some_and(|stated| stated.contains(".manifest.v1+"));
+    let old =
+        stated.as_deref().is_some_and(|stated| stated.contains("docker.distribution.manifest.v1+"));
     if old || outline.schema_version == Some(1) {
         let what = "an image by Docker's schema 1, of before 2016".to_owned();
         return Err(Wrong::Kind(Error::Kind { name: name.to_owned(), what }));

@@ -111,6 +111,14 @@ pub enum Error {
     /// This very machine failed.
     #[error("{0}")]
     Host(String),
+    /// What another process, which looked it up, has said.
+    #[error("{what}")]
+    Told {
+        /// Its words.
+        what: String,
+        /// Whether the user has to edit a file.
+        usage: bool,
+    },
     /// None of several places had it.
     #[error("{}", said(.0))]
     Several(Vec<Error>),
@@ -138,6 +146,7 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Reference { .. } | Self::Configuration { .. } => true,
+            Self::Told { usage, .. } => *usage,
             Self::Several(all) => all.iter().any(Self::is_usage),
             _ => false,
         }

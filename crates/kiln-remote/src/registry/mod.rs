@@ -25,6 +25,8 @@
 //! | [`registries`] | what the host's files say: names, mirrors, certificates, proxies |
 //! | `conf` | containers-registries.conf(5) |
 //! | [`credentials`] | names and passwords, and who knows them |
+//! | [`keychain`] · `helper` | the files in which users have them · the programs that keep them |
+//! | [`login`] | keeping them where Docker keeps them |
 //! | [`client`] | resolves references, fetches documents |
 //! | [`blob`] | a blob as a reader |
 //! | `auth` · [`challenge`] | what a registry has to be shown · how it says so |
@@ -39,6 +41,9 @@ pub mod client;
 mod conf;
 pub mod credentials;
 pub mod error;
+mod helper;
+pub mod keychain;
+pub mod login;
 pub mod reference;
 pub mod registries;
 mod wire;
@@ -47,6 +52,7 @@ pub use blob::Blob;
 pub use client::{Client, DOCUMENT_BYTES, Document, Resolved};
 pub use credentials::{Anonymous, Credential, Keychain};
 pub use error::Error;
+pub use keychain::HostKeychain;
 pub use reference::Reference;
 pub use registries::{Places, Registries};
 pub use wire::Patience;

@@ -210,6 +210,25 @@ impl Registries {
         Place { registry: registry.to_owned(), host, repository, insecure }
     }
 
+    /// Which registry is meant by what a user writes after `login`: `docker.io`,
+    /// `https://index.docker.io/v1/`, `127.0.0.1:5000`.
+    ///
+    /// # Errors
+    /// [`Error::Reference`]; [`Error::Blocked`].
+    pub fn registry(&self, text: &str) -> Result<String, Error> {
+        let plain = super::keychain::plain(text.trim());
+        let whole = Reference::parse(&format!("{plain}/x"));
+        let named = whole.ok().filter(|one| one.registry() == plain.to_ascii_lowercase());
+        let Some(reference) = named else {
+            return Err(Error::Reference {
+                text: super::error::clean(text, 100),
+                what: "a registry is a host, with a port perhaps: `docker.io`, `127.0.0.1:5000`"
+                    .into(),
+            });
+        };
+        self.places(&reference).map(|_| plain.to_ascii_lowercase())
+    }
+
     /// Credential helpers that are asked for every registry.
     pub fn helpers(&self) -> &[String] {
         &self.conf.helpers
