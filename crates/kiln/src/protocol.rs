@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kiln_core::exit::Exit;
+use kiln_remote::registry::{Credential, Registries};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -171,11 +172,38 @@ impl Verb {
 }
 
 /// What a client may say while its request is under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "snake_case")]
 pub(crate) enum Order {
     /// The terminal has another size now.
     Resize { rows: u16, columns: u16 },
+    /// The answer to the question with this number.
+    Reply { number: u64, reply: Box<Reply> },
+}
+
+/// What the agent asks of its client while a request is under way: what only the user's own process
+/// may look up, for the agent opens no file of a user's and runs no program of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "about", rename_all = "snake_case")]
+pub(crate) enum Question {
+    /// What the host's files say about registries.
+    Registries,
+    /// With which name and password the user has logged in there.
+    Credential { registry: String, repository: String },
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Reply {
+    Registries(Registries),
+    Credential(Option<Credential>),
+    /// It could not be looked up.
+    Failed {
+        what: String,
+        /// Whether the user has to edit a file.
+        usage: bool,
+    },
 }
 
 /// One line of an answer.
@@ -188,6 +216,8 @@ pub(crate) enum Event {
     Notice { text: String },
     /// One object of a stream (`logs`, `history`).
     Item { item: Value },
+    /// Something that the client has to answer, by [`Order::Reply`].
+    Ask { number: u64, question: Question },
     /// The end: done.
     Done { exit: Exit, data: Value },
     /// The end: not done.

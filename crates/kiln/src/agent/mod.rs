@@ -41,6 +41,7 @@ mod fill;
 mod folder;
 pub(crate) mod git;
 mod instances;
+mod keys;
 pub(crate) mod layer;
 mod line;
 mod mend;

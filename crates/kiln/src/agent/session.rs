@@ -5,17 +5,22 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 
-use crate::protocol::{Event, Order, Progress, State};
+use crate::protocol::{Event, Order, Progress, Question, Reply, State};
 use crate::report::Report;
 
 /// Bytes of what a client says during its request that are kept until somebody asks for them.
 const MOST_SAID: usize = 4 << 10;
+/// The same while an answer is awaited: the certificates of a host may be in it.
+const MOST_ANSWERED: usize = 32 << 20;
+
+/// How often it is looked whether a client that is asked has gone.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// One request under way.
 #[derive(Debug)]
@@ -24,12 +29,46 @@ pub(crate) struct Session {
     cancelled: Arc<AtomicBool>,
     /// Whether a client that is gone ends the work.
     stoppable: bool,
-    /// Lines that the client has said since its request, not yet taken.
-    said: Arc<Mutex<Vec<u8>>>,
+    said: Arc<Said>,
+    /// The number of the next question; held while one is open.
+    questions: Mutex<u64>,
     /// Environment of the client.
     pub env: BTreeMap<String, String>,
     /// Working directory of the client.
     pub cwd: PathBuf,
+}
+
+/// Lines that a client has said since its request, not yet taken.
+#[derive(Debug, Default)]
+struct Said {
+    bytes: Mutex<Vec<u8>>,
+    /// Told when there are more, and when there will be none.
+    more: Condvar,
+    /// Whether somebody waits for an answer.
+    awaited: AtomicBool,
+}
+
+impl Said {
+    fn add(&self, bytes: &[u8]) {
+        let most = if self.awaited.load(Ordering::Acquire) { MOST_ANSWERED } else { MOST_SAID };
+        let mut said = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of what nobody takes, the newest is enough.
+        if said.len() > most {
+            said.clear();
+        }
+        said.extend_from_slice(bytes);
+        if bytes.contains(&b'\n') {
+            self.more.notify_all();
+        }
+    }
+
+    /// Whole lines. What is no order is nothing.
+    fn take(said: &mut Vec<u8>) -> Vec<Order> {
+        let whole = said.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let lines: Vec<u8> = said.drain(..whole).collect();
+        let lines = lines.split(|byte| *byte == b'\n');
+        lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    }
 }
 
 impl Session {
@@ -37,24 +76,21 @@ impl Session {
     /// cancelled.
     pub(crate) fn new(stream: &UnixStream, env: BTreeMap<String, String>, cwd: PathBuf) -> Self {
         let cancelled = Arc::new(AtomicBool::new(false));
-        let said: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let said: Arc<Said> = Arc::default();
         if let Ok(mut watched) = stream.try_clone() {
             let (cancelled, said) = (Arc::clone(&cancelled), Arc::clone(&said));
             std::thread::spawn(move || {
-                let mut bytes = [0; 512];
+                let mut bytes = [0; 4 << 10];
                 while let Ok(length @ 1..) = watched.read(&mut bytes) {
-                    let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-                    // Of what nobody takes, the newest is enough.
-                    if said.len() > MOST_SAID {
-                        said.clear();
-                    }
-                    said.extend_from_slice(&bytes[..length]);
+                    said.add(&bytes[..length]);
                 }
                 cancelled.store(true, Ordering::Release);
+                said.more.notify_all();
             });
         }
         let out = stream.try_clone().ok().map(Mutex::new);
-        Self { out, cancelled, stoppable: true, said, env, cwd }
+        let questions = Mutex::default();
+        Self { out, cancelled, stoppable: true, said, questions, env, cwd }
     }
 
     /// For what the agent does by itself: nobody listens, nobody cancels.
@@ -65,9 +101,15 @@ impl Session {
             cancelled,
             stoppable: false,
             said: Arc::default(),
+            questions: Mutex::default(),
             env: BTreeMap::new(),
             cwd: PathBuf::from("/"),
         }
+    }
+
+    /// Whether this is what the agent does by itself.
+    pub(crate) fn is_own(&self) -> bool {
+        self.out.is_none()
     }
 
     /// The same listener for work that has to be done whether or not it is still there.
@@ -78,8 +120,8 @@ impl Session {
             .and_then(|out| out.lock().unwrap_or_else(PoisonError::into_inner).try_clone().ok());
         let cancelled = Arc::new(AtomicBool::new(false));
         let (env, cwd) = (self.env.clone(), self.cwd.clone());
-        let said = Arc::default();
-        Self { out: out.map(Mutex::new), cancelled, stoppable: false, said, env, cwd }
+        let (said, questions) = (Arc::default(), Mutex::default());
+        Self { out: out.map(Mutex::new), cancelled, stoppable: false, said, questions, env, cwd }
     }
 
     /// Set when the client has gone.
@@ -87,13 +129,38 @@ impl Session {
         &self.cancelled
     }
 
-    /// What the client has said since the last look. What is no order is nothing.
+    /// What the client has said since the last look.
     pub(crate) fn orders(&self) -> Vec<Order> {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let whole = said.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let lines: Vec<u8> = said.drain(..whole).collect();
-        let lines = lines.split(|byte| *byte == b'\n');
-        lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()
+        Said::take(&mut self.said.bytes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Asks the client, and waits for its answer; `None` if there is none within `patience`, or the
+    /// client has gone.
+    pub(super) fn question(&self, question: Question, patience: Duration) -> Option<Reply> {
+        self.out.as_ref()?;
+        let mut next = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
+        *next += 1;
+        let own = *next;
+        self.said.awaited.store(true, Ordering::Release);
+        self.event(&Event::Ask { number: own, question });
+        let deadline = Instant::now() + patience;
+        let mut said = self.said.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let reply = loop {
+            let replies = Said::take(&mut said).into_iter().find_map(|order| match order {
+                Order::Reply { number, reply } if number == own => Some(*reply),
+                _ => None,
+            });
+            let left = deadline.saturating_duration_since(Instant::now());
+            let gone = self.cancelled.load(Ordering::Acquire);
+            if replies.is_some() || gone || left.is_zero() {
+                break replies;
+            }
+            let waited = self.said.more.wait_timeout(said, left.min(LOOK));
+            said = waited.unwrap_or_else(PoisonError::into_inner).0;
+        };
+        drop(said);
+        self.said.awaited.store(false, Ordering::Release);
+        reply
     }
 
     /// An error if the client has gone.

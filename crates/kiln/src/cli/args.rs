@@ -41,6 +41,22 @@ pub(crate) enum Command {
         /// Only these services
         services: Vec<String>,
     },
+    /// Log in to a registry of images, and keep that where Docker keeps it
+    Login {
+        /// Host, with a port perhaps; docker.io if none is named
+        registry: Option<String>,
+        /// The user's name there
+        #[arg(short, long, value_name = "NAME")]
+        username: Option<String>,
+        /// Read the password from standard input
+        #[arg(long, requires = "username")]
+        password_stdin: bool,
+    },
+    /// Forget the name and password for a registry
+    Logout {
+        /// Host, with a port perhaps; docker.io if none is named
+        registry: Option<String>,
+    },
     /// Write images as standard OCI: a layout folder, or an archive for `podman` and `docker load`
     Export {
         #[command(flatten)]
@@ -316,7 +332,9 @@ impl Command {
     pub(crate) fn verb(self, before: ProjectArgs) -> Verb {
         let project = before;
         match self {
-            Self::Init | Self::Serve | Self::Agent => Verb::Ping,
+            Self::Init | Self::Serve | Self::Agent | Self::Login { .. } | Self::Logout { .. } => {
+                Verb::Ping
+            }
             Self::Lock { project: p, update } => Verb::Lock { project: project.and(p), update },
             Self::Bake { project: p, services } => Verb::Bake { project: project.and(p), services },
             Self::Verify { project: p, services, deep, against, strict } => {

@@ -63,7 +63,7 @@ pub(super) fn exec(root: &Path, verb: Verb) -> Result<u8, Report> {
             }
             Event::Failed(report) => return Err(report),
             Event::Notice { text } => raw.say(&format!("note: {text}")),
-            Event::Progress(_) | Event::Item { .. } => {}
+            Event::Progress(_) | Event::Item { .. } | Event::Ask { .. } => {}
         }
     };
     drop(end);

@@ -5,7 +5,9 @@ mod carrier;
 mod client;
 mod exec;
 mod init;
+mod keys;
 mod live;
+mod login;
 mod show;
 
 use std::io::{IsTerminal, Write};
@@ -17,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::agent;
 use crate::protocol::{Event, Verb};
-use crate::report::Report;
+use crate::report::{Because as _, Report};
 use crate::terminal;
 use args::{Cli, Command};
 
@@ -49,6 +51,10 @@ pub(crate) fn run() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<u8, Report> {
     let exit = match cli.command {
         Command::Init => init::init(&std::env::current_dir().unwrap_or_default(), cli.json),
+        Command::Login { registry, username, password_stdin } => {
+            login::login(registry.as_deref(), username, password_stdin, cli.json)
+        }
+        Command::Logout { registry } => login::logout(registry.as_deref(), cli.json),
         Command::Serve => agent::serve(&cli.root, agent::Leave::Never),
         Command::Agent => agent::serve(&cli.root, agent::Leave::WhenIdle),
         Command::Shutdown if !client::agent_is_there(&cli.root) => {
@@ -84,11 +90,16 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
     ) {
         answers.cancel_on_interrupt();
     }
+    let mut keys = keys::Keys::default();
     let mut live = live::Live::new(!json && std::io::stderr().is_terminal(), !json);
     loop {
         match answers.next()? {
             Event::Progress(progress) => live.progress(&progress),
             Event::Notice { text } => live.notice(&text),
+            Event::Ask { number, question } => {
+                let stream = answers.stream().because(|| "answering the agent".into())?;
+                keys.answer(number, &question, &stream);
+            }
             Event::Item { item } => {
                 if json {
                     print_json(&item);

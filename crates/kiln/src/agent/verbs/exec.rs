@@ -42,8 +42,10 @@ pub(super) fn exec(
         Err(error) => return Err(in_service(service, &error)),
     };
     let status = executing.wait_unless(session.cancelled(), |executing| {
-        for Order::Resize { rows, columns } in session.orders() {
-            let _ = executing.resize(rows, columns);
+        for order in session.orders() {
+            if let Order::Resize { rows, columns } = order {
+                let _ = executing.resize(rows, columns);
+            }
         }
     });
     let status = status.map_err(|error| in_service(service, &error))?;
