@@ -125,6 +125,12 @@ impl Asker<'_, '_> {
         Arc::clone(locked(&self.auth.slots).entry(key).or_default())
     }
 
+    /// Whether a name and a password, or what stands for them, were shown.
+    pub(super) fn is_known(&self) -> bool {
+        let key = (self.place.registry.clone(), self.place.repository.clone());
+        matches!(locked(&self.auth.credentials).get(&key), Some(Some(_)))
+    }
+
     fn credential(&self) -> Result<Option<Credential>, Error> {
         let key = (self.place.registry.clone(), self.place.repository.clone());
         if let Some(known) = locked(&self.auth.credentials).get(&key) {

@@ -5,6 +5,8 @@
 //! its reader waits.
 
 use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::Instant;
 
@@ -41,7 +43,7 @@ pub struct Blob<'c> {
     come: u64,
     /// How often in a row it broke without getting on, and where it was then.
     broken: (u32, u64),
-    /// When it was last seen to get on, and how far.
+    /// When it was last looked how much the present thread has read, and how much that was.
     seen: (Instant, u64),
     ended: bool,
 }
@@ -56,6 +58,8 @@ impl std::fmt::Debug for Blob<'_> {
 struct Pump {
     pieces: Receiver<Piece>,
     empty: Sender<Vec<u8>>,
+    /// Bytes that it has read, also those of a piece that is not full.
+    arrived: Arc<AtomicU64>,
     /// Where the bytes come from, for messages.
     url: String,
 }
@@ -129,7 +133,7 @@ impl<'c> Blob<'c> {
             let (body, shown) = (answer.response.into_body(), url.clone());
             pump(body, hasher, skip, left, shown)
         })?);
-        self.seen = (Instant::now(), self.come);
+        self.seen = (Instant::now(), 0);
         Ok(())
     }
 
@@ -175,20 +179,19 @@ impl<'c> Blob<'c> {
     fn look(&mut self) -> Result<(), Error> {
         self.client.wire().check()?;
         let patience = self.client.wire().patience;
-        let (since, come) = self.seen;
+        let (since, before) = self.seen;
         if since.elapsed() < patience.window {
             return Ok(());
         }
-        if self.come - come < patience.least {
+        let arrived = self.pump.as_ref().map_or(0, |pump| pump.arrived.load(Ordering::Relaxed));
+        let fresh = arrived.saturating_sub(before);
+        if fresh < patience.least {
             let (name, url) = (self.reference.to_string(), self.reference.registry().to_owned());
-            let what = format!(
-                "only {} bytes have come in {} s",
-                self.come - come,
-                since.elapsed().as_secs()
-            );
+            let within = since.elapsed().as_secs();
+            let what = format!("only {fresh} bytes have come in {within} s");
             return Err(Error::Answer { name, url, what });
         }
-        self.seen = (Instant::now(), self.come);
+        self.seen = (Instant::now(), arrived);
         Ok(())
     }
 
@@ -248,16 +251,18 @@ impl Read for Blob<'_> {
 fn pump(body: Body, hasher: Hasher, skip: u64, left: u64, url: String) -> Result<Pump, Error> {
     let (give, pieces) = mpsc::sync_channel(PIECES);
     let (empty, emptied) = mpsc::channel::<Vec<u8>>();
+    let arrived = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&arrived);
     let work = move || {
         let reader = body.into_with_config().limit(u64::MAX).reader();
-        let mut flow = Flow { reader, hasher, skip, left, give, emptied };
+        let mut flow = Flow { reader, hasher, skip, left, give, emptied, arrived: counter };
         let trouble = flow.run();
         // Nobody may wait any longer.
         let _ = flow.give.send(Piece::End(flow.hasher, trouble));
     };
     let thread = std::thread::Builder::new().name("blob".into()).spawn(work);
     thread.map_err(|error| Error::Host(format!("no thread can be started: {error}")))?;
-    Ok(Pump { pieces, empty, url })
+    Ok(Pump { pieces, empty, arrived, url })
 }
 
 struct Flow<R> {
@@ -267,6 +272,7 @@ struct Flow<R> {
     left: u64,
     give: SyncSender<Piece>,
     emptied: Receiver<Vec<u8>>,
+    arrived: Arc<AtomicU64>,
 }
 
 impl<R: Read> Flow<R> {
@@ -281,7 +287,10 @@ impl<R: Read> Flow<R> {
             while filled < PIECE && trouble.is_none() {
                 match self.reader.read(&mut piece[filled..]) {
                     Ok(0) => trouble = Some(None),
-                    Ok(count) => filled += count,
+                    Ok(count) => {
+                        filled += count;
+                        self.arrived.fetch_add(count as u64, Ordering::Relaxed);
+                    }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => trouble = Some(Some(clean(&error.to_string(), 200))),
                 }

@@ -321,21 +321,40 @@ impl<'a> Client<'a> {
         part: &Part,
         take: impl Fn(&Ask<'_>, Answer) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.converse_once(asker, path, part, &take) {
+                Err(Error::Broken { .. }) if tries < self.wire.patience.tries => {
+                    self.wire.sleep(self.wire.patience.pause * tries)?;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn converse_once<T>(
+        &self,
+        asker: &Asker<'_, '_>,
+        path: &str,
+        part: &Part,
+        take: &impl Fn(&Ask<'_>, Answer) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let (mut ask, mut answer) = self.ask(asker, part, path, asker.ready()?)?;
-        // One more time after a token that was over, and one more for a clock that is wrong.
-        for _ in 0..2 {
-            if answer.status() != 401 {
-                break;
-            }
-            match asker.after(&answer, ask.authorization.as_deref())? {
-                Some(header) => (ask, answer) = self.ask(asker, part, path, Some(header))?,
-                None => break,
-            }
+        // A token that was had for this very request, and is not taken, gets no better.
+        if answer.status() == 401
+            && let Some(header) = asker.after(&answer, ask.authorization.as_deref())?
+        {
+            (ask, answer) = self.ask(asker, part, path, Some(header))?;
         }
-        match answer.status() {
-            200 | 206 => take(&ask, answer),
-            _ => Err(self.wire.refusal(&ask, answer)),
+        if matches!(answer.status(), 200 | 206) {
+            return take(&ask, answer);
         }
+        let mut error = self.wire.refusal(&ask, answer);
+        if let Error::Denied { with_credentials, .. } = &mut error {
+            *with_credentials = asker.is_known();
+        }
+        Err(error)
     }
 
     /// Asks by TLS, and without it where that is allowed and TLS is not spoken.

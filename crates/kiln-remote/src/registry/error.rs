@@ -72,6 +72,16 @@ pub enum Error {
         /// What was answered.
         what: String,
     },
+    /// An answer that broke off: another try may go better.
+    #[error("{name}: {url}: the answer breaks off: {what}")]
+    Broken {
+        /// What was asked for.
+        name: String,
+        /// The address.
+        url: String,
+        /// How.
+        what: String,
+    },
     /// Nobody answers.
     #[error("{name}: {url} cannot be reached: {what}")]
     Unreachable {

@@ -2,6 +2,7 @@
 //! them. A helper is a program of the user's, and runs as the user.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -42,7 +43,10 @@ struct Entry {
 impl Helper<'_> {
     /// What it has for a server; `None` if it says that it has nothing.
     pub(super) fn get(&self, server: &str) -> Result<Option<Credential>, Error> {
-        let output = self.run("get", server, server.as_bytes())?;
+        let Some(output) = self.run("get", server, server.as_bytes())? else {
+            // Docker's desktop leaves its name behind. One that is not there has kept nothing.
+            return Ok(None);
+        };
         if !output.success {
             let said = format!("{}{}", output.stdout, output.stderr);
             // The words of Docker's own helpers.
@@ -77,14 +81,17 @@ impl Helper<'_> {
     }
 
     fn done(&self, verb: &str, server: &str, input: &[u8]) -> Result<(), Error> {
-        let output = self.run(verb, server, input)?;
+        let Some(output) = self.run(verb, server, input)? else {
+            return Err(self.failed(server, verb, "there is no such program"));
+        };
         if output.success {
             return Ok(());
         }
         Err(self.failed(server, verb, &format!("{}{}", output.stdout, output.stderr)))
     }
 
-    fn run(&self, verb: &str, server: &str, stdin: &[u8]) -> Result<Output, Error> {
+    /// `None` if there is no such program.
+    fn run(&self, verb: &str, server: &str, stdin: &[u8]) -> Result<Option<Output>, Error> {
         let word = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
         if self.name.is_empty() || !self.name.bytes().all(word) {
             return Err(Error::Credentials {
@@ -95,10 +102,16 @@ impl Helper<'_> {
         let mut command = Command::new(format!("docker-credential-{}", self.name));
         command.arg(verb).env_clear().envs(self.env).current_dir("/");
         let bounds = Bounds { stdin, most: MOST, within: Some(WITHIN) };
-        run_within(command, &bounds, self.cancel).map_err(|error| match error {
-            ProgramError::Cancelled => Error::Cancelled,
-            ProgramError::Failed { source, .. } => self.failed(server, verb, &source.to_string()),
-        })
+        match run_within(command, &bounds, self.cancel) {
+            Ok(output) => Ok(Some(output)),
+            Err(ProgramError::Cancelled) => Err(Error::Cancelled),
+            Err(ProgramError::Failed { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(ProgramError::Failed { source, .. }) => {
+                Err(self.failed(server, verb, &source.to_string()))
+            }
+        }
     }
 
     fn failed(&self, server: &str, verb: &str, what: &str) -> Error {

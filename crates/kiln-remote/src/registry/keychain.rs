@@ -361,7 +361,8 @@ esac"#;
         helper(dir.path(), "all", answer);
         helper(dir.path(), "one", "echo '{\"Username\":\"one\",\"Secret\":\"'$HOME'\"}'");
         let config = format!(
-            r#"{{ "credsStore": "all", "credHelpers": {{ "one.example": "one", "odd.example": "../x" }},
+            r#"{{ "credsStore": "all", "credHelpers": {{ "one.example": "one", "odd.example": "../x",
+                "left.example": "desktop" }},
                 "auths": {{ "file.example": {{ "auth": "{}" }} }} }}"#,
             auth("file:2")
         );
@@ -373,6 +374,7 @@ esac"#;
         assert_eq!(user(found("t.example").unwrap()), "token id");
         assert_eq!(user(found("file.example").unwrap()), "file:2");
         assert_eq!(user(found("nowhere.example").unwrap()), "nobody");
+        assert_eq!(user(found("left.example").unwrap()), "nobody");
         // It has the environment of whoever asks, and nothing else.
         assert_eq!(user(found("one.example").unwrap()), format!("one:{}", dir.path().display()));
         for (registry, what) in [

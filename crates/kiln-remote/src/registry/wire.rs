@@ -338,10 +338,10 @@ impl<'a> Wire<'a> {
         match read {
             Ok(bytes) if bytes.len() as u64 > limit => Ok(None),
             Ok(bytes) => Ok(Some(bytes)),
-            Err(error) => Err(Error::Answer {
+            Err(error) => Err(Error::Broken {
                 name: ask.name.to_owned(),
                 url: address.shown(),
-                what: format!("the answer breaks off: {error}"),
+                what: clean(&error.to_string(), 200),
             }),
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 /// One request.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Request {
-    pub(super) method: String,
+    /// Method and address: `GET /v2/`.
     pub(super) target: String,
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: String,
@@ -23,12 +23,17 @@ impl Request {
 
 type Answer = dyn Fn(&Request, &mut TcpStream) -> std::io::Result<()> + Send + Sync;
 
+#[derive(Default)]
+struct Shared {
+    asked: Mutex<Vec<Request>>,
+    open: Mutex<Vec<TcpStream>>,
+    end: AtomicBool,
+}
+
 /// Ends with the value; what still hangs is cut off.
 pub(super) struct Server {
     port: u16,
-    asked: Arc<Mutex<Vec<Request>>>,
-    open: Arc<Mutex<Vec<TcpStream>>>,
-    end: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -39,24 +44,23 @@ impl Server {
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (asked, open, end): (Arc<Mutex<Vec<Request>>>, Arc<Mutex<Vec<TcpStream>>>, _) =
-            (Arc::default(), Arc::default(), Arc::new(AtomicBool::new(false)));
+        let shared = Arc::new(Shared::default());
         let answer: Arc<Answer> = Arc::new(answer);
-        let own = (Arc::clone(&asked), Arc::clone(&open), Arc::clone(&end));
+        let own = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                if own.2.load(Ordering::Acquire) {
+                if own.end.load(Ordering::Acquire) {
                     return;
                 }
-                own.1.lock().unwrap().push(stream.try_clone().unwrap());
-                let (answer, asked) = (Arc::clone(&answer), Arc::clone(&own.0));
+                own.open.lock().unwrap().push(stream.try_clone().unwrap());
+                let (answer, own) = (Arc::clone(&answer), Arc::clone(&own));
                 std::thread::spawn(move || {
                     // Whoever hangs up early is none of the server's business.
-                    let _ = serve(stream, &asked, &*answer);
+                    let _ = serve(stream, &own.asked, &*answer);
                 });
             }
         });
-        Self { port, asked, open, end, thread: Some(thread) }
+        Self { port, shared, thread: Some(thread) }
     }
 
     pub(super) fn host(&self) -> String {
@@ -65,18 +69,18 @@ impl Server {
 
     /// Everything that was asked in HTTP.
     pub(super) fn asked(&self) -> Vec<Request> {
-        self.asked.lock().unwrap().clone()
+        self.shared.asked.lock().unwrap().clone()
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.end.store(true, Ordering::Release);
+        self.shared.end.store(true, Ordering::Release);
         let _ = TcpStream::connect(("127.0.0.1", self.port));
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        for stream in self.open.lock().unwrap().iter() {
+        for stream in self.shared.open.lock().unwrap().iter() {
             let _ = stream.shutdown(std::net::Shutdown::Both);
         }
     }
@@ -93,12 +97,8 @@ fn serve(stream: TcpStream, asked: &Mutex<Vec<Request>>, answer: &Answer) -> std
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
     reader.read_line(&mut line)?;
-    let mut words = line.split(' ').map(str::to_owned);
-    let mut request = Request {
-        method: words.next().unwrap_or_default(),
-        target: words.next().unwrap_or_default(),
-        ..Request::default()
-    };
+    let target = line.rsplit_once(' ').unwrap_or_default().0.to_owned();
+    let mut request = Request { target, ..Request::default() };
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? <= 2 {
