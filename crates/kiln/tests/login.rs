@@ -134,7 +134,7 @@ fn typed(home: &Path, registry: &Registry, typed: &str) -> (String, Option<i32>)
         }
     });
     let mut all = Vec::new();
-    let mut wait_for = |all: &mut Vec<u8>, text: &str| {
+    let wait_for = |all: &mut Vec<u8>, text: &str| {
         wait_until(PATIENCE, &format!("{text:?} on the terminal"), || {
             all.extend(said.try_iter().flatten());
             String::from_utf8_lossy(all).contains(text).then_some(())

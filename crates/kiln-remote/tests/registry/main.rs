@@ -4,6 +4,7 @@
 mod hostile;
 mod real;
 mod server;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;

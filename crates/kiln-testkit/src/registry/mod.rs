@@ -56,6 +56,7 @@ rm -rf -- "$1"
 #[derive(Debug, Default, Clone)]
 pub struct Options {
     tls: bool,
+    clients: bool,
     basic: bool,
     tokens: Option<TokenAuth>,
     no_delete: bool,
@@ -73,6 +74,13 @@ impl Options {
     pub fn tls(mut self) -> Self {
         self.tls = true;
         self
+    }
+
+    /// With TLS, and only for who shows the certificate [`Registry::client`].
+    #[must_use]
+    pub fn clients(mut self) -> Self {
+        self.clients = true;
+        self.tls()
     }
 
     /// For [`USER`] with [`PASSWORD`] only.
@@ -140,8 +148,12 @@ impl Options {
             !self.no_delete
         );
         if self.tls {
+            let clients = match self.clients {
+                true => format!(", clientcas: [{folder}/ca.pem]"),
+                false => String::new(),
+            };
             text += &format!(
-                "  tls: {{ certificate: {folder}/server.pem, key: {folder}/server.key }}\n"
+                "  tls: {{ certificate: {folder}/server.pem, key: {folder}/server.key{clients} }}\n"
             );
         }
         if self.basic {
@@ -199,6 +211,11 @@ impl Registry {
         self.folder.join("ca.pem")
     }
 
+    /// A client's certificate and key by its authority, if it speaks TLS.
+    pub fn client(&self) -> (PathBuf, PathBuf) {
+        (self.folder.join("client.pem"), self.folder.join("client.key"))
+    }
+
     /// Where it keeps what it has.
     pub fn data(&self) -> PathBuf {
         self.folder.join("data")
@@ -254,8 +271,12 @@ impl Drop for Registry {
     }
 }
 
-/// `ca.pem` with its key, and `server.pem` with `server.key` for 127.0.0.1 and localhost.
-fn certificates(folder: &Path) {
+/// Writes an authority, `ca.pem`, into a folder, and by it `server.pem` with `server.key` for
+/// 127.0.0.1, localhost and registry.test, and `client.pem` with `client.key`.
+///
+/// # Panics
+/// With what openssl printed, if that fails.
+pub fn certificates(folder: &Path) {
     let openssl = |args: &[&str]| {
         let call = Call::new("openssl").args(args).dir(folder).run_ok();
         call.unwrap_or_else(|error| panic!("{error:#}"));
@@ -263,28 +284,19 @@ fn certificates(folder: &Path) {
     let new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
     let authority = ["req", "-x509", "-days", "3650", "-subj", "/CN=an authority of tests"];
     openssl(&[&authority[..], &new, &["-keyout", "ca.key", "-out", "ca.pem"]].concat());
-    let request = ["req", "-subj", "/CN=registry"];
-    openssl(&[&request[..], &new, &["-keyout", "server.key", "-out", "server.csr"]].concat());
-    let names = "subjectAltName=IP:127.0.0.1,DNS:localhost\n";
-    fs::write(folder.join("names"), names).unwrap_or_else(|error| panic!("names: {error}"));
-    openssl(&[
-        "x509",
-        "-req",
-        "-in",
-        "server.csr",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-days",
-        "3650",
-        "-set_serial",
-        "2",
-        "-extfile",
-        "names",
-        "-out",
-        "server.pem",
-    ]);
+    for (number, name, says) in [
+        ("2", "server", "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:registry.test\n"),
+        ("3", "client", "extendedKeyUsage=clientAuth\n"),
+    ] {
+        let [key, csr, pem, more] = ["key", "csr", "pem", "ext"].map(|end| format!("{name}.{end}"));
+        let subject = format!("/CN={name}");
+        let request = ["req", "-subj", &subject, "-keyout", &key, "-out", &csr];
+        openssl(&[&request[..], &new].concat());
+        fs::write(folder.join(&more), says).unwrap_or_else(|error| panic!("{more}: {error}"));
+        let sign = ["x509", "-req", "-in", &csr, "-CA", "ca.pem", "-CAkey", "ca.key"];
+        let what = ["-days", "3650", "-set_serial", number, "-extfile", &more, "-out", &pem];
+        openssl(&[sign, what].concat());
+    }
 }
 
 #[cfg(test)]
