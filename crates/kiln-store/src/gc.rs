@@ -100,7 +100,7 @@ impl Store {
             options,
             kept: Marks::new(self.scratch_dir()?),
             traced: HashSet::new(),
-            stamp: self.lease_stamp()?,
+            stamp: self.stamp_before_looking()?,
             began: SystemTime::now(),
             report: GcReport::default(),
         };

@@ -48,6 +48,17 @@ impl Store {
         }
     }
 
+    /// As [`Store::lease_stamp`], for a collection that is about to look at the roots without being
+    /// alone. While anybody holds a lease it is a stamp that nobody leaves: what they name after the
+    /// look is not seen by it, and their own stamp is there already.
+    pub(crate) fn stamp_before_looking(&self) -> Result<Vec<u8>> {
+        match self.lock_alone("lease.lock", Duration::ZERO) {
+            Ok(_alone) => self.lease_stamp(),
+            Err(Error::Busy(_)) => Ok(b"somebody has a lease".to_vec()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A lock for oneself alone, or [`Error::Busy`] after `wait`.
     pub(crate) fn lock_alone(&self, name: &str, wait: Duration) -> Result<Lease> {
         let lock = self.lock_file(name)?;
@@ -73,5 +84,33 @@ impl Store {
         let mut options = File::options();
         let options = options.create(true).truncate(false).write(true).mode(0o600);
         options.open(&path).doing("opening", &path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    use crate::{GcOptions, Store};
+
+    #[test]
+    fn what_is_named_under_a_lease_that_was_there_before_the_collection_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let lease = RefCell::new(Some(store.lease().unwrap()));
+        let (kept, gone) = (store.put(b"kept").unwrap(), store.put(b"gone").unwrap());
+        // The collection has looked at the references by the time it asks for these.
+        let roots = || {
+            if lease.borrow().is_some() {
+                store.set_ref("locks", "shop", &BTreeSet::from([kept])).unwrap();
+            }
+            // The delivery ends: nothing keeps the collection from its first batch any more.
+            lease.take();
+            BTreeSet::new()
+        };
+        let report = store.gc_with(&roots, &GcOptions::default()).unwrap();
+        assert!(store.contains(&kept), "{report:?}");
+        assert!(!store.contains(&gone), "{report:?}");
     }
 }
