@@ -19,9 +19,9 @@ fn a_process_on_its_way_in_shows_nothing_of_the_host() {
         counts.max().unwrap_or(0)
     };
     let mut joined = 0;
-    let text = wait_until(PATIENCE * 2, "enough joiners to have been seen", || {
+    let text = wait_until(PATIENCE * 4, "enough joiners to have been seen", || {
         for _ in 0..5 {
-            world.kiln_in(&project, ["exec", "a", "sleep", "0.02"]).expect_done();
+            world.kiln_in(&project, ["exec", "a", "sleep", "0.1"]).expect_done();
             joined += 1;
         }
         let text = log(&world, &project, "a", "");
@@ -43,14 +43,17 @@ fn a_working_directory_that_changes_under_the_hand() {
         volumes: { v: {} }\n";
     let project = probed(&world, "raced", compose, &[("a", "")]);
     // It may be refused, when the link is there; whoever gets in has to be inside.
-    let deadline = Instant::now() + Duration::from_secs(8);
+    let begun = Instant::now();
     let (mut inside, mut refused) = (0, 0);
     // A start that meets the link is refused too, and leaves nothing.
     let vic_is_there = || {
         let there = world.kiln_in(&project, ["ps"]).stdout.contains("vic");
         there || world.kiln_in(&project, ["up"]).success()
     };
-    while Instant::now() < deadline && inside + refused < 60 {
+    // For some seconds, and on a busy machine until it was tried often enough.
+    while inside + refused < 60
+        && (begun.elapsed() < Duration::from_secs(8) || inside + refused < 10)
+    {
         vic_is_there();
         let output = world.kiln_in(&project, ["exec", "vic", "probe", "where"]);
         match verdicts(&output.stdout).get("where").map(String::as_str) {
@@ -59,8 +62,7 @@ fn a_working_directory_that_changes_under_the_hand() {
             None => refused += 1,
         }
     }
-    assert!(inside + refused > 3, "nothing was tried: {inside}, {refused}");
-    let checked = wait_until(PATIENCE * 2, "a command to get in", || {
+    let checked = wait_until(PATIENCE * 4, "a command to get in", || {
         vic_is_there();
         let output = world.kiln_in(&project, ["exec", "vic", "cat", "/tmp/where"]);
         output.success().then_some(output.stdout)
@@ -106,7 +108,8 @@ fn a_fifo_that_comes_later_holds_nobody_up() {
     wait_until(PATIENCE, "the FIFO to be refused", || {
         let begun = Instant::now();
         let output = world.kiln_in(&project, ["exec", "a", "true"]);
-        assert!(begun.elapsed() < Duration::from_secs(10), "it was waited for\n{output}");
+        // A session that waits is given up after thirty.
+        assert!(begun.elapsed() < Duration::from_secs(25), "it was waited for\n{output}");
         let said = output.stderr.contains("/etc/passwd") && output.stderr.contains("regular");
         (!output.success() && said).then_some(())
     });
