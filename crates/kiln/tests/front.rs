@@ -119,3 +119,71 @@ fn a_newer_program_brings_its_own_front_and_nobody_notices() {
     assert_eq!(answer(&port), "one");
     probing.stop().unwrap().expect_no_loss();
 }
+
+#[test]
+fn a_front_that_was_stopped_costs_one_question_and_not_each() {
+    let (world, project, port) = web();
+    world.kiln_in(&project, ["up"]).expect_done();
+    let worker = world.role("front").pid;
+    let worker = Pid::from_raw(i32::try_from(worker).unwrap()).unwrap();
+    kill_process(worker, Signal::STOP).unwrap();
+    let front =
+        || world.kiln_in(&project, ["status", "--json"]).expect_done().json()["front"].clone();
+    // Whoever finds it out first, the agent by itself or this.
+    wait_until(PATIENCE, "it to be found out", || {
+        front().to_string().contains("has not answered").then_some(())
+    });
+    // Each of these waited for ten seconds.
+    let begun = Instant::now();
+    for _ in 0..4 {
+        assert!(front().to_string().contains("has not answered"));
+        world.kiln_in(&project, ["ps"]).expect_done();
+    }
+    page(&project, "web", "two");
+    let refused = world.kiln_in(&project, ["up"]).expect_code(1);
+    let cure = format!("kill -CONT {}", worker.as_raw_nonzero());
+    assert!(refused.stderr.contains(&cure), "{refused}");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    kill_process(worker, Signal::CONT).unwrap();
+    wait_until(PATIENCE, "it to be heard again", || {
+        (front() == serde_json::json!([])).then_some(())
+    });
+    assert_eq!(answer(&port), "one", "nothing was changed");
+    world.kiln_in(&project, ["up"]).expect_done();
+    assert_eq!(answer(&port), "two");
+    // One that is stopped for good is not left behind: the world looks when it ends.
+    kill_process(worker, Signal::STOP).unwrap();
+    world.shutdown().expect_done();
+}
+
+#[test]
+fn streams_of_events_do_not_hold_up_a_pause() {
+    let world = world();
+    let port = Port::claim();
+    let events = r#"printf "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"; while echo "data: x" && echo; do sleep 1; done"#;
+    let compose = format!(
+        "name: events\nservices:\n  events:\n    image: busybox\n    environment: {{ V: '1' }}\n    \
+         command: [busybox, nc, -ll, -p, '8080', -e, busybox, sh, -c, '{events}']\n    \
+         volumes: ['data:/data']\n    ports: [\"{}:8080\"]\nvolumes: {{ data: }}\n",
+        port.number()
+    );
+    let project = project(&world, "events", &compose);
+    world.kiln_in(&project, ["up"]).expect_done();
+    let mut client = TcpStream::connect(("127.0.0.1", port.number())).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut heard = String::new();
+    while !heard.contains("data: x") {
+        let mut block = [0; 512];
+        let count = client.read(&mut block).unwrap();
+        heard.push_str(&String::from_utf8_lossy(&block[..count]));
+        assert!(count > 0, "{heard}");
+    }
+    project.edit("compose.yaml", "V: '1'", "V: '2'");
+    let begun = Instant::now();
+    let up = world.kiln_in(&project, ["up"]).expect_done();
+    // So long the pause waits for what may still end by itself.
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}: {up}", begun.elapsed());
+    assert!(up.stderr.contains("replaced what holds data"), "{up}");
+    client.read_to_end(&mut Vec::new()).unwrap_or_default();
+}

@@ -106,8 +106,10 @@ fn a_stop_ends_old_workers_too_and_a_killed_one_is_forgotten() {
     let stopped = upgrade(&mut root);
     assert_eq!(sockets(&root), 2);
     kill(killed);
-    assert_eq!(root.front.behind().unwrap().0, []);
-    wait_for("its socket to be cleared away", || sockets(&root) == 1);
+    wait_for("its socket to be cleared away", || {
+        assert_eq!(root.front.behind().unwrap().0, []);
+        sockets(&root) == 1
+    });
     root.connect().stop(Duration::ZERO).unwrap();
     assert!(!lives(stopped), "it has ended before the stop is answered");
     assert_eq!(sockets(&root), 0);

@@ -138,12 +138,12 @@ impl Line {
     ) -> Result<T, Report> {
         let doing = || "asking the front".to_owned();
         self.speaks()?;
+        let begun = Instant::now();
         if let Some(there) = client.as_mut() {
             match ask(there) {
                 Err(error) if error.is_silence() => {
                     *client = None;
-                    self.falls_silent();
-                    return Err(error).because(doing);
+                    return Err(self.falls_silent(begun));
                 }
                 Err(FrontError::Connect { .. } | FrontError::Broken { .. }) => *client = None,
                 result => return result.because(doing),
@@ -151,7 +151,7 @@ impl Line {
         }
         let started = kiln_front::ensure_running(&self.root, &self.exe);
         if started.as_ref().is_err_and(FrontError::is_silence) {
-            self.falls_silent();
+            return Err(self.falls_silent(begun));
         }
         ask(client.insert(started.because(|| "starting the front".into())?)).because(doing)
     }
@@ -162,9 +162,10 @@ impl Line {
         ask: impl FnOnce(FrontClient) -> Result<T, FrontError>,
     ) -> Result<T, Report> {
         self.speaks()?;
+        let begun = Instant::now();
         let asked = FrontClient::connect(&self.root).and_then(ask);
         if asked.as_ref().is_err_and(FrontError::is_silence) {
-            self.falls_silent();
+            return Err(self.falls_silent(begun));
         }
         asked.because(|| "asking the front".to_owned())
     }
@@ -172,21 +173,28 @@ impl Line {
     /// An error while the front is known to be silent: it costs ten seconds to find that out, and
     /// that is done once.
     fn speaks(&self) -> Result<(), Report> {
-        let Some(since) = *lock(&self.silent) else { return Ok(()) };
+        match *lock(&self.silent) {
+            Some(since) => Err(self.silence(since)),
+            None => Ok(()),
+        }
+    }
+
+    /// Nobody asks again but the pulse. `since`: when the question was asked that got no answer.
+    fn falls_silent(&self, since: Instant) -> Report {
+        self.silence(*lock(&self.silent).get_or_insert(since))
+    }
+
+    fn silence(&self, since: Instant) -> Report {
         let said = "what it serves may go on, and nothing of it can be changed";
         let pid = kiln_front::worker(&self.root).unwrap_or_default();
         let seconds = since.elapsed().as_secs();
-        Err(Report::failed(format!(
+        Report::failed(format!(
             "the front (process {pid}) is there and has not answered for {seconds} s: {said}"
         ))
         .hint(format!(
             "if it was stopped: `kill -CONT {pid}`; if it hangs: `kill -9 {pid}`, and another one \
              takes its ports at once"
-        )))
-    }
-
-    fn falls_silent(&self) {
-        lock(&self.silent).get_or_insert_with(Instant::now);
+        ))
     }
 
     /// Whether it is known to be there and not to answer.
@@ -199,9 +207,12 @@ impl Line {
     /// be there.
     pub(crate) fn is_broken(&self) -> bool {
         use std::io::ErrorKind;
+        let begun = Instant::now();
         let pong = FrontClient::connect(&self.root).and_then(|mut front| front.ping());
         match &pong {
-            Err(error) if error.is_silence() => self.falls_silent(),
+            Err(error) if error.is_silence() => {
+                let _ = self.falls_silent(begun);
+            }
             _ => *lock(&self.silent) = None,
         }
         let broken = match &pong {
