@@ -213,7 +213,7 @@ fn mounts(project: &Project, service: &Service, image: &ImageConfig) -> Vec<Moun
 
 /// A path of the host as a release names it: what lies in the project, and what was stated relative to
 /// it, is meant from there on every machine.
-fn named_from(dir: &Path, path: &Path, relative: bool) -> PathBuf {
+pub fn named_from(dir: &Path, path: &Path, relative: bool) -> PathBuf {
     if let Ok(inside) = path.strip_prefix(dir) {
         let here = std::iter::once(Component::CurDir);
         return here.chain(inside.components()).collect();

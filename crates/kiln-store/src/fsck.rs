@@ -248,7 +248,7 @@ impl Look<'_> {
         let mut trees = vec![*digest];
         if let Ok(release) = self.store.get_release(digest) {
             release.pins().iter().for_each(&mut want);
-            trees = release.services.values().map(|released| released.image.tree).collect();
+            trees = release.trees().into_iter().collect();
         }
         for tree in trees {
             if let Ok(tree) = self.store.get_tree(&tree) {

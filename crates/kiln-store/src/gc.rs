@@ -216,8 +216,8 @@ impl Collector<'_> {
 
     fn mark_release(&mut self, digest: &Digest) -> Result<()> {
         let release = self.store.get_release(digest)?;
-        for released in release.services.values() {
-            self.mark_tree(&released.image.tree)?;
+        for tree in release.trees() {
+            self.mark_tree(&tree)?;
         }
         for pin in release.pins() {
             self.kept.add(&pin)?;

@@ -211,3 +211,50 @@ fn memory_as_it_is_asked_for() {
     assert!((0.4..=0.501).contains(&part), "{part} in {log}");
     assert!(instance(&world, &project, "app", "active").is_some());
 }
+
+#[test]
+fn what_is_mounted_read_only_from_the_project_is_part_of_its_release() {
+    let world = world();
+    let binds = "volumes: ['./conf:/conf:ro', './one.txt:/one:ro', './out:/out:ro']";
+    let text = compose("pinned", &[service("app", &[binds], "cat /conf/deep/file /one")], "");
+    let project = project(&world, "pinned", &text);
+    project.write("conf/deep/file", "first\n").write("one.txt", "one\n");
+    let outside = world.home().join("outside");
+    fs::create_dir(&outside).unwrap();
+    symlink(&outside, project.path("out")).unwrap();
+    let up = || {
+        let up = world.kiln_in(&project, ["up", "--json"]).expect_done().json();
+        (up["release"].clone(), instance(&world, &project, "app", "active").unwrap()["id"].clone())
+    };
+    let first = up();
+    assert_eq!(up(), first, "nothing changed");
+    // What is read through a link that leads out is nobody's content.
+    fs::write(outside.join("file"), "x").unwrap();
+    assert_eq!(up(), first);
+    for (file, text) in [("conf/deep/file", "second\n"), ("one.txt", "two\n")] {
+        let before = up();
+        project.write(file, text);
+        // Live in `dev`, and in the release after the next `up`.
+        let live = world.kiln_in(&project, ["exec", "app", "cat", "/conf/deep/file", "/one"]);
+        assert!(live.expect_done().stdout.contains(text));
+        let now = up();
+        assert!(now.0 != before.0 && now.1 != before.1, "{file}");
+    }
+    // It is kept as long as a release names it.
+    world.kiln(["gc"]).expect_done();
+    world.kiln(["fsck"]).expect_done();
+
+    // What another service writes is data, whoever reads it.
+    let writer = service("other", &["volumes: ['./conf/deep:/w']"], ":");
+    let text = compose("pinned", &[service("app", &[binds], ":"), writer], common::BUSYBOX);
+    project.write("compose.yaml", text);
+    let written = up();
+    project.write("conf/deep/file", "third\n");
+    assert_eq!(up(), written);
+    // A pipe is waited for by nobody.
+    fs::remove_file(project.path("one.txt")).unwrap();
+    let pipe = rustix::fs::FileType::Fifo;
+    let here = rustix::fs::CWD;
+    rustix::fs::mknodat(here, project.path("one.txt"), pipe, rustix::fs::Mode::RUSR, 0).unwrap();
+    up();
+}

@@ -169,7 +169,7 @@ fn what_a_commit_does_not_have_is_named() {
 }
 
 #[test]
-fn secrets_and_bind_mounts_are_those_of_the_real_folder() {
+fn secrets_are_those_of_the_real_folder_and_mounts_the_commits() {
     let world = world();
     let (project, _) = repository(&world);
     let compose = project.read("compose.yaml").replace(
@@ -195,7 +195,9 @@ fn secrets_and_bind_mounts_are_those_of_the_real_folder() {
     let metafile: Value = serde_json::from_str(&object(&hex)).unwrap();
     let settings = &metafile["services"]["web"]["settings"];
     let source = settings["mounts"][0]["source"]["bind"].as_str().unwrap();
-    assert_eq!(source, project.path("data").to_str().unwrap());
+    assert_eq!(source, "./data");
+    let pinned = settings["mounts"][0]["content"]["tree"].as_str().unwrap();
+    assert!(object(pinned.trim_start_matches("sha256:")).contains("./x "), "as in the commit");
     let content = |target: &str| {
         let files = settings["files"].as_array().unwrap();
         let file = files.iter().find(|file| file["target"] == target).unwrap();
@@ -203,8 +205,8 @@ fn secrets_and_bind_mounts_are_those_of_the_real_folder() {
     };
     assert_eq!(content("/conf"), "committed\n");
     assert_eq!(content("/run/secrets/key"), "secret");
-    // Configs are the commit's, whatever lies there now.
-    project.write("conf", "edited\n");
+    // Configs and what is mounted read-only are the commit's, whatever lies there now.
+    project.write("conf", "edited\n").write("data/x", "edited").write("data/y", "new");
     let again = release(&world, &project, &["--commit", "HEAD"]).expect_done();
     assert_eq!(digest(&again), digest(&output));
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::image::Healthcheck;
 
 /// A whole project.
@@ -272,6 +273,25 @@ pub struct Mount {
     /// `create_host_path: false`: what is not there is an error.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub must_exist: bool,
+    /// What a read-only bind mount of the project held when the release was cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
+}
+
+/// A file or folder of the project, pinned.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Content {
+    /// The folder; or one that has the file alone, under the name [`Content::FILE`].
+    pub tree: Digest,
+    /// Whether it is a file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub file: bool,
+}
+
+impl Content {
+    /// The name of a file that stands alone.
+    pub const FILE: &'static str = "file";
 }
 
 /// Source of a [`Mount`].

@@ -168,12 +168,23 @@ impl Release {
             && self.proposes == other.proposes
     }
 
+    /// File trees that it pins: those of its images, and what is mounted from the project.
+    pub fn trees(&self) -> BTreeSet<Digest> {
+        let mut trees = BTreeSet::new();
+        for released in self.services.values() {
+            trees.insert(released.image.tree);
+            let content = released.settings.mounts.iter().filter_map(|it| it.content.as_ref());
+            trees.extend(content.map(|content| content.tree));
+        }
+        trees
+    }
+
     /// Everything that the release pins, for collection and transfer: tree and config digests and
     /// the contents of its configs and secrets.
     pub fn pins(&self) -> BTreeSet<Digest> {
-        let mut pins = BTreeSet::new();
+        let mut pins = self.trees();
         for released in self.services.values() {
-            pins.extend([released.image.tree, released.image.config]);
+            pins.insert(released.image.config);
             pins.extend(released.settings.files.iter().map(|file| file.digest));
         }
         pins

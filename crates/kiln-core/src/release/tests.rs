@@ -195,6 +195,24 @@ fn a_key_changes_with_what_reaches_the_instance() {
 }
 
 #[test]
+fn what_is_mounted_from_the_project_is_pinned() {
+    let mut release = small("web");
+    let plain = release.clone();
+    let content = Some(crate::compose::Content { tree: Digest::of("conf"), file: true });
+    let source = MountSource::Bind("./conf".into());
+    let mount = Mount { source, target: "/c".into(), content, ..Mount::default() };
+    release.services.get_mut("web").unwrap().settings.mounts.push(mount);
+    assert_eq!(read(&release.canonical()).unwrap(), release);
+    assert!(release.pins().contains(&Digest::of("conf")));
+    assert!(release.trees().contains(&Digest::of("conf")));
+    assert_eq!(release.trees().len(), plain.trees().len() + 1);
+    let key = release.instance_key("web");
+    let mounts = &mut release.services.get_mut("web").unwrap().settings.mounts;
+    mounts[0].content.as_mut().unwrap().tree = Digest::of("edited");
+    assert_ne!(release.instance_key("web"), key);
+}
+
+#[test]
 fn order_reach_and_who_reaches() {
     for (text, expected) in [
         ("web:api api:db db", "db api web"),

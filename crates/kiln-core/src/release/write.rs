@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use super::{FORMAT, PinnedFile, Release, ReleasedService, Settings, Source};
 use crate::canonical::{Json, Members};
 use crate::compose::{
-    Condition, Dependency, Expose, Limits, Mount, MountSource, Port, Protocol, Restart, Tmpfs,
+    Condition, Content, Dependency, Expose, Limits, Mount, MountSource, Port, Protocol, Restart,
+    Tmpfs,
 };
 use crate::image::{Healthcheck, ImageId};
 use crate::stage::Policy;
@@ -175,7 +176,11 @@ impl From<&Healthcheck> for Members {
 
 impl From<&Mount> for Members {
     fn from(mount: &Mount) -> Self {
-        let Mount { source, target, read_only, nocopy, subpath, known_as, must_exist } = mount;
+        let Mount { source, target, read_only, nocopy, subpath, known_as, must_exist, content } =
+            mount;
+        let pinned = |Content { tree, file }: &Content| {
+            Self::new().unless(!file, "file", *file).with("tree", *tree)
+        };
         let source: Json = match source {
             MountSource::Volume(name) => Self::new().with("volume", name).into(),
             MountSource::External(name) => Self::new().with("external", name).into(),
@@ -186,6 +191,7 @@ impl From<&Mount> for Members {
             MountSource::Volatile => "volatile".into(),
         };
         Self::new()
+            .stated("content", content.as_ref().map(pinned))
             .stated("known_as", known_as.as_ref())
             .unless(!must_exist, "must_exist", *must_exist)
             .unless(!nocopy, "nocopy", *nocopy)

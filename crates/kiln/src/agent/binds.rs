@@ -12,7 +12,9 @@ use std::path::{Component, Path, PathBuf};
 use kiln_core::Release;
 use kiln_core::compose::{Mount, MountSource, is_docker};
 use kiln_core::release::ReleasedService;
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, mkdirat, openat, statat};
+use rustix::fs::{
+    AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat, openat2, statat,
+};
 use rustix::io::Errno;
 
 use super::session::Session;
@@ -37,7 +39,7 @@ pub(crate) fn source(folder: Option<&Path>, path: &Path) -> Result<PathBuf, Repo
 }
 
 /// `.` and `..` taken out; links are resolved in the folder of a project already.
-fn clean(path: &Path) -> PathBuf {
+pub(crate) fn clean(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for component in path.components() {
         match component {
@@ -146,7 +148,9 @@ pub(crate) fn missing(path: &Path) -> Report {
 fn make_folder(top: &Path, path: &Path, owner: (u32, u32)) -> Result<(), Report> {
     let doing = || format!("making the folder {}", path.display());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let top_fd = rustix::fs::open(top, flags, Mode::empty()).map_err(io::Error::from);
+    // The project's folder is recorded with its links resolved: one that is there now is new.
+    let top_fd = openat2(CWD, top, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
+    let top_fd = top_fd.map_err(io::Error::from);
     let parts = path.strip_prefix(top).unwrap_or(path).components();
     let mut names = parts.filter_map(|part| match part {
         Component::Normal(name) => Some(Path::new(name)),

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
+use kiln_core::compose::{Content, Mount};
 use kiln_core::data::Data;
-use kiln_core::defaults::Root;
+use kiln_core::defaults::{Root, learns};
 use kiln_core::exit::Exit;
 use kiln_core::release::{KEY_FORMAT, ReleasedService, Settings};
 use kiln_core::{Digest, Release};
@@ -18,7 +19,7 @@ use kiln_run::net::{GATEWAY, NetSpec};
 use kiln_run::runtime::QUICK;
 use kiln_run::spec::signal_number;
 use kiln_run::{
-    End, FileMount, InstanceSpec, Known, LogLimits, Network, RunError, Running, Sandbox,
+    End, FileMount, ImageMount, InstanceSpec, Known, LogLimits, Network, RunError, Running, Sandbox,
 };
 use serde_json::json;
 
@@ -216,6 +217,9 @@ fn spec(
         Root::Layer { .. } => Some(layer::dir(agent, id)),
     };
     sandbox.names_only = true;
+    if !learns(&stage.id.stage) {
+        sandbox.images = content(agent, settings)?;
+    }
     sandbox.env = settings.environment();
     sandbox.cwd = settings.working_dir().to_owned();
     sandbox.user.clone_from(&settings.user);
@@ -241,6 +245,23 @@ fn spec(
 fn net_spec(agent: &Agent, stage: &Stage, address: Ipv4Addr) -> Result<NetSpec, Report> {
     let admitted = agent.host.admit(address, Some(&stage.id.to_string()));
     admitted.because(|| format!("letting {address} into the network of {}", stage.id))
+}
+
+/// What was mounted from the project's folder, as the release pins it.
+fn content(agent: &Agent, settings: &Settings) -> Result<Vec<ImageMount>, Report> {
+    let pinned = settings.mounts.iter().filter_map(|mount| Some((mount, mount.content.as_ref()?)));
+    let mount = |(mount, content): (&Mount, &Content)| {
+        let doing = || format!("preparing what is mounted at `{}`", mount.target);
+        Ok(ImageMount {
+            lower: agent.store.lower(&content.tree).because(doing)?,
+            upper: None,
+            path: if content.file { Content::FILE.into() } else { PathBuf::new() },
+            dir: !content.file,
+            target: mount.target.clone(),
+            read_only: true,
+        })
+    };
+    pinned.map(mount).collect()
 }
 
 fn files(agent: &Agent, settings: &Settings) -> Vec<FileMount> {

@@ -32,7 +32,7 @@
 
 mod addresses;
 pub(crate) mod bake;
-mod binds;
+pub(crate) mod binds;
 mod card;
 mod claims;
 pub(crate) mod commands;

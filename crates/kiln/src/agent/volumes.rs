@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_core::compose::{Mount, MountSource, valid_volume};
 use kiln_core::data::{Data, Held};
+use kiln_core::defaults::learns;
 use kiln_core::exit::Exit;
 use kiln_core::plan::{Observed, Plan};
 use kiln_core::release::{ReleasedService, Settings};
@@ -289,6 +290,10 @@ pub(crate) fn prepare(
     let mut sources = Vec::new();
     for (number, mount) in mounts.iter().enumerate() {
         let path = of.path(agent, mount, number, dir)?;
+        if mount.content.is_some() && !learns(&of.stage.id.stage) {
+            // It is mounted from the store.
+            continue;
+        }
         let lasts = match mount.source {
             MountSource::Bind(_) if binds::is_left_out(&path) => continue,
             MountSource::Bind(_) | MountSource::External(_) => None,

@@ -1,6 +1,7 @@
 //! Source → images → settings: what comes before a release.
 
 mod bases;
+mod content;
 mod layout;
 mod options;
 mod oven;

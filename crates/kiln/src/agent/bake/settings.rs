@@ -8,6 +8,7 @@ use kiln_core::settings;
 use kiln_core::stage::Policy;
 use kiln_core::{ImageId, Release};
 
+use super::content;
 use crate::agent::Agent;
 use crate::report::{Because, Report};
 
@@ -47,8 +48,9 @@ fn settings(
             .iter()
             .map(|file| pin(agent, name, file))
             .collect::<Result<Vec<_>, Report>>()?;
-        let settings = settings::settings(project, name, service, &config, files)
+        let mut settings = settings::settings(project, name, service, &config, files)
             .map_err(|error| Report::usage(error.to_string()).hint("set `command`"))?;
+        content::pin(agent, project, &mut settings)?;
         services.insert(name.clone(), ReleasedService { image: *image, settings });
     }
     Ok(services)

@@ -113,12 +113,13 @@ pub(crate) fn contexts(project: &Project) -> BTreeSet<(PathBuf, Option<PathBuf>)
         let named = build.additional_contexts.values().filter(|source| source.starts_with('/'));
         all.extend(named.map(|source| (PathBuf::from(source), None)));
     }
+    all.extend(super::content::paths(project).filter(|it| it.is_dir()).map(|path| (path, None)));
     all
 }
 
 /// Every path that is read when the project is baked and its settings are pinned, absolute.
 fn inputs(project: &Project) -> BTreeSet<PathBuf> {
-    let mut all = BTreeSet::new();
+    let mut all: BTreeSet<PathBuf> = super::content::paths(project).collect();
     for service in project.services.values() {
         if let Some(build) = &service.build {
             all.insert(build.context.clone());

@@ -96,8 +96,7 @@ fn run_files(agent: &Agent, repair: bool, found: &mut Findings) {
 fn forget_lost(agent: &Agent, found: &mut Findings) -> Result<(), Report> {
     let restorable = |digest: &Digest| {
         agent.store.get_release(digest).is_ok_and(|release| {
-            let mut trees = release.services.values().map(|released| released.image.tree);
-            trees.all(|tree| agent.store.get_tree(&tree).is_ok())
+            release.trees().into_iter().all(|tree| agent.store.get_tree(&tree).is_ok())
         })
     };
     let mut lost = Vec::new();

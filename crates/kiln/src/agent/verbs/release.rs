@@ -9,17 +9,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use kiln_bake::ignore::{Ignore, Matched};
-use kiln_core::compose::{self, FileSource, LoadRequest, Project};
+use kiln_core::compose::{self, FileSource, LoadRequest, MountSource, Project};
 use kiln_core::release::Source;
+use kiln_core::settings;
 use kiln_core::{Digest, Release};
 use serde_json::{Value, json};
 
 use super::Answer;
-use crate::agent::bake;
 use crate::agent::git::commit::{Commit, Elsewhere, Entry, What};
 use crate::agent::git::{Cage, Repository};
 use crate::agent::session::Session;
 use crate::agent::{Agent, lock as locked, released};
+use crate::agent::{bake, binds};
 use crate::deliver::Published;
 use crate::protocol::ProjectArgs;
 use crate::report::{Because, Report};
@@ -269,8 +270,8 @@ fn bake_in(
     Ok(Published { digest, release: Arc::new(release), fresh: true, differences: Vec::new() })
 }
 
-/// Writes what the project is baked from into `folder`, and turns its paths there. Bind mounts go
-/// on meaning the project's real folder.
+/// Writes what the project is baked from, and what it mounts read-only, into `folder`, and turns its
+/// paths there.
 fn take_out(
     session: &Session,
     commit: &Commit<'_>,
@@ -327,11 +328,33 @@ fn take_out(
     let dir = commit.cage().repository.relative(&project.dir).unwrap_or_default();
     let dir = commit.resolve(&dir)?.unwrap_or(dir);
     paths.insert(dir.join(bake::LOCK_FILE));
-    project.dir = folder.join(dir);
+    for service in project.services.values() {
+        for mount in service.volumes.iter().filter(|mount| mount.read_only) {
+            if let MountSource::Bind(path) = &mount.source {
+                paths.extend(place(path)?);
+            }
+        }
+    }
+    turn_binds(project, &folder.join(dir));
     for elsewhere in commit.write(&paths, folder)? {
         refuse_elsewhere(commit, project, folder, &elsewhere)?;
     }
     Ok(())
+}
+
+/// Makes `dir` the project's folder. What is bound from there, or from beside it, is named as before.
+fn turn_binds(project: &mut Project, dir: &Path) {
+    for service in project.services.values_mut() {
+        for mount in &mut service.volumes {
+            let MountSource::Bind(path) = &mut mount.source else { continue };
+            let relative = service.relative.contains(&mount.target);
+            let named = settings::named_from(&project.dir, path, relative);
+            if named.is_relative() {
+                *path = binds::clean(&dir.join(named));
+            }
+        }
+    }
+    project.dir = dir.to_owned();
 }
 
 /// What the commit only names cannot be baked, unless every context leaves it out.
