@@ -269,6 +269,7 @@ fn logs_are_kept_and_followed() {
 #[test]
 fn exec_runs_inside_and_taints() {
     let (world, project, _port) = web();
+    project.edit("compose.yaml", "build: ./web", "build: ./web\n    read_only: true");
     world.kiln_in(&project, ["up"]).expect_done();
     let said = world.kiln_in(&project, ["exec", "web", "cat", "/www/index.html"]).expect_done();
     assert_eq!(said.stdout, "one");

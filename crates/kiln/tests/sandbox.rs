@@ -536,6 +536,34 @@ fn what_ends_is_started_anew_as_restart_says() {
 }
 
 #[test]
+fn what_ends_while_no_agent_looks_is_judged_in_the_same_way() {
+    let world = world();
+    let cases = [("never", "restart: 'no'", "failed"), ("done", "init: false", "completed")];
+    let services = cases.map(|(name, policy, state)| {
+        let code = u8::from(state == "failed");
+        let script = format!(
+            "echo start >> /ctl/{name}; while ! [ -e /ctl/now ]; do sleep 0.02; done; exit {code}"
+        );
+        running(name, &[policy, "volumes: ['./ctl:/ctl']"], &script)
+    });
+    let project = project(&world, "unseen", &compose(&services));
+    project.write("ctl/keep", "");
+    world.kiln_in(&project, ["up"]).expect_done();
+    let before = instances(&world, &project);
+    common::kill(world.role("agent").pid);
+    project.write("ctl/now", "");
+    for found in &before {
+        let exit = world.root().join("instances").join(found["id"].as_str().unwrap());
+        wait_until(PATIENCE, "it to end", || exit.join("exit.json").exists().then_some(()));
+    }
+    for (name, policy, state) in cases {
+        let found = instance(&world, &project, name, "active").unwrap();
+        assert_eq!(found["state"], state, "`{name}` with {policy}: {found}");
+        assert_eq!(project.read(&format!("ctl/{name}")), "start\n", "`{name}` ran once");
+    }
+}
+
+#[test]
 fn profiles_choose_services() {
     let world = world();
     let compose = compose(&[

@@ -17,10 +17,12 @@ use std::time::{Duration, Instant};
 use kiln_core::Digest;
 use kiln_core::defaults::Root;
 use kiln_core::plan::Plan;
+use kiln_core::tree::{Kind, Tree};
 use kiln_core::written::{Name, What, Written, fold};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
 use serde_json::json;
 
+use super::card::Card;
 use super::session::Session;
 use super::stage::{Instance, Role, Seen as _, Stage, StageState};
 use super::supervise::Word;
@@ -49,12 +51,38 @@ pub(crate) fn dir(agent: &Agent, id: &str) -> PathBuf {
 /// What instance `id` of `service` has written; `None`: it has no layer, or none that can be read.
 pub(crate) fn written(agent: &Agent, id: &str, service: &str) -> Option<Written> {
     let top = open(CWD, dir(agent, id).join("upper")).ok()?;
+    let mut image = None;
     let mut names = Vec::new();
     let whole = walk(top, &mut |at| {
-        names.push(at.name());
+        let mut name = at.name();
+        if at.kind().is_symlink() && at.new.is_none() {
+            let image = image.get_or_insert_with(|| image_of(agent, id));
+            if image.as_ref().is_some_and(|image| is_same_link(at, image)) {
+                name.what = What::Dressed;
+            }
+        }
+        names.push(name);
         names.len() < NAMES
     });
     Some(fold(service, names, !whole.unwrap_or(false)))
+}
+
+/// The tree that an instance's root is over.
+fn image_of(agent: &Agent, id: &str) -> Option<Arc<Tree>> {
+    let card = Card::read(&agent.instance_dir(id)).ok()??;
+    let release = agent.release(&card.instance.born).ok()?;
+    let released = release.services.get(&card.instance.service)?;
+    agent.store.get_tree(&released.image.tree).ok()
+}
+
+/// Whether a link leads where the image's does. A change of its owner makes a new one, for it has no
+/// content that could be left where it is.
+fn is_same_link(at: &At<'_>, image: &Tree) -> bool {
+    let Some(Kind::Symlink { target }) = image.get(at.path).map(|node| &node.kind) else {
+        return false;
+    };
+    rustix::fs::readlinkat(at.dir, at.name, Vec::new())
+        .is_ok_and(|found| found.to_bytes() == target.as_slice())
 }
 
 /// Tells which names go with the instances `ids`: before they do.
@@ -69,9 +97,9 @@ pub(crate) fn tell_what_goes(agent: &Agent, session: &Session, stage: &Stage, id
     }
 }
 
-/// What users were told, by instance.
+/// The names that users were told, by instance.
 #[derive(Debug, Default)]
-pub(crate) struct Told(Mutex<BTreeMap<String, Written>>);
+pub(crate) struct Told(Mutex<BTreeMap<String, BTreeSet<String>>>);
 
 impl Told {
     /// What the services of a release have written, where nobody was told that yet.
@@ -96,7 +124,10 @@ impl Told {
             let Some(written) = written else { continue };
             let mut told = lock(&self.0);
             told.retain(|id, _| known.contains(id));
-            if told.insert(id, written.clone()).as_ref() != Some(&written) {
+            let told = told.entry(id).or_default();
+            let before = told.len();
+            told.extend(written.lines.iter().map(|line| line.path.clone()));
+            if told.len() > before {
                 news.insert(service, written);
             }
         }
