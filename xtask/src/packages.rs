@@ -89,6 +89,9 @@ pub(crate) const FOR_FUZZING: &[Package] =
 pub(crate) const FOR_BENCH: &[Package] = &[
     Package { name: "buildah", program: "buildah", why: "a builder to measure against" },
     Package { name: "docker.io", program: "dockerd", why: "the engine to measure against" },
+    Package { name: "docker-registry", program: "docker-registry", why: "what is pulled from" },
+    Package { name: "podman", program: "podman", why: "pulls to measure against" },
+    Package { name: "skopeo", program: "skopeo", why: "fills the registry that is pulled from" },
     Package {
         name: "docker-compose",
         program: "docker-compose",

@@ -6,6 +6,7 @@
 //! | `peer` | what is measured |
 //! | `kiln`, `docker` | the two peers |
 //! | `works` | the measurements |
+//! | `pull` | images of a registry, beside podman |
 //! | `bake` | what is built of a context, and of packages |
 //! | `stats` | medians and spreads |
 //! | `report` | the table, the JSON, the Markdown |
@@ -16,6 +17,7 @@ mod bake;
 mod docker;
 mod kiln;
 mod peer;
+mod pull;
 mod report;
 mod stats;
 mod works;
@@ -73,8 +75,12 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         true => PathBuf::new(),
         false => kiln::binary(options.kiln.as_deref())?,
     };
-    if !options.bake {
+    let wanted = |name: &str| options.only.as_ref().is_none_or(|text| name.contains(text.as_str()));
+    if !options.bake && WORKS.iter().any(|work| wanted(work.name)) {
         write("bench", &up(options, &binary, rounds)?)?;
+    }
+    if has_peers && !options.bake && pull::ROWS.iter().any(|name| wanted(name)) {
+        write("bench-pull", &pull::bench(&binary, rounds)?)?;
     }
     if has_peers && !options.no_bake {
         write("bench-bake", &bake::bench(&binary, rounds, options.only.as_deref())?)?;
