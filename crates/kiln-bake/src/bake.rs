@@ -222,12 +222,7 @@ impl Baker<'_> {
         let begun = Instant::now();
         let _lease = self.store.lease().map_err(BakeError::store)?;
         let (label, text) = request.text()?;
-        let file = dockerfile::parse(&text).map_err(|error| BakeError::Dockerfile {
-            file: label.clone(),
-            line: error.line,
-            what: error.what,
-            hint: error.hint,
-        })?;
+        let file = parsed(&label, &text)?;
         let (plan, inputs) = self.plan(request, &file, &label)?;
         if !plan.unused.is_empty() {
             let text = format!(
@@ -397,6 +392,15 @@ impl Baker<'_> {
     }
 }
 
+fn parsed(label: &str, text: &str) -> Result<Dockerfile, BakeError> {
+    dockerfile::parse(text).map_err(|error| BakeError::Dockerfile {
+        file: label.to_owned(),
+        line: error.line,
+        what: error.what,
+        hint: error.hint,
+    })
+}
+
 /// Of what failed, the first in the file; stages that were only stopped are no cause.
 fn first_cause(failed: Vec<(usize, BakeError)>) -> BakeError {
     let mut failed: Vec<BakeError> = failed.into_iter().map(|(_, error)| error).collect();
@@ -412,26 +416,53 @@ fn base(
     line: usize,
 ) -> Result<ImageId, BakeError> {
     let found = (request.bases)(name).or_else(|| (request.bases)(plan::familiar(name)));
-    found.unwrap_or_else(|| {
+    let near = || {
         let stages = file.stages.iter().filter_map(|stage| stage.name.as_deref());
         let contexts = request.contexts.keys().chain(&request.images).map(String::as_str);
-        let hint = match dockerfile::suggest::near(name, stages.chain(contexts)) {
-            Some(near) => format!("did you mean {near}?"),
-            None => "define a base under `x-kiln.bases` and name it".into(),
-        };
-        Err(BakeError::Dockerfile {
-            file: label.to_owned(),
-            line,
-            what: format!(
-                "`{name}` is not a base, an earlier stage or `scratch`; images from a registry \
-                 are not supported yet"
-            ),
-            hint: Some(hint),
-        })
-    })
+        let near = dockerfile::suggest::near(name, stages.chain(contexts));
+        near.map(|near| format!("did you mean {near}?"))
+    };
+    let file = label.to_owned();
+    match found {
+        Some(Ok(image)) => Ok(image),
+        Some(Err(BakeError::Usage { what, hint })) => {
+            Err(BakeError::Dockerfile { file, line, what, hint: near().or(hint) })
+        }
+        Some(Err(BakeError::Failed(what))) => {
+            let near = near().map(|near| format!("\n  hint: {near}")).unwrap_or_default();
+            Err(BakeError::Failed(format!("{file}:{line}: {what}{near}")))
+        }
+        Some(Err(error)) => Err(error),
+        None => {
+            let what = format!("`{name}` is not a base, an earlier stage or `scratch`");
+            let hint = near();
+            Err(BakeError::Dockerfile { file, line, what, hint })
+        }
+    }
 }
 
 impl BuildRequest<'_> {
+    /// Names of what the target takes from outside by FROM, `COPY --from` and mounts, named
+    /// contexts aside: bases, and images of registries. What a base's triggers take is not known.
+    ///
+    /// # Errors
+    /// The Dockerfile cannot be read or planned.
+    pub fn outside(&self) -> Result<BTreeSet<String>, BakeError> {
+        let (label, text) = self.text()?;
+        let file = parsed(&label, &text)?;
+        let outside = Outside {
+            contexts: self.contexts.keys().cloned().collect(),
+            images: self.images.clone(),
+            ..Outside::default()
+        };
+        let plan = plan::plan(&file, &label, &self.args, self.target.as_deref(), &outside)?;
+        let names = plan.outside(&file).into_keys().filter_map(|source| match source {
+            Source::Base(name) if !self.images.contains(&name) => Some(name),
+            _ => None,
+        });
+        Ok(names.collect())
+    }
+
     fn dockerfile_path(&self) -> PathBuf {
         self.context.join(&self.dockerfile)
     }

@@ -70,7 +70,18 @@ pub(crate) enum Verb {
     /// Replace the running agent by the client's binary.
     Replace,
     /// `kiln lock`.
-    Lock { project: ProjectArgs, update: bool },
+    Lock {
+        project: ProjectArgs,
+        update: bool,
+        /// What is updated; all, if it is empty.
+        #[serde(default)]
+        names: Vec<String>,
+        /// Get what the lock names.
+        #[serde(default)]
+        fetch: bool,
+    },
+    /// `kiln pull`.
+    Pull { project: ProjectArgs, services: Vec<String> },
     /// `kiln bake`.
     Bake { project: ProjectArgs, services: Vec<String> },
     /// `kiln export`. What is written to follows as a file descriptor: an empty or new folder, or a

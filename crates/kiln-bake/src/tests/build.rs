@@ -78,8 +78,7 @@ fn only_what_the_target_needs_is_built() {
     kitchen.target = None;
     let error = kitchen.error(dockerfile);
     assert!(error.is_usage());
-    let head = "app/Dockerfile:9: `nowhere` is not a base, an earlier stage or `scratch`; images \
-                from a registry are not supported yet";
+    let head = "app/Dockerfile:9: `nowhere` is not a base, an earlier stage or `scratch`";
     assert!(error.to_string().starts_with(head), "{error}");
     kitchen.target = Some("none".into());
     assert!(kitchen.error(dockerfile).to_string().contains("has a, b, c, d, last"));

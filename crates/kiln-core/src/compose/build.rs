@@ -120,6 +120,11 @@ fn network(at: &At<'_>) -> Result<bool, ComposeError> {
 
 /// Only this machine's own platform can be built for.
 fn platforms(at: &At<'_>) -> Result<(), ComposeError> {
+    at.items()?.try_for_each(|item| platform(&item))
+}
+
+/// Only what is for this machine can be run on it.
+pub(super) fn platform(item: &At<'_>) -> Result<(), ComposeError> {
     let arch = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -127,16 +132,14 @@ fn platforms(at: &At<'_>) -> Result<(), ComposeError> {
         other => other,
     };
     let own = format!("linux/{arch}");
-    for item in at.items()? {
-        let platform = item.text()?;
-        let variant = (arch == "arm64").then(|| format!("{own}/v8"));
-        if platform != own && Some(&platform) != variant.as_ref() {
-            return Err(item
-                .refuse(format!("`{platform}` is not this machine's platform, which is `{own}`"))
-                .with_hint("bake on a machine of that platform"));
-        }
+    let platform = item.text()?;
+    let variant = (arch == "arm64").then(|| format!("{own}/v8"));
+    if platform.is_empty() || platform == own || Some(&platform) == variant.as_ref() {
+        return Ok(());
     }
-    Ok(())
+    Err(item
+        .refuse(format!("`{platform}` is not this machine's platform, which is `{own}`"))
+        .with_hint("bake on a machine of that platform"))
 }
 
 /// The short form is a name; in the long form `target` is the id that the Dockerfile asks for.

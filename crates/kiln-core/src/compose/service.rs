@@ -25,7 +25,7 @@ pub(super) fn read(at: &At<'_>, sections: &Sections) -> Result<Service, ComposeE
     }
     service.environment = at.cx.keep(environment::read(at)).unwrap_or_default();
     service.limits = at.cx.keep(limits::read(at)).unwrap_or_default();
-    at.cx.keep(image(at, &mut service, sections));
+    at.cx.keep(image(at, &mut service));
     at.cx.keep(mounts::no_target_twice(at, &service));
     Ok(service)
 }
@@ -58,6 +58,7 @@ fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(
         "security_opt" => security_opt(at)?,
         "shm_size" => service.shm_size = Some(at.bytes()?),
         "stop_grace_period" => service.stop_grace_period = Some(at.duration()?),
+        "platform" => super::build::platform(at)?,
         "stop_signal" => service.stop_signal = Some(stop_signal(at)?),
         "tmpfs" => mounts::tmpfs(at, service)?,
         "ulimits" => service.ulimits = limits::ulimits(at)?,
@@ -71,33 +72,21 @@ fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(
     Ok(())
 }
 
-/// `image` beside `build` is only a tag; alone it names a base.
-fn image(at: &At<'_>, service: &mut Service, sections: &Sections) -> Result<(), ComposeError> {
+/// `image` beside `build` is only a tag; alone it names a base, or an image of a registry.
+fn image(at: &At<'_>, service: &mut Service) -> Result<(), ComposeError> {
     let Some(image) = at.get("image").filter(|image| !image.is_null()) else {
         if service.build.is_some() {
             return Ok(());
         }
-        return Err(at
-            .refuse("the service has neither `image` nor `build`")
-            .with_hint("name a base of x-kiln.bases with `image`, or a directory with `build`"));
+        return Err(at.refuse("the service has neither `image` nor `build`").with_hint(
+            "name an image or a base of x-kiln.bases with `image`, or a directory with `build`",
+        ));
     };
     if service.build.is_some() {
         image.list_as("only a tag beside `build`");
         return Ok(());
     }
-    let name = image.text()?;
-    if !sections.kiln.bases.contains_key(&name) {
-        let bases: Vec<&str> = sections.kiln.bases.keys().map(String::as_str).collect();
-        let error = image.error(format!("`{name}` is an image from a registry: not yet"));
-        return Err(match super::closest(&name, bases.iter().copied()) {
-            Some(near) => error.with_hint(format!("did you mean the base `{near}`?")),
-            None if bases.is_empty() => {
-                error.with_hint("define a base under x-kiln.bases and name it here, or use `build`")
-            }
-            None => error.with_hint(format!("the bases under x-kiln are: {}", bases.join(", "))),
-        });
-    }
-    service.image = Some(name);
+    service.image = Some(image.text()?);
     Ok(())
 }
 

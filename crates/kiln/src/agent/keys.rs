@@ -23,7 +23,6 @@ impl Session {
     ///
     /// # Errors
     /// What the client could not read.
-    #[allow(dead_code, reason = "for the verbs that ask registries")]
     pub(crate) fn registries(&self) -> Result<Arc<Registries>, Error> {
         match self.question(Question::Registries, PATIENCE) {
             Some(Reply::Registries(registries)) => Ok(Arc::new(registries)),

@@ -8,6 +8,7 @@
 //! | [`session`] | one request under way |
 //! | [`stage`] | stages, slots and instances: the state |
 //! | [`bake`] | lock, bases and Dockerfiles → images → settings |
+//! | [`images`] | images of registries: pinned, fetched, kept |
 //! | [`git`] | a project's repository, read without trusting it |
 //! | [`policy`] | what the root allows a stage |
 //! | [`provision`] | candidate slots: opened, filled, switched to, cleared away |
@@ -40,6 +41,7 @@ mod door;
 mod fill;
 mod folder;
 pub(crate) mod git;
+mod images;
 mod instances;
 mod keys;
 pub(crate) mod layer;

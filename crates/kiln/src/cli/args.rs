@@ -26,13 +26,24 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Write a commented starter compose.yaml for this directory
     Init,
-    /// Resolve the bases into kiln.lock
+    /// Resolve bases and images into kiln.lock
     Lock {
         #[command(flatten)]
         project: ProjectArgs,
-        /// Take the newest versions, also of what is locked already
+        /// Take what is newest, also of what is locked already: of everything, or of these images
+        /// and bases
+        #[arg(long, value_name = "NAME", num_args = 0..)]
+        update: Option<Vec<String>>,
+        /// Get all that the lock names into the store
         #[arg(long)]
-        update: bool,
+        fetch: bool,
+    },
+    /// Get the images that kiln.lock names into the store
+    Pull {
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// Only those that these services need
+        services: Vec<String>,
     },
     /// Source → images; prints digests
     Bake {
@@ -335,7 +346,11 @@ impl Command {
             Self::Init | Self::Serve | Self::Agent | Self::Login { .. } | Self::Logout { .. } => {
                 Verb::Ping
             }
-            Self::Lock { project: p, update } => Verb::Lock { project: project.and(p), update },
+            Self::Lock { project: p, update, fetch } => {
+                let (update, names) = (update.is_some(), update.unwrap_or_default());
+                Verb::Lock { project: project.and(p), update, names, fetch }
+            }
+            Self::Pull { project: p, services } => Verb::Pull { project: project.and(p), services },
             Self::Bake { project: p, services } => Verb::Bake { project: project.and(p), services },
             Self::Verify { project: p, services, deep, against, strict } => {
                 Verb::Verify { project: project.and(p), services, deep, against, strict }

@@ -85,12 +85,13 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         honoured("hostname", ""),
         honoured(
             "image",
-            "a base of `x-kiln.bases`; an image from a registry is refused; beside `build` it is only a tag, and listed",
+            "a base of `x-kiln.bases`, else an image from a registry ([images.md](images.md)); beside `build` it is only a tag, and listed",
         ),
         honoured("init", ""),
         honoured("mem_limit", "as `deploy.resources.limits.memory`; at least 6 MB"),
         honoured("networks", "only `default`, with `aliases`"),
         honoured("pids_limit", "as `deploy.resources.limits.pids`; 0 and less is no limit"),
+        honoured("platform", "this machine's; any other is refused"),
         honoured(
             "ports",
             "TCP; short form with ranges and addresses, or the long form; published in `dev` only",
@@ -129,7 +130,6 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         listed("label_file", ""),
         listed("labels", ""),
         listed("logging", "Kiln keeps its own logs"),
-        listed("platform", ""),
         listed("pull_policy", ""),
         listed("pull_refresh_after", ""),
         listed("stdin_open", ""),
@@ -193,7 +193,7 @@ pub(in crate::compose) const BUILD: Keys = Keys {
     keys: &[
         honoured(
             "additional_contexts",
-            "a directory, `service:NAME`, `docker-image://BASE` (or `scratch`), or `oci-layout://PATH`",
+            "a directory, `service:NAME`, `docker-image://IMAGE` (a base, `scratch`, or of a registry), or `oci-layout://PATH`",
         ),
         honoured("args", "list or map; a name without a value takes that of the environment"),
         honoured("context", "a directory; nothing that would have to be fetched"),

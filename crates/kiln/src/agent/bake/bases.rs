@@ -1,9 +1,11 @@
 //! What a bake takes from outside: the lock, and the bases that it pins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, OnceLock};
 
+use kiln_bake::base::locked_image::lock_name;
 use kiln_bake::base::{self, Lock};
+use kiln_bake::plan::familiar;
 use kiln_bake::remote::{FETCH_BYTES, Mode, Options, Pins, Proxies, Remotes};
 use kiln_core::compose::Project;
 use kiln_core::exit::Exit;
@@ -11,6 +13,9 @@ use kiln_core::{ImageConfig, ImageId, Tree};
 
 use super::oven::Oven;
 use super::steps::Steps;
+use crate::agent::images::Images;
+use crate::agent::images::named::named;
+use crate::agent::images::update::Moved;
 use crate::agent::session::Session;
 use crate::agent::{Agent, lock as locked};
 use crate::report::{Because, Report};
@@ -18,43 +23,94 @@ use crate::report::{Because, Report};
 /// Name of the lock file, beside the Compose file.
 pub(crate) const LOCK_FILE: &str = "kiln.lock";
 
-/// What takes from outside is pinned: the project's lock, written if there is none.
+/// How the lock is to be made.
+#[derive(Debug, Default)]
+pub(crate) struct Locking<'a> {
+    /// What is pinned already is pinned anew.
+    pub update: bool,
+    /// Only these bases and images; all, and what ADD takes, if it is empty.
+    pub names: &'a [String],
+}
+
+/// What takes from outside is pinned: the project's lock, written if there is none. Gives also which
+/// images moved, and whether the file was written.
 pub(crate) fn lock_file(
     agent: &Agent,
     session: &Session,
     project: &Project,
-    update: bool,
-) -> Result<(Lock, bool), Report> {
+    locking: &Locking<'_>,
+) -> Result<(Lock, Vec<Moved>, bool), Report> {
     let path = project.dir.join(LOCK_FILE);
     let existing = Lock::load(&path).map_err(|error| base_report(&error))?;
+    let names = named(project, &[])?;
+    let again = |name: &str| locking.anew(name);
+    check_names(project, &names, locking)?;
     let node = session.begin("lock", LOCK_FILE, "resolving bases by apt");
     let progress = |progress: &base::Progress| node.update(&base_words(progress));
     let watch = base::Watch { progress: &progress, cancel: session.cancelled() };
     let bases = &project.kiln.bases;
+    // Named bases are resolved as if they were new.
+    let known = existing.clone().map(|mut lock| {
+        lock.bases.retain(|name, _| locking.names.is_empty() || !again(name));
+        lock
+    });
+    let all = locking.update && locking.names.is_empty();
     let resolved = base::resolve(
         &agent.store,
         bases,
-        existing.as_ref(),
-        update,
+        known.as_ref(),
+        all,
         &Steps(agent, session.cancelled()),
         watch,
     )
     .map_err(|error| base_report(&error));
     let resolved = resolved.and_then(|mut lock| {
-        if update {
+        if all {
             refresh(agent, session, &mut lock, &|what| node.update(what))?;
         }
-        Ok(lock)
+        let outside = Images::new(agent, session, project, &lock, false);
+        let moved = outside.lock(names.into_keys(), &again)?;
+        // What is about to be written is told first.
+        moved.iter().filter(|moved| moved.old.is_some()).for_each(|it| session.notice(it.words()));
+        lock.pin_images(outside.pins());
+        Ok((lock, moved))
     });
-    let changed = resolved.as_ref().is_ok_and(|lock| Some(lock) != existing.as_ref());
-    let saved = resolved.and_then(|lock| {
+    let changed = resolved.as_ref().is_ok_and(|(lock, _)| Some(lock) != existing.as_ref());
+    let saved = resolved.and_then(|resolved| {
         if changed {
-            save_lock(project, &lock)?;
+            save_lock(project, &resolved.0)?;
         }
-        Ok(lock)
+        Ok(resolved)
     });
     node.end(&saved, if changed { "written" } else { "unchanged" });
-    Ok((saved?, changed))
+    let (lock, moved) = saved?;
+    Ok((lock, moved, changed))
+}
+
+impl Locking<'_> {
+    /// Whether what is pinned under a name is pinned anew.
+    fn anew(&self, name: &str) -> bool {
+        let named = |wanted: &String| wanted == name || lock_name(wanted) == name;
+        self.update && (self.names.is_empty() || self.names.iter().any(named))
+    }
+}
+
+/// Refuses names of nothing.
+fn check_names(
+    project: &Project,
+    images: &BTreeMap<String, BTreeSet<String>>,
+    locking: &Locking<'_>,
+) -> Result<(), Report> {
+    let bases = &project.kiln.bases;
+    let known = |name: &String| bases.contains_key(name) || images.contains_key(&lock_name(name));
+    match locking.names.iter().find(|name| !known(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let all: Vec<&str> = bases.keys().chain(images.keys()).map(String::as_str).collect();
+            let what = format!("the project names no image and no base `{name}`");
+            Err(Report::usage(what).hint(format!("it names: {}", all.join(", "))))
+        }
+    }
 }
 
 /// Pins anew what ADD takes from outside.
@@ -77,7 +133,7 @@ fn refresh(
 }
 
 /// Writes the project's lock.
-pub(super) fn save_lock(project: &Project, lock: &Lock) -> Result<(), Report> {
+pub(crate) fn save_lock(project: &Project, lock: &Lock) -> Result<(), Report> {
     lock.save(&project.dir.join(LOCK_FILE)).map_err(|error| base_report(&error))
 }
 
@@ -89,7 +145,7 @@ pub(crate) fn lock(agent: &Agent, session: &Session, project: &Project) -> Resul
         return Ok(found.unwrap_or_else(|| Lock::new("")));
     }
     let Some(lock) = found else {
-        return Ok(lock_file(agent, session, project, false)?.0);
+        return Ok(lock_file(agent, session, project, &Locking::default())?.0);
     };
     let differences = lock.differences(&project.kiln.bases);
     if !differences.is_empty() {
@@ -121,17 +177,18 @@ fn base_words(progress: &base::Progress) -> String {
 }
 
 /// Bases of one run, each baked at most once however many services want it.
-pub(super) struct Bases<'a> {
+pub(super) struct Bases<'a, 'i> {
     pub(super) oven: Oven<'a>,
     agent: &'a Agent,
     session: &'a Session,
     lock: &'a Lock,
     pub(super) remotes: &'a Remotes<'a>,
+    outside: &'a Images<'i>,
     baked: BTreeMap<String, OnceLock<Result<ImageId, String>>>,
     pub(super) failure: Mutex<Option<Report>>,
 }
 
-impl<'a> Bases<'a> {
+impl<'a, 'i> Bases<'a, 'i> {
     pub(super) fn new(
         oven: Oven<'a>,
         agent: &'a Agent,
@@ -139,9 +196,10 @@ impl<'a> Bases<'a> {
         project: &Project,
         lock: &'a Lock,
         remotes: &'a Remotes<'a>,
+        outside: &'a Images<'i>,
     ) -> Self {
         let baked = project.kiln.bases.keys().map(|name| (name.clone(), OnceLock::new())).collect();
-        Self { oven, agent, session, lock, remotes, baked, failure: Mutex::new(None) }
+        Self { oven, agent, session, lock, remotes, outside, baked, failure: Mutex::new(None) }
     }
 
     /// The image of base `name`, if the project has one of that name.
@@ -165,10 +223,11 @@ impl<'a> Bases<'a> {
         )
     }
 
-    /// As [`Bases::get`]; `scratch` is the empty image.
-    pub(super) fn image(&self, name: &str) -> Option<Result<ImageId, Report>> {
+    /// The image that a name names: a base, else that of a registry. `scratch` is the empty one.
+    pub(super) fn image(&self, name: &str) -> Result<ImageId, Report> {
         if name != "scratch" {
-            return self.get(name);
+            let known = self.get(name).or_else(|| self.get(familiar(name)));
+            return known.unwrap_or_else(|| self.outside.image_in(self.oven.store, name));
         }
         let store = self.oven.store;
         let tree = store.put_tree(&Tree::new());
@@ -176,7 +235,7 @@ impl<'a> Bases<'a> {
             let config = store.put_config(&ImageConfig::default())?;
             Ok(ImageId { tree, config })
         });
-        Some(image.because(|| "storing the empty image".into()))
+        image.because(|| "storing the empty image".into())
     }
 
     fn bake(&self, name: &str) -> Result<ImageId, Report> {

@@ -15,27 +15,29 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kiln_bake::base::Lock;
+use kiln_bake::plan::familiar;
 use kiln_bake::remote::{Mode, Pins, Remotes};
 use kiln_bake::{BakeError, Baked, Baker, BuildRequest};
 use kiln_core::ImageId;
 use kiln_core::compose::{Build, Project, Service};
 use kiln_core::exit::Exit;
 
-pub(crate) use self::bases::{LOCK_FILE, lock, lock_file};
+pub(crate) use self::bases::{LOCK_FILE, Locking, lock, lock_file, save_lock};
 pub(crate) use self::oven::{Oven, VariedSteps};
 pub(crate) use self::permits::Permits;
 pub(crate) use self::settings::release;
 pub(crate) use self::source::{Checkout, cage, contexts, head, seen_by_git, source};
 
-use self::bases::{Bases, save_lock};
+use self::bases::Bases;
 use self::options::options;
 use self::steps::Steps;
 use self::words::Words;
+use super::images::Images;
 use super::session::Session;
 use super::{Agent, lock as locked};
 use crate::report::Report;
 
-fn bake_report(error: &BakeError) -> Report {
+pub(crate) fn bake_report(error: &BakeError) -> Report {
     let exit = if error.is_usage() { Exit::Usage } else { Exit::Failed };
     Report::from_error(exit, error)
 }
@@ -82,6 +84,25 @@ pub(crate) fn images_of_commit(
     Ok(bakes.into_iter().map(|(name, bake)| (name, bake.image)).collect())
 }
 
+/// Bakes every base that a lock pins, one after the other.
+pub(crate) fn bake_bases(
+    agent: &Agent,
+    session: &Session,
+    project: &Project,
+    lock: &Lock,
+    remotes: &Remotes<'_>,
+    outside: &Images<'_>,
+) -> Result<(), Report> {
+    let runner = Steps(agent, session.cancelled());
+    let oven = Oven::new(&agent.store, &runner);
+    let bases = Bases::new(oven, agent, session, project, lock, remotes, outside);
+    for name in project.kiln.bases.keys() {
+        session.check()?;
+        bases.get(name).transpose()?;
+    }
+    Ok(())
+}
+
 /// Bakes `only` these services (all, if it is empty) side by side and gives the image of each.
 pub(crate) fn bakes(
     agent: &Agent,
@@ -106,7 +127,8 @@ pub(crate) fn bakes_in(
     let mode = if oven.frozen { Mode::Frozen } else { Mode::Pin };
     let pins = Pins::new(&lock.urls, &lock.git);
     let remotes = Remotes::new(oven.store, pins, mode, session.cancelled());
-    let bases = Bases::new(oven, agent, session, project, lock, &remotes);
+    let outside = Images::new(agent, session, project, lock, oven.frozen);
+    let bases = Bases::new(oven, agent, session, project, lock, &remotes, &outside);
     let wanted: Vec<(&String, &Service)> = project
         .services
         .iter()
@@ -116,12 +138,7 @@ pub(crate) fn bakes_in(
         session.check()?;
         match (&service.build, &service.image) {
             (Some(_), _) => build(agent, session, project, name, service, &bases),
-            (None, Some(image)) => match bases.get(image) {
-                Some(image) => image.map(Bake::from),
-                None => {
-                    Err(Report::usage(format!("{}: no base is called `{image}`", service.place)))
-                }
-            },
+            (None, Some(image)) => bases.image(image).map(Bake::from),
             (None, None) => Err(Report::usage(format!(
                 "{}: service `{name}` has neither `build` nor `image`",
                 service.place
@@ -141,7 +158,9 @@ pub(crate) fn bakes_in(
     });
     // Also when another service failed: what came is pinned.
     let mut pinned = lock.clone();
-    if !bases.oven.frozen && pinned.pin(&remotes.pins()) {
+    let mut moved = pinned.pin(&remotes.pins());
+    moved |= pinned.pin_images(outside.pins());
+    if !bases.oven.frozen && moved {
         agent.flush_objects()?;
         save_lock(project, &pinned)?;
     }
@@ -154,23 +173,25 @@ fn build(
     project: &Project,
     name: &str,
     service: &Service,
-    bases: &Bases<'_>,
+    bases: &Bases<'_, '_>,
 ) -> Result<Bake, Report> {
     let Some(build) = &service.build else {
         return Err(Report::new(Exit::Bug, format!("`{name}` is built without `build`")));
     };
     let Named { contexts, images } =
         named_contexts(agent, session, project, service, build, bases)?;
-    let base =
-        |wanted: &str| -> Option<Result<ImageId, BakeError>> {
-            if let Some(image) = images.get(wanted) {
-                return Some(Ok(*image));
-            }
-            let image = bases.get(wanted)?;
-            Some(image.map_err(|report| {
+    let base = |wanted: &str| -> Option<Result<ImageId, BakeError>> {
+        if let Some(image) = images.get(wanted) {
+            return Some(Ok(*image));
+        }
+        let known = bases.get(wanted).or_else(|| bases.get(familiar(wanted)));
+        Some(match known {
+            Some(image) => image.map_err(|report| {
                 BakeError::Failed(format!("base `{wanted}`: {}", report.message))
-            }))
-        };
+            }),
+            None => bases.image(wanted).map_err(|report| of_image(&report)),
+        })
+    };
     let request = BuildRequest {
         name: name.to_owned(),
         context: build.context.clone(),
@@ -226,7 +247,7 @@ fn named_contexts(
     project: &Project,
     service: &Service,
     build: &Build,
-    bases: &Bases<'_>,
+    bases: &Bases<'_, '_>,
 ) -> Result<Named, Report> {
     let mut named = Named::default();
     for (alias, source) in &build.additional_contexts {
@@ -234,10 +255,7 @@ fn named_contexts(
             let limits = super::verbs::carrier::limits(agent, session);
             layout::image(bases.oven.store, layout, &limits)?
         } else if let Some(name) = source.strip_prefix("docker-image://") {
-            bases.image(name).unwrap_or_else(|| {
-                let what = format!("{}: no base is called `{name}`", service.place);
-                Err(Report::usage(what).hint("images of registries are not fetched"))
-            })?
+            bases.image(name)?
         } else if let Some(other) = source.strip_prefix("service:") {
             let service = project
                 .services
@@ -259,14 +277,26 @@ fn build_of(
     project: &Project,
     name: &str,
     service: &Service,
-    bases: &Bases<'_>,
+    bases: &Bases<'_, '_>,
 ) -> Result<Bake, Report> {
     match &service.image {
-        Some(image) if service.build.is_none() => bases
-            .get(image)
-            .unwrap_or_else(|| Err(Report::usage(format!("no base is called `{image}`"))))
-            .map(Bake::from),
+        Some(image) if service.build.is_none() => bases.image(image).map(Bake::from),
         _ => build(agent, session, project, name, service, bases),
+    }
+}
+
+/// Why a FROM's image could not be had, for the baker, who knows where it stands.
+fn of_image(report: &Report) -> BakeError {
+    let mut what = report.message.clone();
+    for cause in &report.causes {
+        what.push_str(&format!("\n  cause: {cause}"));
+    }
+    match report.exit {
+        Exit::Usage => BakeError::Usage { what, hint: report.hint.clone() },
+        _ => {
+            let hint = report.hint.iter().map(|hint| format!("\n  hint: {hint}"));
+            BakeError::Failed(what + &hint.collect::<String>())
+        }
     }
 }
 

@@ -1,35 +1,57 @@
 //! `lock` and `bake`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kiln_core::compose::Project;
 use serde_json::json;
 
-use super::{Answer, load_and_tell};
+use super::{Answer, load_and_tell, pull};
 use crate::agent::Agent;
 use crate::agent::bake;
 use crate::agent::session::Session;
 use crate::protocol::ProjectArgs;
 use crate::report::Report;
 
+/// How.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub update: bool,
+    pub names: Vec<String>,
+    pub fetch: bool,
+}
+
 /// `kiln lock`.
 pub(super) fn lock(
     agent: &Arc<Agent>,
     session: &Session,
     args: &ProjectArgs,
-    update: bool,
+    asked: &Asked,
 ) -> Result<Answer, Report> {
     let project = load_and_tell(session, args)?;
     let _lease = agent.lease()?;
-    let (lock, changed) = bake::lock_file(agent, session, &project, update)?;
+    let locking = bake::Locking { update: asked.update, names: &asked.names };
+    let (lock, moved, changed) = bake::lock_file(agent, session, &project, &locking)?;
     agent.flush_objects()?;
+    let fetched = match asked.fetch {
+        true => pull::fetch_all(agent, session, &project, &lock)?,
+        false => BTreeMap::new(),
+    };
     let bases: serde_json::Map<_, _> = lock
         .bases
         .iter()
         .map(|(name, base)| (name.clone(), json!({ "packages": base.unpack.len() })))
         .collect();
     let path = project.dir.join(bake::LOCK_FILE);
-    Ok(json!({ "lock": path, "changed": changed, "bases": bases }).into())
+    Ok(json!({
+        "lock": path,
+        "changed": changed,
+        "bases": bases,
+        "images": lock.images,
+        "moved": moved,
+        "fetched": fetched,
+    })
+    .into())
 }
 
 /// `kiln bake`.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use kiln_core::exit::Exit;
 use kiln_core::{Digest, ImageId};
+use kiln_oci::remote::image_key;
 use kiln_oci::{
     Compression, Error, Exported, Format, Imported, Item, Limits, Owner, Selector, Source,
 };
@@ -289,6 +290,9 @@ pub(super) fn import(
         let digests = [imported.image.tree, imported.image.config].into();
         agent.store.set_ref(IMPORTS, name, &digests).because(|| format!("keeping `{name}`"))?;
     }
+    // A lock may pin it by its manifest: then nobody need be asked for it.
+    let known = agent.store.set_step_result(&image_key(&imported.manifest), &imported.image);
+    known.because(|| "keeping the image".into())?;
     let data = json!({
         "tree": imported.image.tree,
         "config": imported.image.config,

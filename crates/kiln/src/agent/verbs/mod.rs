@@ -2,13 +2,14 @@
 
 mod build;
 pub(crate) mod carrier;
-mod diff;
+pub(crate) mod diff;
 mod down;
 mod exec;
 mod fsck;
 mod learn;
 mod logs;
 mod look;
+mod pull;
 mod release;
 mod serve;
 mod verify;
@@ -64,7 +65,11 @@ pub(crate) fn run(
 ) -> Result<Answer, Report> {
     match verb {
         Verb::Ping | Verb::Replace => Ok(json!({ "agent": super::build_id() }).into()),
-        Verb::Lock { project, update } => build::lock(agent, session, &project, update),
+        Verb::Lock { project, update, names, fetch } => {
+            let asked = build::Asked { update, names, fetch };
+            build::lock(agent, session, &project, &asked)
+        }
+        Verb::Pull { project, services } => pull::pull(agent, session, &project, &services),
         Verb::Bake { project, services } => build::bake(agent, session, &project, &services),
         Verb::Export {
             project,

@@ -54,14 +54,7 @@ impl Style {
 /// The whole document.
 pub(super) fn diff(data: &Value, style: Style) -> String {
     let mut out = String::new();
-    let mut say = |line: &str| {
-        // Names and contents of files may be made to steer a terminal.
-        let safe =
-            |c: char| if c.is_control() && c != '\t' { char::REPLACEMENT_CHARACTER } else { c };
-        let line: String = line.chars().map(safe).collect();
-        out.push_str(&style.paint(&line));
-        out.push('\n');
-    };
+    let mut say = |line: &str| put(&mut out, style, line);
     say(&format!("--- {}", side(&data["old"])));
     say(&format!("+++ {}", side(&data["new"])));
     if data["same"].as_bool() == Some(true) {
@@ -80,6 +73,28 @@ pub(super) fn diff(data: &Value, style: Style) -> String {
         values("settings", &service["settings"], "  ", style, &mut say);
     }
     out
+}
+
+/// What differs between two images, where the whole document is about something else.
+pub(super) fn of_image(data: &Value) -> String {
+    let style = Style::new(false, false);
+    let mut out = String::new();
+    let mut say = |line: &str| put(&mut out, style, line);
+    image(data, "  ", style, &mut say);
+    match number(&data["times"]) {
+        0 => {}
+        1 => say("  1 path of which only the time differs"),
+        count => say(&format!("  {count} paths of which only the time differs")),
+    }
+    out
+}
+
+fn put(out: &mut String, style: Style, line: &str) {
+    // Names and contents of files may be made to steer a terminal.
+    let safe = |c: char| if c.is_control() && c != '\t' { char::REPLACEMENT_CHARACTER } else { c };
+    let line: String = line.chars().map(safe).collect();
+    out.push_str(&style.paint(&line));
+    out.push('\n');
 }
 
 fn side(side: &Value) -> String {

@@ -4,6 +4,7 @@ mod verify;
 
 mod carrier;
 mod diff;
+mod images;
 mod layer;
 mod release;
 
@@ -25,7 +26,8 @@ pub(crate) fn done(verb: &Verb, data: &Value) -> String {
         Verb::Up { .. } | Verb::Rollback { .. } => told(data, up),
         Verb::Learn { .. } => told(data, layer::learnt),
         Verb::Plan { .. } => told(data, plan),
-        Verb::Lock { .. } => lock(data),
+        Verb::Lock { .. } => images::lock(data),
+        Verb::Pull { .. } => images::pull(data),
         Verb::Bake { .. } => bake(data),
         Verb::Release { .. } => release::release(data),
         Verb::Diff { files, all, .. } => diff::diff(data, diff::Style::new(*files, *all)),
@@ -166,15 +168,6 @@ fn plan(planned: &answers::Planned) -> String {
     out
 }
 
-fn lock(data: &Value) -> String {
-    let changed = if data["changed"].as_bool() == Some(true) { "wrote" } else { "unchanged:" };
-    let mut out = format!("{changed} {}\n", text(&data["lock"]));
-    for (name, base) in data["bases"].as_object().into_iter().flatten() {
-        let _ = writeln!(out, "  {name:<12} {} packages", number(&base["packages"]));
-    }
-    out
-}
-
 fn bake(data: &Value) -> String {
     let mut rows = vec![row(["SERVICE", "TREE", "CONFIG", "DONE"])];
     for (name, image) in data["images"].as_object().into_iter().flatten() {
@@ -187,7 +180,7 @@ fn bake(data: &Value) -> String {
 /// What a bake had to do.
 fn steps_done(steps: u64, cached: u64) -> String {
     match (steps, steps - cached.min(steps)) {
-        (0, _) => "the base as it is".into(),
+        (0, _) => "the image as it is".into(),
         (_, 0) => "nothing: unchanged".into(),
         (steps, done) => format!("{done} of {steps} steps"),
     }

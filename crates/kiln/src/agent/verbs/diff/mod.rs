@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use kiln_core::exit::Exit;
 use kiln_core::release::{ReleasedService, Settings};
-use kiln_core::{Digest, Release};
+use kiln_core::{Digest, ImageId, Release};
 use serde_json::{Map, Value, json};
 
 use self::image::{Image, Options};
@@ -70,6 +70,23 @@ pub(super) fn diff(
     document["same"] = json!(!found);
     let exit = if found { Exit::Difference } else { Exit::Done };
     Ok(Answer { exit, data: document })
+}
+
+/// Two images side by side, for who wants to know what an update brings: `packages`, `files` and
+/// `config` as in the document of `kiln diff`, but for files of which only the time differs, which
+/// is each one in an image that was built anew: `times` counts them.
+pub(crate) fn images(agent: &Agent, old: ImageId, new: ImageId) -> Result<Value, Report> {
+    let options = Options { agent, text: false };
+    let mut document = image::diff(&options, Some(&old.into()), Some(&new.into()))?;
+    let Some(files) = document["files"].as_array_mut() else { return Ok(document) };
+    let all = files.len();
+    files.retain(|file| {
+        let aspects = file["aspects"].as_object();
+        !aspects.is_some_and(|aspects| aspects.len() == 1 && aspects.contains_key("time"))
+    });
+    let times = all - files.len();
+    document["times"] = json!(times);
+    Ok(document)
 }
 
 fn apples_and_pears(old: &Side, new: &Side) -> Report {

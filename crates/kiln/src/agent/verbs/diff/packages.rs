@@ -1,4 +1,5 @@
-//! What dpkg knows in each of two trees: packages that came, went or changed, and their files.
+//! What dpkg, or Alpine's apk, knows in each of two trees: packages that came, went or changed, and
+//! their files.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +11,8 @@ use kiln_store::Store;
 
 /// Where dpkg keeps what it knows.
 const ADMIN: &str = "var/lib/dpkg/";
+/// Where apk does.
+const APK: &str = "lib/apk/db/";
 /// Larger databases are none.
 const LARGEST: u64 = 64 << 20;
 
@@ -54,9 +57,14 @@ pub(super) struct Packages {
 impl Packages {
     /// Compares the databases of two trees.
     pub(super) fn of(store: &Store, old: &Tree, new: &Tree) -> Self {
-        let (before, after) = (installed(store, old), installed(store, new));
-        let names: BTreeSet<&Name> = before.keys().chain(after.keys()).collect();
         let mut found = Self::default();
+        let mut known = |tree: &Tree| {
+            let mut all = installed(store, tree);
+            all.extend(by_apk(store, tree, &mut found.owners));
+            all
+        };
+        let (before, after) = (known(old), known(new));
+        let names: BTreeSet<&Name> = before.keys().chain(after.keys()).collect();
         for name in names {
             let (old_version, new_version) = (before.get(name), after.get(name));
             if old_version == new_version {
@@ -72,6 +80,9 @@ impl Packages {
                 new: new_version.cloned(),
             });
         }
+        // Of packages that are the same, files may differ all the same, and are told one by one.
+        let changed: BTreeSet<&str> = found.changed.iter().map(|it| it.name.as_str()).collect();
+        found.owners.retain(|_, owner| changed.contains(owner.as_str()));
         found
     }
 
@@ -81,8 +92,12 @@ impl Packages {
         if let Some(owner) = self.owners.get(path) {
             return Some(owner);
         }
-        (!self.changed.is_empty() && path.starts_with(ADMIN.as_bytes()))
-            .then_some("dpkg's database")
+        let of = |place: &str| !self.changed.is_empty() && path.starts_with(place.as_bytes());
+        match () {
+            () if of(ADMIN) => Some("dpkg's database"),
+            () if of(APK) => Some("apk's database"),
+            () => None,
+        }
     }
 
     fn own(&mut self, store: &Store, tree: &Tree, (name, architecture): &Name) {
@@ -134,6 +149,34 @@ fn installed(store: &Store, tree: &Tree) -> BTreeMap<Name, String> {
         there.then_some((name, field("Version")?.to_owned()))
     };
     text.split("\n\n").filter_map(paragraph).collect()
+}
+
+/// Versions of what apk installed, and in `owners` whose each file is. Source of the form: apk-db(5):
+/// paragraphs of `LETTER:VALUE`, files (`R`) below the folder (`F`) that stands last before them.
+fn by_apk(
+    store: &Store,
+    tree: &Tree,
+    owners: &mut BTreeMap<Vec<u8>, String>,
+) -> BTreeMap<Name, String> {
+    let text = read(store, tree, format!("{APK}installed").as_bytes()).unwrap_or_default();
+    let mut all = BTreeMap::new();
+    for paragraph in text.split("\n\n") {
+        let field = |letter: &str| {
+            paragraph.lines().find_map(|line| line.strip_prefix(letter)).map(str::to_owned)
+        };
+        let (Some(name), Some(version)) = (field("P:"), field("V:")) else { continue };
+        let mut folder = "";
+        for line in paragraph.lines() {
+            if let Some(path) = line.strip_prefix("F:") {
+                folder = path;
+            } else if let Some(file) = line.strip_prefix("R:") {
+                let slash = if folder.is_empty() { "" } else { "/" };
+                owners.insert(format!("{folder}{slash}{file}").into_bytes(), name.clone());
+            }
+        }
+        all.insert((name, field("A:").unwrap_or_default()), version);
+    }
+    all
 }
 
 /// The order of versions, deb-version(7): epoch, upstream version, revision.

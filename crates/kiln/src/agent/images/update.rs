@@ -1,0 +1,123 @@
+//! Pins of images: missing ones made, moved ones told of before they are written.
+
+use std::collections::BTreeMap;
+
+use kiln_bake::base::LockedImage;
+use kiln_core::ImageId;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Images, locked};
+use crate::agent::verbs::diff;
+use crate::report::Report;
+
+/// Packages that a sentence names.
+const FEW: usize = 5;
+
+/// A pin that moved, or came.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Moved {
+    pub name: String,
+    pub old: Option<LockedImage>,
+    pub new: LockedImage,
+    /// What is different in the image for this machine, as `kiln diff` has it; without it, the old
+    /// one is not in this store.
+    pub changes: Option<Value>,
+}
+
+impl Images<'_> {
+    /// Pins `names` as far as they are not pinned, and `again` those of them that this says. What
+    /// moves is fetched and compared.
+    ///
+    /// # Errors
+    /// A registry or the store; nothing is pinned anew then.
+    pub(crate) fn lock(
+        &self,
+        names: impl Iterator<Item = String>,
+        again: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<Moved>, Report> {
+        let mut pins = self.pins();
+        let mut moved = Vec::new();
+        for name in names {
+            self.session.check()?;
+            let old = pins.get(&name).cloned();
+            if old.is_some() && !again(&name) {
+                continue;
+            }
+            let new = self.resolve(&name)?;
+            if old.as_ref() == Some(&new) {
+                continue;
+            }
+            let changes = match &old {
+                Some(old) => self.changes(&name, old, &new)?,
+                None => None,
+            };
+            pins.insert(name.clone(), new.clone());
+            moved.push(Moved { name, old, new, changes });
+        }
+        *locked(&self.pinned) = pins;
+        Ok(moved)
+    }
+
+    fn changes(
+        &self,
+        name: &str,
+        old: &LockedImage,
+        new: &LockedImage,
+    ) -> Result<Option<Value>, Report> {
+        let Some(before) = self.there(name, old)? else { return Ok(None) };
+        let after = self.pull(name, new)?.image;
+        difference(self, before, after).map(Some)
+    }
+}
+
+fn difference(images: &Images<'_>, before: ImageId, after: ImageId) -> Result<Value, Report> {
+    diff::images(images.agent, before, after)
+}
+
+impl Moved {
+    /// One sentence.
+    pub(crate) fn words(&self) -> String {
+        let new = self.new.index.short();
+        let Some(old) = &self.old else {
+            return format!("{} is pinned to {new}", self.name);
+        };
+        let head = format!("{} moves from {} to {new}", self.name, old.index.short());
+        let Some(changes) = &self.changes else {
+            return format!("{head}; the old one is not in this store, so it is not compared");
+        };
+        let list = |key: &str| changes[key].as_array().cloned().unwrap_or_default();
+        let packages: Vec<String> = list("packages").iter().map(package).collect();
+        let mut parts = Vec::new();
+        if !packages.is_empty() {
+            let few = packages.iter().take(FEW).cloned().collect::<Vec<_>>().join(", ");
+            let more = if packages.len() > FEW { ", …" } else { "" };
+            parts.push(format!("{} packages ({few}{more})", packages.len()));
+        }
+        let mut files: BTreeMap<String, usize> = BTreeMap::new();
+        for file in list("files") {
+            let change = file["change"].as_str().unwrap_or("changed").to_owned();
+            *files.entry(change).or_default() += 1;
+        }
+        parts.extend(files.iter().map(|(change, count)| format!("{count} paths {change}")));
+        let keys = list("config");
+        if !keys.is_empty() {
+            let keys: Vec<&str> = keys.iter().filter_map(|key| key["key"].as_str()).collect();
+            parts.push(format!("configuration: {}", keys.join(", ")));
+        }
+        match parts.is_empty() {
+            true => format!("{head}: nothing of the image for this machine differs"),
+            false => format!("{head}: {}", parts.join("; ")),
+        }
+    }
+}
+
+fn package(package: &Value) -> String {
+    let word = |key: &str| package[key].as_str();
+    let name = word("name").unwrap_or_default();
+    match (word("old"), word("new")) {
+        (Some(old), Some(new)) => format!("{name} {old} → {new}"),
+        (None, Some(new)) => format!("+ {name} {new}"),
+        (_, None) => format!("- {name}"),
+    }
+}
