@@ -28,11 +28,17 @@ impl Address {
             return None;
         }
         let target = target.split('#').next().unwrap_or_default();
-        let target = if target.starts_with('/') { target.into() } else { format!("/{target}") };
+        let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+        Some(Self::new(secure, authority, &target))
+    }
+
+    /// An address of a server that is known. The port that is meant anyway is left out, so that
+    /// equal servers look equal.
+    pub(super) fn new(secure: bool, authority: &str, target: &str) -> Self {
         let port = if secure { ":443" } else { ":80" };
         let authority = authority.to_ascii_lowercase();
         let authority = authority.strip_suffix(port).unwrap_or(&authority).to_owned();
-        Some(Self { secure, authority, target })
+        Self { secure, authority, target: target.to_owned() }
     }
 
     /// Where `location` leads from here.

@@ -199,6 +199,7 @@ impl Asker<'_, '_> {
             form,
             registry: &self.place.registry,
             insecure: self.place.insecure,
+            probing: false,
             document: true,
         };
         let answer = self.wire.ask(&ask)?;

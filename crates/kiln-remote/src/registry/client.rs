@@ -374,12 +374,13 @@ impl<'a> Client<'a> {
         }
         let mut ask = Ask {
             name: asker.name,
-            address: Address { secure, authority: place.host.clone(), target: path.to_owned() },
+            address: Address::new(secure, &place.host, path),
             headers,
             authorization,
             form: None,
             registry: &place.registry,
             insecure: place.insecure,
+            probing: place.insecure && known.is_none(),
             document: part.document,
         };
         let first = match self.wire.ask(&ask) {
@@ -387,10 +388,11 @@ impl<'a> Client<'a> {
                 locked(&self.schemes).insert(place.host.clone(), secure);
                 return Ok((ask, answer));
             }
-            Err(Failure::Connect(error)) if place.insecure && secure && known.is_none() => error,
+            Err(Failure::Connect(error)) if ask.probing => error,
             Err(failure) => return Err(failure.into()),
         };
-        ask.address.secure = false;
+        ask.address = Address::new(false, &place.host, path);
+        ask.probing = false;
         match self.wire.ask(&ask) {
             Ok(answer) => {
                 locked(&self.schemes).insert(place.host.clone(), false);

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -182,7 +182,8 @@ impl Edited {
     fn write(&self) -> std::io::Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let new = folder.join(format!(".{name}.{}", std::process::id()));
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let new = folder.join(format!(".{name}.{}.{}", std::process::id(), now.as_nanos()));
         let written = (|| {
             let mut file = Opened::options().write(true).create_new(true).mode(0o600).open(&new)?;
             let old = fs::symlink_metadata(&self.path).or_else(|_| fs::metadata(folder))?;
@@ -302,6 +303,47 @@ mod tests {
         assert_eq!(keychain.credential("docker.io", "x/y").unwrap(), None);
         let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn several_at_once_lose_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = env(dir.path(), &[]);
+        let names: Vec<String> = (0..8).map(|number| format!("r{number}.example")).collect();
+        std::thread::scope(|scope| {
+            for name in &names {
+                let env = &env;
+                scope.spawn(move || keep(env, name, &password(name), &NEVER).unwrap());
+            }
+        });
+        let keychain = HostKeychain::read(&env, &[], &NEVER).unwrap();
+        for name in &names {
+            assert_eq!(keychain.credential(name, "x").unwrap(), Some(password(name)));
+        }
+    }
+
+    #[test]
+    fn root_follows_no_link_of_somebody_else() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(".docker")).unwrap();
+        let target = dir.path().join("target.json");
+        fs::write(&target, "{}").unwrap();
+        let path = dir.path().join(".docker/config.json");
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        std::os::unix::fs::lchown(&path, Some(1234), Some(1234)).unwrap();
+        let kept = keep(&env(dir.path(), &[]), "a.example", &password("a"), &NEVER);
+        let error = kept.unwrap_err().to_string();
+        assert!(error.contains("a link that user 1234 has made"), "{error}");
+        assert_eq!(fs::read_to_string(&target).unwrap(), "{}");
+        // A file of somebody else stays theirs.
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "{}").unwrap();
+        std::os::unix::fs::chown(&path, Some(1234), Some(1234)).unwrap();
+        keep(&env(dir.path(), &[]), "a.example", &password("a"), &NEVER).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().uid(), 1234);
     }
 
     #[test]

@@ -247,6 +247,12 @@ impl Registries {
             |what: String| Error::Configuration { path: format!("certs.d/{registry}"), what };
         let mut trusted: Vec<Certificate<'static>> = match &self.authorities {
             None => http::roots().to_vec(),
+            Some(list) if list.is_empty() && !insecure => {
+                return Err(Error::Configuration {
+                    path: "SSL_CERT_FILE or SSL_CERT_DIR".into(),
+                    what: "no certificate can be read there".into(),
+                });
+            }
             Some(list) => {
                 let bytes = list.iter().filter_map(|text| BASE64_STANDARD.decode(text).ok());
                 bytes.map(|der| Certificate::from_der(&der).to_owned()).collect()

@@ -76,6 +76,8 @@ pub(super) struct Ask<'q> {
     pub(super) registry: &'q str,
     /// Nothing of the registry's has to be verified, nor encrypted.
     pub(super) insecure: bool,
+    /// Whether it is open if the server speaks TLS at all.
+    pub(super) probing: bool,
     /// Whether the whole answer has to come within [`Patience::document`].
     pub(super) document: bool,
 }
@@ -187,10 +189,18 @@ impl<'a> Wire<'a> {
     }
 
     pub(super) fn check(&self) -> Result<(), Error> {
-        match self.cancel.load(Ordering::Acquire) {
-            true => Err(Error::Cancelled),
-            false => Ok(()),
+        if !self.cancel.load(Ordering::Acquire) {
+            return Ok(());
         }
+        self.hang_up();
+        Err(Error::Cancelled)
+    }
+
+    /// Ends every connection, so that no thread of this client waits for one any longer.
+    fn hang_up(&self) {
+        let agents =
+            std::mem::take(&mut *self.agents.lock().unwrap_or_else(PoisonError::into_inner));
+        agents.into_values().for_each(Agent::shutdown);
     }
 
     fn follow(&self, ask: &Ask<'_>) -> Result<Answer, Trouble> {
@@ -262,10 +272,10 @@ impl<'a> Wire<'a> {
             match take.recv_timeout(LOOK) {
                 Ok(done) => return Ok(done),
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    if self.check().is_err() {
-                        // Ends what waits for the network; nobody waits for the thread.
+                    if let Err(error) = self.check() {
+                        // Nobody waits for the thread.
                         agent.clone().shutdown();
-                        return Err(Error::Cancelled);
+                        return Err(error);
                     }
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Err(Error::Cancelled),
@@ -302,7 +312,9 @@ impl<'a> Wire<'a> {
         let agent = http::builder(tls, proxy)
             .max_redirects(0)
             .max_redirects_will_error(false)
+            .timeout_resolve(Some(self.patience.connect))
             .timeout_connect(Some(self.patience.connect))
+            .timeout_recv_response(Some(self.patience.document))
             .timeout_per_read(Some(self.patience.stall))
             .timeout_per_write(Some(self.patience.stall))
             .max_idle_connections_per_host(8)
@@ -383,6 +395,12 @@ impl<'a> Wire<'a> {
     }
 }
 
+impl Drop for Wire<'_> {
+    fn drop(&mut self) {
+        self.hang_up();
+    }
+}
+
 enum Trouble {
     /// Another try may go better.
     Passing(Error),
@@ -416,7 +434,7 @@ fn unreachable(ask: &Ask<'_>, address: &Address, error: &ureq::Error) -> Trouble
         _ => false,
     };
     // A server without TLS may also cut off what it does not understand.
-    match passing && !(ask.insecure && address.secure) {
+    match passing && !ask.probing {
         true => Trouble::Passing(error_here),
         false => Trouble::Final(Failure::Connect(error_here)),
     }

@@ -143,6 +143,17 @@ fn tokens_are_fetched_once_shared_and_renewed() {
     assert_eq!(tokens.given() - before, 1, "{:?}", tokens.asked());
     let asked = tokens.asked().pop().unwrap();
     assert!(asked.contains("scope=repository:team/app:pull"), "{asked}");
+    // Who needs one at the same time waits for the one that is on its way.
+    let together = super::client(&host, &Anonymous);
+    let (reference, resolved) = client.look_up(&name).unwrap();
+    let before = tokens.given();
+    std::thread::scope(|scope| {
+        for (digest, size) in layers(&resolved).repeat(3) {
+            let (client, reference) = (&together, &reference);
+            scope.spawn(move || client.blob(reference, &digest, size, &|_| {}).map(drop).unwrap());
+        }
+    });
+    assert_eq!(tokens.given() - before, 1, "{:?}", tokens.asked());
     // A token that is nearly over is replaced before it is used.
     tokens.hold(5);
     let short = super::client(&host, &Anonymous);

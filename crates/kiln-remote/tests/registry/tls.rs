@@ -79,9 +79,12 @@ impl Shared {
     fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         let head = head(&mut BufReader::with_capacity(1, stream.try_clone()?))?;
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).push(head);
-        (&stream).write_all(b"HTTP/1.1 200 Connected\r\n\r\n")?;
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).push(head.clone());
         let target = TcpStream::connect(&self.to)?;
+        match head.starts_with("CONNECT ") {
+            true => (&stream).write_all(b"HTTP/1.1 200 Connected\r\n\r\n")?,
+            false => (&target).write_all(head.as_bytes())?,
+        }
         let Some(ends) = &self.ends else {
             let (mut from, mut to) = (stream.try_clone()?, target.try_clone()?);
             std::thread::spawn(move || {
@@ -154,10 +157,29 @@ fn a_proxy_leads_to_a_registry_with_an_authority_of_its_own() {
     let file = registry.authority().display().to_string();
     let named = host(&[], &[("https_proxy", &proxy.url()), ("SSL_CERT_FILE", &file)]);
     client(&named, &Anonymous).resolve(&name).unwrap();
+    let none = host(&[], &[("https_proxy", &proxy.url()), ("SSL_CERT_FILE", "/nonexistent")]);
+    let error = client(&none, &Anonymous).resolve(&name).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("SSL_CERT_FILE"), "{error}");
     // Where the host says so, nothing is verified.
     let conf = format!("[[registry]]\nlocation = '{NAME}'\ninsecure = true\n");
     let lax = host(&[("containers/registries.conf", &conf)], &[("https_proxy", &proxy.url())]);
     client(&lax, &Anonymous).resolve(&name).unwrap();
+}
+
+#[test]
+fn a_proxy_leads_to_a_registry_without_encryption_where_that_is_allowed() {
+    let registry = Registry::start();
+    registry.push(&Image::new().file("a", b"a"), "app:1");
+    let proxy = Proxy::start(&registry.host(), None);
+    let conf = format!("[[registry]]\nlocation = '{NAME}'\ninsecure = true\n");
+    let url = proxy.url();
+    let env = [("HTTP_PROXY", &*url), ("HTTPS_PROXY", &*url)];
+    let files = [("containers/registries.conf", &*conf)];
+    let name = reference(&format!("{NAME}/app:1"));
+    client(&host(&files, &env), &Anonymous).resolve(&name).unwrap();
+    assert!(registry.asked("GET ") > 0, "{}", registry.log());
+    let error = client(&host(&[], &env), &Anonymous).resolve(&name).unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
 }
 
 #[test]

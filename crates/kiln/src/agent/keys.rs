@@ -62,3 +62,86 @@ fn silent(session: &Session) -> Error {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::protocol::{Event, Order};
+
+    /// A session with a client that answers each question with the lines that `answer` gives.
+    fn asked(answer: impl Fn(u64, Question) -> Vec<String> + Send + 'static) -> Session {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let session = Session::new(&ours, BTreeMap::new(), PathBuf::from("/"));
+        std::thread::spawn(move || {
+            let mut writer = theirs.try_clone().unwrap();
+            for line in BufReader::new(theirs).lines() {
+                let Ok(event) = serde_json::from_str(&line.unwrap()) else { return };
+                let Event::Ask { number, question } = event else { continue };
+                for line in answer(number, question) {
+                    // A session that has heard enough hangs up.
+                    let _ = writeln!(writer, "{line}");
+                }
+            }
+        });
+        session
+    }
+
+    fn reply(number: u64, reply: Reply) -> String {
+        serde_json::to_string(&Order::Reply { number, reply: Box::new(reply) }).unwrap()
+    }
+
+    fn password(username: &str) -> Credential {
+        Credential::Password { username: username.to_owned(), password: "pw".to_owned() }
+    }
+
+    #[test]
+    fn the_answer_to_the_very_question_counts() {
+        let session = asked(|number, question| {
+            let Question::Credential { registry, repository } = question else {
+                let what = "/etc/x.conf: no".to_owned();
+                return vec![reply(number, Reply::Failed { what, usage: true })];
+            };
+            let wrong = reply(number + 1, Reply::Credential(None));
+            let noise = "x".repeat(200_000);
+            let right = password(&format!("{registry}/{repository}"));
+            vec!["rubbish".to_owned(), wrong, noise, reply(number, Reply::Credential(Some(right)))]
+        });
+        // Several threads may ask at once.
+        std::thread::scope(|scope| {
+            for repository in ["a", "b", "c"] {
+                let session = &session;
+                scope.spawn(move || {
+                    let found = session.credential("r.example", repository).unwrap();
+                    assert_eq!(found, Some(password(&format!("r.example/{repository}"))));
+                });
+            }
+        });
+        let error = session.registries().unwrap_err();
+        assert!(error.is_usage() && error.to_string() == "/etc/x.conf: no", "{error}");
+    }
+
+    #[test]
+    fn a_client_that_goes_is_not_waited_for() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let session = Session::new(&ours, BTreeMap::new(), PathBuf::from("/"));
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| session.credential("r.example", "a"));
+            let mut line = String::new();
+            let mut reader = BufReader::new(theirs.try_clone().unwrap());
+            reader.read_line(&mut line).unwrap();
+            assert!(line.contains("r.example"), "{line}");
+            drop(reader);
+            theirs.shutdown(std::net::Shutdown::Both).unwrap();
+            assert!(matches!(asking.join().unwrap(), Err(Error::Cancelled)));
+        });
+    }
+
+    #[test]
+    fn what_the_agent_does_by_itself_logs_in_nowhere() {
+        assert_eq!(Session::own().credential("r.example", "a").unwrap(), None);
+    }
+}
