@@ -151,8 +151,12 @@ fn wildcard(tree: &Tree, pattern: &str, source: &str) -> Result<Vec<Path>, Strin
         .map_err(|error| error.to_string())?;
     let rest = parts[fixed..].join("/");
     let depth = parts.len() - fixed;
-    if !tree.get(&dir).is_some_and(Node::is_dir) {
-        return Err(format!("`{}` is not a directory", parts[..fixed].join("/")));
+    match tree.get(&dir) {
+        None => return Err(not_found(parts[..fixed].join("/").as_bytes())),
+        Some(node) if !node.is_dir() => {
+            return Err(format!("`{}` is not a directory", parts[..fixed].join("/")));
+        }
+        Some(_) => {}
     }
     let mut prefix = dir.clone();
     if !prefix.is_empty() {

@@ -125,9 +125,10 @@ impl Edit {
     pub(crate) fn apply(&self, store: &Store, editor: &mut Editor) -> Result<(), EditError> {
         match &self.op {
             Op::Workdir { path, owner } => {
-                let owner = resolve_owner(store, editor, owner.as_deref())?;
+                let owner = owner.as_deref().unwrap_or("0");
+                let owner = users::owner_or_root(store, &editor.tree, owner);
                 let at = editor.resolve(&paths::key(path))?;
-                editor.make_dirs(&at, 0o755, owner.unwrap_or(Owner { uid: 0, gid: 0 }))
+                editor.make_dirs(&at, 0o755, owner.map_err(EditError::User)?)
             }
             Op::Copy(op) => op.apply(store, editor),
         }

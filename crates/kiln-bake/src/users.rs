@@ -24,6 +24,37 @@ pub struct Owner {
 /// # Errors
 /// Says which name is not there.
 pub fn owner(store: &Store, tree: &Tree, text: &str) -> Result<Owner, String> {
+    find(store, tree, text)?.map_err(|unknown| match unknown {
+        Unknown::User(name) => format!("no user `{name}` in the image's /etc/passwd"),
+        Unknown::Group(name) => format!("no group `{name}` in the image's /etc/group"),
+    })
+}
+
+/// As [`owner`], but who is not there is root, and a group that is not there is the user's: what
+/// BuildKit makes of it.
+///
+/// # Errors
+/// An account file is none.
+pub fn owner_or_root(store: &Store, tree: &Tree, text: &str) -> Result<Owner, String> {
+    let (user, group) = text.split_once(':').unwrap_or((text, ""));
+    let root = Owner { uid: 0, gid: 0 };
+    Ok(match find(store, tree, text)? {
+        Ok(owner) => owner,
+        Err(Unknown::Group(_)) => find(store, tree, user)?.unwrap_or(root),
+        Err(Unknown::User(_)) => {
+            let group = find(store, tree, &format!("0:{group}"))?;
+            group.unwrap_or(root)
+        }
+    })
+}
+
+/// A name that the image does not have.
+enum Unknown {
+    User(String),
+    Group(String),
+}
+
+fn find(store: &Store, tree: &Tree, text: &str) -> Result<Result<Owner, Unknown>, String> {
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (text, None),
@@ -32,8 +63,9 @@ pub fn owner(store: &Store, tree: &Tree, text: &str) -> Result<Owner, String> {
         Ok(uid) => Owner { uid, gid: uid },
         Err(_) if user.is_empty() => Owner { uid: 0, gid: 0 },
         Err(_) => {
-            let fields = entry(store, tree, "etc/passwd", |fields| fields[0] == user)?
-                .ok_or_else(|| format!("no user `{user}` in the image's /etc/passwd"))?;
+            let Some(fields) = entry(store, tree, "etc/passwd", |fields| fields[0] == user)? else {
+                return Ok(Err(Unknown::User(user.to_owned())));
+            };
             let number = |at: usize| fields.get(at).and_then(|field| field.parse().ok());
             match (number(2), number(3)) {
                 (Some(uid), Some(gid)) => Owner { uid, gid },
@@ -44,12 +76,16 @@ pub fn owner(store: &Store, tree: &Tree, text: &str) -> Result<Owner, String> {
     if let Some(group) = group.filter(|group| !group.is_empty()) {
         owner.gid = match group.parse() {
             Ok(gid) => gid,
-            Err(_) => entry(store, tree, "etc/group", |fields| fields[0] == group)?
-                .and_then(|fields| fields.get(2)?.parse().ok())
-                .ok_or_else(|| format!("no group `{group}` in the image's /etc/group"))?,
+            Err(_) => {
+                let fields = entry(store, tree, "etc/group", |fields| fields[0] == group)?;
+                let Some(gid) = fields.and_then(|fields| fields.get(2)?.parse().ok()) else {
+                    return Ok(Err(Unknown::Group(group.to_owned())));
+                };
+                gid
+            }
         };
     }
-    Ok(owner)
+    Ok(Ok(owner))
 }
 
 /// Home directory of the user part of `user[:group]`; `/root` for root and `/` for the unknown.

@@ -163,20 +163,37 @@ fn check_syntax(text: &str) -> Result<(), SyntaxError> {
     Ok(())
 }
 
+/// The official frontend, wherever it is taken from: mirrors keep the end of its name, or rename it
+/// and keep its tags.
 fn known_syntax(value: &str) -> Result<(), Mistake> {
-    let name = value.split(['@', ' ']).next().unwrap_or(value);
-    let name = match name.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => name,
-        _ => name,
+    let (name, digest) = value.split([' ', '\t']).next().map_or((value, None), |word| {
+        word.split_once('@').map_or((word, None), |(name, digest)| (name, Some(digest)))
+    });
+    let (name, tag) = match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (name, None),
     };
-    let known = ["docker/dockerfile", "docker/dockerfile-upstream"]
-        .iter()
-        .any(|known| name == *known || name.strip_suffix(known) == Some("docker.io/"));
-    if known {
+    let mut parts = name.rsplit('/');
+    let frontend = matches!(parts.next(), Some("dockerfile" | "dockerfile-upstream"));
+    let official = parts.next() == Some("docker");
+    let released = match tag {
+        Some(tag) => is_released(tag),
+        None => digest.is_none(),
+    };
+    if frontend && (official || name.contains('/') && released) {
         return Ok(());
     }
     Err(Mistake::new(format!("`syntax={value}` asks for another frontend, which is not supported"))
         .hint("remove the line, or use `docker/dockerfile:1`"))
+}
+
+/// Whether the official frontend is tagged so: `1`, `1.7.0-labs`, `latest` …
+fn is_released(tag: &str) -> bool {
+    let tag =
+        ["-labs", "-experimental"].iter().find_map(|end| tag.strip_suffix(end)).unwrap_or(tag);
+    let numbers = tag.split('.').count() <= 3
+        && tag.split('.').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()));
+    numbers || matches!(tag, "latest" | "labs" | "experimental" | "master")
 }
 
 /// COPY, ADD and RUN take here-documents, in their shell form only; so do triggers of them.

@@ -57,6 +57,28 @@ fn directives_stand_first() {
     assert_eq!(refused("# syntax=example.org/own:1\nFROM x").line, 1);
     assert!(parse("# syntax=docker.io/docker/dockerfile:1.7@sha256:00\nFROM x").is_ok());
     assert!(parse("# syntax=docker/dockerfile:1-labs\nFROM x").is_ok());
+    // Mirrors of it, and what only sounds like one.
+    for (name, known) in [
+        ("docker/dockerfile", true),
+        ("docker.io/docker/dockerfile", true),
+        ("registry-1.docker.io/docker/dockerfile:1.4", true),
+        ("mirror.gcr.io/docker/dockerfile:1", true),
+        ("registry.example.com:5000/proxy/docker.io/docker/dockerfile:1.7.0-labs", true),
+        ("registry.example.com:5000/docker/dockerfile", true),
+        ("example.com/tools/dockerfile:1.6", true),
+        ("example.com/dockerfile-upstream:master-experimental", true),
+        ("docker/dockerfile-upstream:pr-123", true),
+        ("example.com/docker/dockerfile:own@sha256:00", true),
+        ("dockerfile", false),
+        ("tonistiigi/dockerfile:runmount20180618", false),
+        ("example.com/own/dockerfile@sha256:00", false),
+        ("docker/dockerfile-own:1", false),
+        ("docker/own:1", false),
+        ("example.com/docker/dockerfile/own:1", false),
+        ("mydocker/dockerfile-x:1", false),
+    ] {
+        assert_eq!(parse(&format!("# syntax={name}\nFROM x")).is_ok(), known, "{name}");
+    }
     // Clients look for `syntax` in more places than the parser looks for `escape`.
     assert_eq!(refused("#!/usr/bin/env x\n# syntax=own\nFROM x").line, 2);
     assert_eq!(refused("//syntax=own\nFROM x").line, 1);

@@ -7,6 +7,7 @@ use kiln_core::tree::{Kind, Node, Path};
 use kiln_core::{Digest, Tree};
 
 use super::{Build, Stage, add};
+use crate::bake::Progress;
 use crate::context::Snapshot;
 use crate::dockerfile;
 use crate::dockerfile::expand::Lex;
@@ -15,7 +16,7 @@ use crate::error::BakeError;
 use crate::ignore::Ignore;
 use crate::mode::Chmod;
 use crate::plan::{Source, lookup};
-use crate::{copy, paths};
+use crate::{copy, glob, paths};
 
 impl Build<'_> {
     pub(super) fn copy(
@@ -53,6 +54,12 @@ impl Build<'_> {
                 continue;
             }
             let found = self.select(state.line, &source, from, which)?;
+            if found.is_empty() && glob::has_wildcards(&source) {
+                let (service, number) = (self.request.name.clone(), state.number);
+                let place = format!("{}:{}", self.label, state.line);
+                let text = format!("{place}: nothing matches `{source}`, so nothing is copied");
+                (self.progress)(Progress::Notice { service, number, text });
+            }
             sources.extend(if copy.add { self.unpack(state, copy, found)? } else { found });
         }
         for document in &copy.documents {

@@ -1,6 +1,7 @@
 //! COPY: what lands where, with which mode and owner.
 
 use super::fake::{Kitchen, summary};
+use crate::Progress;
 
 fn context(kitchen: &Kitchen) {
     kitchen.write("a", "a").write("b", "bb").write("dir/x", "x").write("dir/sub/y", "y");
@@ -91,6 +92,51 @@ fn names_are_those_of_the_image() {
     let error = kitchen.error("FROM os\nCOPY a /x\nCOPY --chown=nobody a /x");
     assert_eq!(error.to_string(), "app/Dockerfile:3: no user `nobody` in the image's /etc/passwd");
     assert!(error.is_usage());
+}
+
+/// As BuildKit has it: whoever is not there is root, and a group that is not there is the user's.
+#[test]
+fn a_workdir_of_an_unknown_user_is_roots() {
+    let kitchen = Kitchen::new();
+    for (base, user, owner) in [
+        ("os", "nobody", "0:0"),
+        ("os", "nobody:nobody", "0:0"),
+        ("os", "nobody:staff", "0:50"),
+        ("os", "nobody:9", "0:9"),
+        ("os", "app:nobody", "100:101"),
+        ("os", "7:nobody", "7:7"),
+        ("os", ":staff", "0:50"),
+        ("scratch", "app", "0:0"),
+        ("scratch", "app:app", "0:0"),
+        ("scratch", "7", "7:7"),
+    ] {
+        let tree = kitchen.tree(&format!("FROM {base}\nUSER {user}\nWORKDIR /srv/{user}"));
+        let line = format!("srv/{user} 755 {owner} dir");
+        assert!(summary(&tree).contains(&line), "{base} {user}: {:?}", summary(&tree));
+    }
+}
+
+#[test]
+fn a_pattern_that_matches_nothing_is_said() {
+    let kitchen = Kitchen::new();
+    context(&kitchen);
+    let notices = |kitchen: &Kitchen| -> Vec<String> {
+        let events = kitchen.progress.lock().unwrap().clone();
+        let text = |event| match event {
+            Progress::Notice { text, .. } => Some(text),
+            _ => None,
+        };
+        events.into_iter().filter_map(text).collect()
+    };
+    let tree = kitchen.tree("FROM scratch\nCOPY mising*.conf /etc/app/\nCOPY a /");
+    assert_eq!(summary(&tree), ["a 644 0:0 file 1"], "not even the destination is made");
+    let said = "app/Dockerfile:2: nothing matches `mising*.conf`, so nothing is copied";
+    assert_eq!(notices(&kitchen), [said]);
+    kitchen.progress.lock().unwrap().clear();
+    kitchen.tree("FROM os AS s\nFROM scratch\nCOPY --from=s etc/*.none a* /x/");
+    assert!(notices(&kitchen).iter().any(|text| text.contains("`etc/*.none`")));
+    let error = kitchen.error("FROM scratch\nCOPY nodir/*/x /y/").to_string();
+    assert!(error.starts_with("app/Dockerfile:2: \"/nodir\": not found"), "{error}");
 }
 
 #[test]
