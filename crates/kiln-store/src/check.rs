@@ -1,5 +1,6 @@
 //! Re-hashing what is stored.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -55,41 +56,55 @@ impl Store {
         let mut known = Vec::new();
         for stored in stored(self.root())? {
             match stored.digest {
-                Some(digest) => known.push((digest, stored)),
+                Some(digest) => {
+                    report.bytes += stored.meta.len();
+                    known.push((digest, stored.path));
+                }
                 None => report.foreign.push(stored.path),
             }
         }
         report.objects = known.len() as u64;
-        report.bytes = known.iter().map(|(_, stored)| stored.meta.len()).sum();
-        let next = AtomicUsize::new(0);
-        let bad = Mutex::new(Vec::new());
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| {
-                    while let Some((digest, stored)) =
-                        known.get(next.fetch_add(1, Ordering::Relaxed))
-                    {
-                        // Collected meanwhile.
-                        if !stored.path.exists() {
-                            continue;
-                        }
-                        let found = hash(&stored.path).ok();
-                        if found != Some(*digest) {
-                            let mut bad = bad.lock().unwrap_or_else(PoisonError::into_inner);
-                            bad.push(Corrupt { digest: *digest, found });
-                        }
-                    }
-                });
-            }
-        });
-        report.corrupt = bad.into_inner().unwrap_or_else(PoisonError::into_inner);
-        report.corrupt.sort();
+        // What is collected meanwhile is not damaged.
+        report.corrupt = hash_all(&known, &|path| !path.exists());
         Ok(report)
+    }
+
+    /// Reads and hashes these objects, on all processors; gives those that are not what they should
+    /// be. Of one that is not there, or cannot be read, nothing is found.
+    pub fn check_these(&self, objects: &BTreeSet<Digest>) -> Vec<Corrupt> {
+        let known: Vec<(Digest, PathBuf)> =
+            objects.iter().map(|digest| (*digest, self.object_path(digest))).collect();
+        hash_all(&known, &|_| false)
     }
 }
 
-fn hash(path: &Path) -> Result<Digest> {
+/// Those whose content is another one than their names say, in order.
+fn hash_all(known: &[(Digest, PathBuf)], gone: &(dyn Fn(&Path) -> bool + Sync)) -> Vec<Corrupt> {
+    let next = AtomicUsize::new(0);
+    let bad = Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((digest, path)) = known.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if gone(path) {
+                        continue;
+                    }
+                    let found = hash(path).ok();
+                    if found != Some(*digest) {
+                        let mut bad = bad.lock().unwrap_or_else(PoisonError::into_inner);
+                        bad.push(Corrupt { digest: *digest, found });
+                    }
+                }
+            });
+        }
+    });
+    let mut bad = bad.into_inner().unwrap_or_else(PoisonError::into_inner);
+    bad.sort();
+    bad
+}
+
+pub(crate) fn hash(path: &Path) -> Result<Digest> {
     let mut file = File::open(path).doing("opening", path)?;
     Ok(hash_copy(&mut file, None).doing("reading", path)?.0)
 }

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, symlink};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use kiln_core::Digest;
@@ -161,7 +161,7 @@ impl Builder<'_> {
             let hex = Digest::of(format!("{key} {nth}")).hex();
             self.store.root().join("links/objects").join(&hex[..2]).join(&hex[2..])
         };
-        if !copy.exists() {
+        if !looks_right(&copy, node) {
             self.copy(&copy, node, digest)?;
         }
         match fs::hard_link(&copy, at) {
@@ -194,6 +194,32 @@ impl Builder<'_> {
         }
         Ok(dress(at, node)?)
     }
+}
+
+/// Whether a copy is there that nobody wrote to, as far as can be told without reading it. Whoever
+/// writes to a file changes its time.
+fn looks_right(copy: &Path, node: &Node) -> bool {
+    fs::symlink_metadata(copy).is_ok_and(|meta| {
+        meta.is_file()
+            && meta.len() == node.size()
+            && (meta.mtime(), meta.mtime_nsec()) == (crate::EPOCH, 0)
+    })
+}
+
+/// Puts another file at `at`, in a folder of links that may be mounted: the same to look at as
+/// `node`, with the content of the object `digest`. Whoever has the old one open keeps it.
+pub(crate) fn replace(store: &Store, at: &Path, node: &Node, digest: &Digest) -> Result<()> {
+    let beside = store.temporary("link");
+    let builder = Builder { store, staging: &beside, files: Files::Copies, copies: HashMap::new() };
+    let made = builder.write_copy(&beside, node, digest);
+    let made = made.and_then(|()| Ok(fs::rename(&beside, at)?));
+    made.map_err(|fault| {
+        let _ = fs::remove_file(&beside);
+        match fault {
+            Fault::Store(error) => error,
+            Fault::Io(source) => Error::Io { doing: "replacing", path: at.to_owned(), source },
+        }
+    })
 }
 
 /// What distinguishes copies of one content.
