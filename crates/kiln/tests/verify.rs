@@ -260,6 +260,25 @@ fn what_is_reproducible_is_found_the_same_again_and_again() {
 
 /// What no run can vary is said, and what a file tells of it.
 #[test]
+fn nothing_is_said_of_bytes_that_were_not_read() {
+    let world = world();
+    let project = project(&world, "v", "name: v\nservices:\n  a: { build: ./a, command: [x] }\n");
+    project.write("a/Dockerfile", "FROM busybox\nCOPY file /\nRUN true\n");
+    project.write("a/file", "what is stored");
+    verify(&world, &project, &[]).expect_done();
+    // As a disk does it: no time tells.
+    let hex = kiln_core::Digest::of("what is stored").hex();
+    let path = world.root().join("objects").join(&hex[..2]).join(&hex[2..]);
+    let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+    std::fs::write(&path, "what is rotten").unwrap();
+    std::fs::File::open(&path).unwrap().set_modified(time).unwrap();
+    for args in [&[][..], &["a"]] {
+        let told = verify(&world, &project, args).expect_code(1).to_string();
+        assert!(told.contains(&hex[..12]) && told.contains("kiln fsck"), "{told}");
+    }
+}
+
+#[test]
 fn what_cannot_be_varied_is_named() {
     let world = world();
     let project = project(&world, "telling", &compose(["telling"].into_iter()));

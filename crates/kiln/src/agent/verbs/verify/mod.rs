@@ -10,7 +10,7 @@ mod against;
 mod deep;
 mod recorded;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use crate::agent::Agent;
 use crate::agent::bake::{self, VariedSteps};
 use crate::agent::session::Session;
 use crate::protocol::ProjectArgs;
-use crate::report::Report;
+use crate::report::{Because, Report};
 
 /// What the user asks for.
 #[derive(Debug)]
@@ -80,6 +80,7 @@ pub(super) fn verify(
     };
     let recorded = Recorded::bake(agent, session, &project, &lock, &asked.services)?;
     agent.flush_objects()?;
+    whole(agent, session, recorded.trees())?;
     if let Some((path, service)) = one {
         let Some(here) = recorded.images.get(&service) else {
             return Err(Report::new(Exit::Bug, format!("`{service}` was baked to no image")));
@@ -131,6 +132,34 @@ pub(super) fn verify(
         "ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
     });
     Ok(Answer { exit: exit(verdict, asked.strict), data })
+}
+
+/// That the contents of `trees` are what their listings say: a step that is run again reads them, and
+/// "the same" is said of bytes that are there.
+fn whole(agent: &Agent, session: &Session, trees: BTreeSet<Digest>) -> Result<(), Report> {
+    let doing = || "reading the recorded images".to_owned();
+    let node = session.begin("verify", "store", "reading what is recorded");
+    let mut objects = trees.clone();
+    for tree in &trees {
+        objects.extend(agent.store.get_tree(tree).because(doing)?.objects());
+    }
+    let damaged = agent.store.check_these(&objects);
+    let result = match damaged.as_slice() {
+        [] => Ok(()),
+        some => {
+            const SHOWN: usize = 5;
+            let what = format!(
+                "{} of {} contents of the recorded images are damaged or gone: nothing can be said \
+                 of what is made from them",
+                some.len(),
+                objects.len()
+            );
+            let log = some.iter().take(SHOWN).map(|one| format!("object {}", one.digest)).collect();
+            Err(Report::failed(what).log(log).hint("kiln fsck --repair, then bake again"))
+        }
+    };
+    node.end(&result, &format!("{} contents are whole", objects.len()));
+    result
 }
 
 /// What of `conditions` this machine cannot vary, and what none can.

@@ -1,13 +1,13 @@
 //! A bake whose steps were written down, and what was found of them put back in their places.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use kiln_bake::base::Lock;
 use kiln_bake::verify::{StepReport, Subject, Verdict};
 use kiln_bake::{Act, Progress, RecordedStep};
-use kiln_core::ImageId;
 use kiln_core::compose::Project;
+use kiln_core::{Digest, ImageId};
 
 use super::{Found, ServiceReport, Subjects};
 use crate::agent::bake::{self, Oven, VariedSteps};
@@ -71,6 +71,13 @@ impl Recorded {
         recorded.steps.sort_by(|a, b| (&a.service, a.number).cmp(&(&b.service, b.number)));
         recorded.images = bakes.into_iter().map(|(name, bake)| (name, bake.image)).collect();
         Ok(recorded)
+    }
+
+    /// Every tree that something began from or led to.
+    pub(super) fn trees(&self) -> BTreeSet<Digest> {
+        let images = self.images.values().chain(self.bases.values()).map(|image| image.tree);
+        let steps = self.steps.iter().flat_map(|step| [step.input, step.output]);
+        images.chain(steps).collect()
     }
 
     /// What is to be verified.
