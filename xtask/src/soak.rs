@@ -1,5 +1,5 @@
 //! `cargo xtask soak`: what takes too long for every change. All files of a root that serves are
-//! damaged in turn, every crash point is replayed, each sync is taken out.
+//! damaged in turn, every crash point is replayed, each sync is taken out, a large store is collected.
 
 use anyhow::{Context as _, Result, bail};
 
@@ -10,6 +10,9 @@ pub(crate) struct Options {
     /// Only the crash points, and each sync taken out in turn
     #[arg(long)]
     fsync: bool,
+    /// Only the collection of 100,000 objects, with its time, memory and how long bakes waited
+    #[arg(long)]
+    collect: bool,
     /// Only the damage to a root that serves
     #[arg(long)]
     tamper: bool,
@@ -19,9 +22,12 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn soak(options: &Options) -> Result<()> {
-    let all = !options.fsync && !options.tamper;
+    let all = !options.fsync && !options.tamper && !options.collect;
     if all || options.fsync {
         run(options, &["-p", "kiln-store", "--lib", "tests::cuts"])?;
+    }
+    if all || options.collect {
+        run(options, &["-p", "kiln-store", "--lib", "tests::size"])?;
     }
     if all || options.tamper {
         run(options, &["-p", "kiln", "--test", "tamper"])?;

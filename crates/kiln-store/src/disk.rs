@@ -26,13 +26,15 @@ pub(crate) enum Site {
     All,
     /// Step results that went, before their objects go.
     Steps,
+    /// References that went, before their objects go.
+    References,
     /// The mark that says that something is not synced.
     Mark,
 }
 
 #[cfg(test)]
 impl Site {
-    pub(crate) const EVERY: [Self; 9] = [
+    pub(crate) const EVERY: [Self; 10] = [
         Self::Ledger,
         Self::LedgerFolder,
         Self::File,
@@ -41,6 +43,7 @@ impl Site {
         Self::ObjectFolder,
         Self::All,
         Self::Steps,
+        Self::References,
         Self::Mark,
     ];
 }

@@ -85,6 +85,14 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A reference is not what was written.
+    #[error("{path} cannot be believed: {why}")]
+    Reference {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Something is wrong with the ledger, or a copy beside it has what it has lost.
     #[error(
         "the ledger cannot be believed, so nothing is delivered and nothing collected: {}",

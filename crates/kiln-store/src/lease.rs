@@ -48,17 +48,6 @@ impl Store {
         }
     }
 
-    /// As [`Store::lease_stamp`], for a collection that is about to look at the roots without being
-    /// alone. While anybody holds a lease it is a stamp that nobody leaves: what they name after the
-    /// look is not seen by it, and their own stamp is there already.
-    pub(crate) fn stamp_before_looking(&self) -> Result<Vec<u8>> {
-        match self.lock_alone("lease.lock", Duration::ZERO) {
-            Ok(_alone) => self.lease_stamp(),
-            Err(Error::Busy(_)) => Ok(b"somebody has a lease".to_vec()),
-            Err(error) => Err(error),
-        }
-    }
-
     /// A lock for oneself alone, or [`Error::Busy`] after `wait`.
     pub(crate) fn lock_alone(&self, name: &str, wait: Duration) -> Result<Lease> {
         let lock = self.lock_file(name)?;
@@ -92,7 +81,7 @@ mod tests {
     use std::cell::RefCell;
     use std::collections::BTreeSet;
 
-    use crate::{GcOptions, Store};
+    use crate::{GcOptions, Roots, Store};
 
     #[test]
     fn what_is_named_under_a_lease_that_was_there_before_the_collection_stays() {
@@ -107,7 +96,7 @@ mod tests {
             }
             // The delivery ends: nothing keeps the collection from its first batch any more.
             lease.take();
-            BTreeSet::new()
+            Roots::default()
         };
         let report = store.gc_with(&roots, &GcOptions::default()).unwrap();
         assert!(store.contains(&kept), "{report:?}");

@@ -12,7 +12,7 @@
 //! | [`durable`] | what reaches the disk, and when |
 //! | [`typed`] | trees, configurations and releases as objects |
 //! | [`steps`] | results of bake steps by key |
-//! | [`refs`] | named references that keep digests alive |
+//! | [`refs`], `days` | named references that keep digests alive; how long they are not used |
 //! | [`lease`], [`gc`], `marks` | use against collection; collection; what it keeps |
 //! | [`check`], [`fsck`] | re-hashing; looking at everything, and healing |
 //! | [`ledger`] | the append-only log |
@@ -25,6 +25,7 @@
 #![cfg_attr(not(test), warn(clippy::print_stderr))]
 
 pub mod check;
+mod days;
 mod disk;
 pub mod durable;
 pub mod erofs;
@@ -52,11 +53,12 @@ mod tests;
 pub use durable::{write_atomic, write_durable};
 pub use error::{Error, Result};
 pub use fsck::{Damage, Findings};
-pub use gc::{GcOptions, GcReport};
+pub use gc::{GcOptions, GcReport, Roots};
 pub use lease::Lease;
 pub use lower::{Backing, Lower, StepLower};
 pub use mount::Upper;
 pub use pointer::Pointer;
+pub use refs::{RefName, Reference, References};
 pub use steps::StepTurn;
 pub use store::Store;
 pub use typed::StoredTree;

@@ -202,7 +202,7 @@ fn looks_right(copy: &Path, node: &Node) -> bool {
     fs::symlink_metadata(copy).is_ok_and(|meta| {
         meta.is_file()
             && meta.len() == node.size()
-            && (meta.mtime(), meta.mtime_nsec()) == (crate::EPOCH, 0)
+            && (meta.mtime(), meta.mtime_nsec()) == (node.time, 0)
     })
 }
 
@@ -212,7 +212,13 @@ pub(crate) fn replace(store: &Store, at: &Path, node: &Node, digest: &Digest) ->
     let beside = store.temporary("link");
     let builder = Builder { store, staging: &beside, files: Files::Copies, copies: HashMap::new() };
     let made = builder.write_copy(&beside, node, digest);
-    let made = made.and_then(|()| Ok(fs::rename(&beside, at)?));
+    let made = made.and_then(|()| {
+        // The folder's own time is its tree's.
+        let folder = File::open(at.parent().unwrap_or(at))?;
+        let time = folder.metadata()?.modified()?;
+        fs::rename(&beside, at)?;
+        Ok(folder.set_modified(time)?)
+    });
     made.map_err(|fault| {
         let _ = fs::remove_file(&beside);
         match fault {

@@ -166,7 +166,11 @@ pub(crate) enum Verb {
     /// `kiln fsck`.
     Fsck { repair: bool },
     /// `kiln gc`.
-    Gc { dry_run: bool },
+    Gc {
+        dry_run: bool,
+        /// For how many days what nothing needs stays.
+        unused: Option<u64>,
+    },
     /// `kiln shutdown`.
     Shutdown,
 }

@@ -182,6 +182,31 @@ fn a_content_and_an_image_that_were_damaged_are_found_and_made_again() {
 }
 
 #[test]
+fn a_line_of_the_ledger_that_cannot_be_read_is_listed_as_broken() {
+    let (world, project, port) = web();
+    three(&world, &project);
+    let path = world.root().join("ledger/log.jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    let before = world.kiln_in(&project, ["history", "--json"]).expect_done().json_lines().len();
+    kill_agent(&world);
+    // The third line of the log, whoever's it is.
+    let at = text.match_indices('\n').nth(2).unwrap().0 - 1;
+    let mut bytes = text.into_bytes();
+    bytes[at] = b'{';
+    fs::write(&path, bytes).unwrap();
+    let shown = world.kiln_in(&project, ["history"]).expect_done().stdout;
+    assert!(
+        shown.lines().any(|line| line.starts_with("line 3 ") && line.contains("broken")),
+        "{shown}"
+    );
+    let lines = world.kiln_in(&project, ["history", "--json"]).expect_done().json_lines();
+    assert_eq!(lines.iter().filter(|line| line["broken"].is_string()).count(), 1);
+    assert!(lines.len() >= before, "the rest is there");
+    assert_eq!(answer(&port), "three");
+    world.kiln(["gc"]).expect_code(4);
+}
+
+#[test]
 fn the_ledger_takes_little_of_what_an_instance_says_and_names_who_gave_a_command() {
     let (world, project, _port) = web();
     world.kiln_in(&project, ["up"]).expect_done();

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -40,6 +42,43 @@ pub(crate) struct Resolution {
     pub(crate) configure: Vec<String>,
 }
 
+/// Removes the roots below `store_root` that no lock was resolved in for `age` and that nobody is
+/// in; with `dry_run` it only says how many. What apt had there it brings again.
+///
+/// # Errors
+/// A folder cannot be read or removed.
+pub fn collect(store_root: &Path, age: Duration, dry_run: bool) -> io::Result<usize> {
+    let entries = match fs::read_dir(store_root.join("cache/apt")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut count = 0;
+    for entry in entries {
+        let dir = entry?.path();
+        // Entering writes nothing that is there already; bringing lists does.
+        let used = ["updated", "lock"].map(|name| fs::metadata(dir.join(name)));
+        let mut used = used.into_iter().flatten().filter_map(|meta| meta.modified().ok());
+        let young = |time: SystemTime| time.elapsed().is_ok_and(|idle| idle < age);
+        if used.any(young) {
+            continue;
+        }
+        if let Ok(lock) = fs::File::open(dir.join("lock"))
+            && lock.try_lock().is_err()
+        {
+            continue;
+        }
+        count += 1;
+        if !dry_run {
+            // Out of the way at once: whoever comes now makes a new one.
+            let aside = dir.with_file_name(".gone");
+            kiln_store::mount::remove_tree(&aside)?;
+            fs::rename(&dir, &aside)?;
+            kiln_store::mount::remove_tree(&aside)?;
+        }
+    }
+    Ok(count)
+}
+
 impl AptRoot {
     /// Makes or enters the root of `suite` below `cache`. `base` is for messages.
     pub(crate) fn enter(
@@ -51,11 +90,20 @@ impl AptRoot {
         check_name(base, "suite", suite)?;
         let sources = host.of_suite(base, suite)?;
         let dir = cache.join(suite);
-        for below in ["state/lists/partial", "cache/archives/partial", "etc/parts", "etc/none"] {
-            let path = dir.join(below);
-            fs::create_dir_all(&path).map_err(BaseError::io(&path))?;
-        }
-        let lock = exclusive(&dir.join("lock"))?;
+        let lock = loop {
+            for below in ["state/lists/partial", "cache/archives/partial", "etc/parts", "etc/none"]
+            {
+                let path = dir.join(below);
+                fs::create_dir_all(&path).map_err(BaseError::io(&path))?;
+            }
+            let path = dir.join("lock");
+            let lock = exclusive(&path)?;
+            // It may have been collected while we waited.
+            let inode = lock.metadata().map_err(BaseError::io(&path))?.ino();
+            if fs::metadata(&path).is_ok_and(|meta| meta.ino() == inode) {
+                break lock;
+            }
+        };
         let (list, stanzas) = sources::as_files(&sources);
         write_if_changed(&dir.join("etc/sources.list"), &list)?;
         write_if_changed(&dir.join("etc/parts/kiln.sources"), &stanzas)?;

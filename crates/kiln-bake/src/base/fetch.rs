@@ -20,6 +20,9 @@ const BATCH: usize = 48;
 /// [`LockedBase::digest`].
 pub const REF_KIND: &str = "locks";
 
+/// Kind of the references that keep the images of locked bases; each is named by [`super::key`].
+pub const IMAGE_REF_KIND: &str = "bases";
+
 /// Puts every package file of `base` into the store that is not there yet, and keeps it there. No
 /// mirror is asked when none is missing. `root` is apt's root, where the caller has entered it.
 pub(crate) fn fetch(

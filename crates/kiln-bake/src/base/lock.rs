@@ -1,11 +1,12 @@
 //! `kiln.lock`: what a bake takes from outside, pinned. The format is `docs/kiln-lock.md`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use kiln_core::Digest;
 use kiln_core::compose::Base;
+use kiln_store::Store;
 use serde::{Deserialize, Serialize};
 
 use super::error::BaseError;
@@ -189,6 +190,40 @@ impl Lock {
             (self.images, self.date) = (images, super::date::today());
         }
         new
+    }
+
+    /// The references of the store, by kind and name, that keep what this lock names.
+    pub fn references(&self) -> BTreeSet<(String, String)> {
+        let mut names = BTreeSet::new();
+        for base in self.bases.values() {
+            names.insert((super::REF_KIND.to_owned(), base.digest().hex()));
+            names.insert((super::IMAGE_REF_KIND.to_owned(), super::key(base).hex()));
+        }
+        for platform in self.images.values().flat_map(|image| &image.platforms) {
+            names.insert(("images".to_owned(), platform.manifest.hex()));
+        }
+        let remotes = crate::remote::kept_for(&self.urls, &self.git);
+        names.extend(remotes.into_iter().map(|name| (crate::remote::REF_KIND.to_owned(), name)));
+        names
+    }
+
+    /// What the reference of this kind and name keeps, if it is one of this lock's and it is known.
+    pub fn kept(&self, store: &Store, name: &(String, String)) -> Option<BTreeSet<Digest>> {
+        let (kind, name) = (name.0.as_str(), name.1.as_str());
+        let mut bases = self.bases.values();
+        match kind {
+            super::REF_KIND => {
+                let base = bases.find(|base| base.digest().hex() == name)?;
+                Some(base.unpack.iter().map(|package| package.sha256).collect())
+            }
+            super::IMAGE_REF_KIND => {
+                let key = bases.map(super::key).find(|key| key.hex() == name)?;
+                let image = store.step_result(&key)?;
+                Some(BTreeSet::from([image.tree, image.config]))
+            }
+            crate::remote::REF_KIND => crate::remote::kept_by(store, name, &self.urls, &self.git),
+            _ => None,
+        }
     }
 
     /// The text form: stable, one package a line.

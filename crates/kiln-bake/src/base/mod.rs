@@ -51,10 +51,11 @@ mod unpack;
 #[cfg(test)]
 mod tests;
 
+pub use apt::collect as collect_lists;
 #[cfg(fuzzing)]
 pub(crate) use deb::read as read_package;
 pub use error::BaseError;
-pub use fetch::REF_KIND;
+pub use fetch::{IMAGE_REF_KIND, REF_KIND};
 pub use image::{RECIPE, bake_base, key, rebake_base};
 pub use lock::{Lock, LockedBase, LockedPackage};
 pub use locked_image::{LockedImage, LockedPlatform};

@@ -41,6 +41,8 @@ pub struct Remotes<'a> {
     cancel: &'a AtomicBool,
     mode: Mode,
     pins: Mutex<Pins>,
+    /// References that keep what was taken.
+    taken: Mutex<BTreeSet<String>>,
     /// One at a time for each address.
     turns: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
@@ -79,7 +81,14 @@ impl std::fmt::Debug for Options<'_> {
 impl<'a> Remotes<'a> {
     /// With the pins of a lock.
     pub fn new(store: &'a Store, pins: Pins, mode: Mode, cancel: &'a AtomicBool) -> Self {
-        Self { store, cancel, mode, pins: Mutex::new(pins), turns: Mutex::default() }
+        Self {
+            store,
+            cancel,
+            mode,
+            pins: Mutex::new(pins),
+            taken: Mutex::default(),
+            turns: Mutex::default(),
+        }
     }
 
     /// Equal for equal pins.
@@ -90,6 +99,11 @@ impl<'a> Remotes<'a> {
     /// The pins as they are now.
     pub fn pins(&self) -> Pins {
         locked(&self.pins).clone()
+    }
+
+    /// Names of the references, of the kind [`REF_KIND`], that keep what was taken so far.
+    pub fn taken(&self) -> BTreeSet<String> {
+        locked(&self.taken).clone()
     }
 
     /// The file behind `url`, in the store. `checksum` is what it has to be.
@@ -139,8 +153,13 @@ impl<'a> Remotes<'a> {
 
     /// Collection leaves alone what is pinned.
     fn keep_url(&self, pin: &LockedUrl) -> Result<(), RemoteError> {
-        let name = url_ref(&pin.url, &pin.sha256);
-        Ok(self.store.set_ref(REF_KIND, &name, &BTreeSet::from([pin.sha256]))?)
+        self.keep(url_ref(&pin.url, &pin.sha256), BTreeSet::from([pin.sha256]))
+    }
+
+    fn keep(&self, name: String, digests: BTreeSet<Digest>) -> Result<(), RemoteError> {
+        self.store.set_ref(REF_KIND, &name, &digests)?;
+        locked(&self.taken).insert(name);
+        Ok(())
     }
 
     /// Whether that content was fetched from `url` once.
@@ -220,18 +239,19 @@ impl<'a> Remotes<'a> {
         // As in the reference, a folder of a repository comes without its history.
         let keep = keep_git_dir && reference.subdir.is_empty();
         let step = step_key(&pin, keep, reference.no_submodules);
-        let tree = match self.store.step_result(&step) {
-            Some(known) => known.tree,
+        let ImageId { tree, config } = match self.store.step_result(&step) {
+            Some(known) => known,
             None => {
                 (options.told)(&shown);
                 let tree = self.store.put_tree(&git.checkout(&pin, keep)?)?;
                 let config = self.store.put_config(&ImageConfig::default())?;
-                self.store.set_step_result(&step, &ImageId { tree, config })?;
-                self.store.flush()?;
-                self.store.set_ref(REF_KIND, &step.hex(), &BTreeSet::from([tree, config]))?;
-                tree
+                let image = ImageId { tree, config };
+                self.store.set_step_result(&step, &image)?;
+                image
             }
         };
+        self.store.flush()?;
+        self.keep(step.hex(), BTreeSet::from([tree, config]))?;
         if by_lock {
             locked(&self.pins).git.insert(key, pin);
         }
@@ -271,6 +291,32 @@ pub(crate) fn may_fetch(plan: &Plan) -> bool {
         Instruction::Copy(copy) => copy.add && copy.sources.iter().any(outside),
         _ => false,
     })
+}
+
+/// Names of the references that keep what these pins name, as far as it was ever taken.
+pub(crate) fn kept_for(urls: &[LockedUrl], git: &[LockedGit]) -> BTreeSet<String> {
+    let urls = urls.iter().map(|pin| url_ref(&pin.url, &pin.sha256));
+    urls.chain(checkouts(git).map(|key| key.hex())).collect()
+}
+
+/// Keys of all checkouts that can be of these pins.
+fn checkouts(git: &[LockedGit]) -> impl Iterator<Item = Digest> {
+    let ways = [(false, false), (false, true), (true, false), (true, true)];
+    git.iter().flat_map(move |pin| ways.map(|(keep, bare)| step_key(pin, keep, bare)))
+}
+
+/// What the reference `name` keeps, if it is one of these pins'.
+pub(crate) fn kept_by(
+    store: &Store,
+    name: &str,
+    urls: &[LockedUrl],
+    git: &[LockedGit],
+) -> Option<BTreeSet<Digest>> {
+    if let Some(pin) = urls.iter().find(|pin| url_ref(&pin.url, &pin.sha256) == name) {
+        return Some(BTreeSet::from([pin.sha256]));
+    }
+    let image = store.step_result(&checkouts(git).find(|key| key.hex() == name)?)?;
+    Some(BTreeSet::from([image.tree, image.config]))
 }
 
 /// Name of the reference that keeps what came from a URL.

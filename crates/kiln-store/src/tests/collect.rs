@@ -109,8 +109,8 @@ fn collection_waits_for_leases() {
     let other = Store::open_with(store.root(), Some(Backing::Links)).unwrap();
     let leases = (store.lease().unwrap(), other.lease().unwrap());
     let digest = other.put(b"in flight").unwrap();
-    let options = GcOptions { dry_run: false, wait: Duration::from_millis(30) };
-    assert!(matches!(store.gc_with(&BTreeSet::new, &options), Err(Error::Busy(30))));
+    let options = GcOptions { wait: Duration::from_millis(30), ..GcOptions::default() };
+    assert!(matches!(store.gc_with(&crate::Roots::default, &options), Err(Error::Busy(30))));
     assert!(store.contains(&digest));
     std::thread::scope(|scope| {
         let collecting = scope.spawn(|| store.gc(&BTreeSet::new(), false).unwrap());

@@ -46,6 +46,12 @@ fn work(store: &Store, nth: usize) -> Promised {
     let release = store.put_release(&release(&[image])).unwrap();
     store.flush().unwrap();
     let reference = BTreeSet::from([tree, config]);
+    if nth == 1 {
+        // What only a lock needs, and soon nothing.
+        let package = store.put(b"package").unwrap();
+        store.flush().unwrap();
+        store.set_ref("locks", "old", &BTreeSet::from([package])).unwrap();
+    }
     store.set_ref(&format!("kind{nth}"), "name", &reference).unwrap();
     let found = crate::ledger::Record {
         time: 1,
@@ -79,7 +85,8 @@ fn recorded(without: Option<Site>) -> (Vec<Event>, BTreeSet<Site>, Vec<Promised>
     tape::rest(&root);
     let store = Store::open_with(&root, Some(Backing::Links)).unwrap();
     store.set_ref("kind0", "name", &BTreeSet::new()).unwrap();
-    store.gc(&BTreeSet::new(), false).unwrap();
+    let options = crate::GcOptions { unused: 0, ..crate::GcOptions::default() };
+    assert_eq!(store.gc_with(&crate::Roots::default, &options).unwrap().references, 1);
     drop(store);
     let (events, sites) = tape::stop(&root);
     (events, sites, promised)
@@ -138,6 +145,9 @@ fn wrong(root: &Path, promised: &[Promised]) -> Option<String> {
             }
         }
     }
+    if let Some(error) = misled(&store) {
+        return Some(error);
+    }
     // Whatever it points to is there, also what nobody was told of yet.
     if let Some(active) = pointer.active {
         match store.get_release(&active) {
@@ -166,6 +176,19 @@ fn wrong(root: &Path, promised: &[Promised]) -> Option<String> {
         }
     }
     None
+}
+
+/// A reference that cannot be read, or that names what is not there.
+fn misled(store: &Store) -> Option<String> {
+    let refs = match store.refs() {
+        Ok(refs) => refs,
+        Err(error) => return Some(error.to_string()),
+    };
+    let mut named = refs
+        .into_iter()
+        .flat_map(|(name, digests)| digests.into_iter().map(move |digest| (name.clone(), digest)));
+    let (name, digest) = named.find(|(_, digest)| !store.contains(digest))?;
+    Some(format!("reference {name:?} names {digest}, which is not there"))
 }
 
 fn lacks(store: &Store, promised: &Promised) -> Option<String> {

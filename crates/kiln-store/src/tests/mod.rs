@@ -4,8 +4,11 @@ mod backings;
 mod collect;
 mod crash;
 mod cuts;
+mod damage;
+mod held;
 mod objects;
 mod pointers;
+mod size;
 pub(crate) mod tape;
 
 use kiln_core::Tree;

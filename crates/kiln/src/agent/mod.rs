@@ -10,6 +10,7 @@
 //! | [`bake`] | lock, bases and Dockerfiles → images → settings |
 //! | [`images`] | images of registries: pinned, fetched, kept |
 //! | [`git`] | a project's repository, read without trusting it |
+//! | [`needs`] | what projects need from the store |
 //! | [`policy`] | what the root allows a stage |
 //! | [`provision`] | candidate slots: opened, filled, switched to, cleared away |
 //! | [`instances`] | one instance: started, stopped |
@@ -47,6 +48,7 @@ mod keys;
 pub(crate) mod layer;
 mod line;
 mod mend;
+pub(crate) mod needs;
 mod places;
 pub(crate) mod policy;
 pub(crate) mod privacy;

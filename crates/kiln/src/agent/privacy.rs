@@ -12,13 +12,14 @@ use std::path::Path;
 use crate::report::{Because, Report};
 
 /// Everything that stands directly in a root folder. What else is there is not Kiln's.
-const PARTS: [&str; 26] = [
+const PARTS: [&str; 27] = [
     "agent.failed",
     "agent.lock",
     "agent.log",
     "backing",
     "cache",
     "commands",
+    "days",
     "format",
     "gc.lock",
     "front",

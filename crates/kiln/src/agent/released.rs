@@ -4,8 +4,11 @@
 //! leaves alone what references name, and the name alone says whose it is and when it was cut. The
 //! newest of a project stay; those that a stage names stay by that.
 
+use std::collections::BTreeSet;
+
 use kiln_core::Digest;
 use kiln_store::ledger::{Durability, Record};
+use kiln_store::{RefName, Reference};
 
 use super::{Agent, now_ms, record};
 use crate::deliver::Published;
@@ -29,18 +32,24 @@ pub(crate) struct Cut {
     name: String,
 }
 
-/// All that are kept, the newest first.
+/// All that are kept, the newest first. A reference that cannot be believed is made again from its
+/// name and the release; one that cannot be is left out, and `fsck` names it.
 pub(crate) fn all(agent: &Agent) -> Result<Vec<Cut>, Report> {
-    let refs = agent.store.refs().because(|| "listing releases".into())?;
-    let mut cuts: Vec<Cut> = refs
-        .into_iter()
-        .filter(|((kind, _), _)| kind == KIND)
-        .filter_map(|((_, name), digests)| {
-            let mut parts = name.split('.');
-            let (project, time) = (parts.next()?.to_owned(), parts.next()?.parse().ok()?);
-            Some(Cut { project, time, release: digests.first().copied()?, name })
-        })
-        .collect();
+    let doing = || "listing releases".to_owned();
+    let mut cuts = Vec::new();
+    for ((kind, name), reference) in agent.store.look_at_references().because(doing)? {
+        let mut parts = name.split('.');
+        let (Some(project), Some(time)) = (parts.next(), parts.next()) else { continue };
+        let (project, Ok(time)) = (project.to_owned(), time.parse()) else { continue };
+        if kind != KIND {
+            continue;
+        }
+        let release = match reference {
+            Ok(reference) => reference.digests.first().copied(),
+            Err(_) => agent.store.heal_release_ref(&name).because(doing)?,
+        };
+        cuts.extend(release.map(|release| Cut { project, time, release, name }));
+    }
     cuts.sort_by_key(|cut| std::cmp::Reverse(cut.time));
     Ok(cuts)
 }
@@ -54,7 +63,13 @@ pub(crate) fn of(agent: &Agent, project: &str) -> Result<Vec<Cut>, Report> {
 
 /// Records a release: contents, then its reference, then the ledger's line, each durable before
 /// the next. One that is kept already stays as it is. Says whether it is a new one.
-pub(crate) fn keep(agent: &Agent, published: &Published) -> Result<bool, Report> {
+///
+/// `needs` is what it was baked from: it stays as long as the release does.
+pub(crate) fn keep(
+    agent: &Agent,
+    published: &Published,
+    needs: BTreeSet<RefName>,
+) -> Result<bool, Report> {
     let Published { digest, release, .. } = published;
     let project = &release.project;
     let cuts = of(agent, project)?;
@@ -65,7 +80,8 @@ pub(crate) fn keep(agent: &Agent, published: &Published) -> Result<bool, Report>
     agent.put_release(release)?;
     agent.flush_objects()?;
     let name = format!("{project}.{:013}.{}", now_ms(), &digest.hex()[..16]);
-    agent.store.set_ref(KIND, &name, &[*digest].into()).because(doing)?;
+    let reference = Reference { needs, ..Reference::to([*digest].into()) };
+    agent.store.set_reference(KIND, &name, reference).because(doing)?;
     let data = record::cut_data(digest, release);
     let (time, kind) = (now_ms(), "release.cut".to_owned());
     let record = Record { time, kind, project: Some(project.clone()), stage: None, data };

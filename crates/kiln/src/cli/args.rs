@@ -299,6 +299,10 @@ pub(crate) enum Command {
         /// Only say what would go
         #[arg(long)]
         dry_run: bool,
+        /// Packages, bases and downloads that no lock needs any more stay for so many days on
+        /// which this root was used (30)
+        #[arg(long, value_name = "DAYS")]
+        unused: Option<u64>,
     },
     /// Take every stage of this root down, then end front and agent
     Shutdown,
@@ -423,7 +427,7 @@ impl Command {
             }
             Self::Images => Verb::Images,
             Self::Fsck { repair } => Verb::Fsck { repair },
-            Self::Gc { dry_run } => Verb::Gc { dry_run },
+            Self::Gc { dry_run, unused } => Verb::Gc { dry_run, unused },
             Self::Shutdown => Verb::Shutdown,
         }
     }

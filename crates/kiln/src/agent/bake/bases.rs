@@ -17,7 +17,7 @@ use crate::agent::images::Images;
 use crate::agent::images::named::named;
 use crate::agent::images::update::Moved;
 use crate::agent::session::Session;
-use crate::agent::{Agent, lock as locked};
+use crate::agent::{Agent, lock as locked, needs};
 use crate::report::{Because, Report};
 
 /// Name of the lock file, beside the Compose file.
@@ -80,6 +80,7 @@ pub(crate) fn lock_file(
         if changed {
             save_lock(project, &resolved.0)?;
         }
+        needs::note(agent, project, &resolved.0, BTreeSet::new(), false)?;
         Ok(resolved)
     });
     node.end(&saved, if changed { "written" } else { "unchanged" });
@@ -244,7 +245,7 @@ impl<'a, 'i> Bases<'a, 'i> {
         })?;
         let store = self.oven.store;
         if let Some(image) = store.step_result(&base::key(pinned)) {
-            return Ok(image);
+            return self.keep(pinned, image);
         }
         let node = self.session.begin("base", name, "");
         let progress = |progress: &base::Progress| node.update(&base_words(progress));
@@ -265,7 +266,10 @@ impl<'a, 'i> Bases<'a, 'i> {
         self.agent.flush_objects()?;
         let digests = [image.tree, image.config].into();
         let name = base::key(pinned).hex();
-        self.agent.store.set_ref("bases", &name, &digests).because(|| "keeping the base".into())?;
+        self.agent
+            .store
+            .set_ref(base::IMAGE_REF_KIND, &name, &digests)
+            .because(|| "keeping the base".into())?;
         Ok(image)
     }
 }

@@ -34,7 +34,7 @@ use self::steps::Steps;
 use self::words::Words;
 use super::images::Images;
 use super::session::Session;
-use super::{Agent, lock as locked};
+use super::{Agent, lock as locked, needs};
 use crate::report::Report;
 
 pub(crate) fn bake_report(error: &BakeError) -> Report {
@@ -163,6 +163,10 @@ pub(crate) fn bakes_in(
     if !bases.oven.frozen && moved {
         agent.flush_objects()?;
         save_lock(project, &pinned)?;
+    }
+    if bases.oven.keeps && !bases.oven.frozen {
+        let all = only.is_empty() && results.iter().all(|(_, result)| result.is_ok());
+        needs::note(agent, project, &pinned, remotes.taken(), all)?;
     }
     results.into_iter().map(|(name, result)| Ok((name, result?))).collect()
 }

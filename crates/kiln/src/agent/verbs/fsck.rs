@@ -8,7 +8,7 @@ use serde_json::json;
 use super::Answer;
 use crate::agent::session::Session;
 use crate::agent::stage::Stage;
-use crate::agent::{Agent, commands, record, released, restore};
+use crate::agent::{Agent, commands, needs, record, released, restore};
 use crate::report::{Because, Report};
 
 /// Damage that the ledger names one by one.
@@ -18,13 +18,22 @@ const TOLD: usize = 20;
 pub(super) fn fsck(agent: &Agent, session: &Session, repair: bool) -> Result<Answer, Report> {
     let _lease = agent.lease()?;
     let node = session.begin("fsck", "store", "reading everything");
+    let mut written = Vec::new();
     if repair {
         put_again(agent);
+        written = needs::write_again(agent)?;
     }
     let found = agent.store.fsck(repair).because(|| "looking at the store".into());
     let words = found.as_ref().map(words).unwrap_or_default();
     node.end(&found, &words);
     let mut found = found?;
+    found.damage.extend(written.into_iter().map(|((kind, name), lock)| Damage {
+        path: format!("refs/{kind}/{name}"),
+        what: "it could not be believed".to_owned(),
+        needed_by: Vec::new(),
+        healed: Some(format!("written again from {}", lock.display())),
+        cure: None,
+    }));
     run_files(agent, repair, &mut found);
     if repair {
         read_pointers(agent)?;

@@ -1,24 +1,19 @@
-//! `ps`, `status`, `releases`, `history`, `images`, `gc`: what is there and what was.
+//! `ps`, `status`, `releases`, `history`, `images`: what is there and what was.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use kiln_core::Digest;
-use kiln_core::exit::Exit;
 use kiln_store::ledger::Filter;
-use kiln_store::{Error, GcOptions, Pointer};
+use kiln_store::{Error, Pointer, Reference};
 use serde_json::{Value, json};
 
 use super::serve::ports;
 use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
 use crate::agent::stage::{Instance, Life, Role, Stage, StageState};
-use crate::agent::{Agent, layer, record, released};
+use crate::agent::{Agent, layer, released};
 use crate::answers;
 use crate::report::{Because, Report};
-
-/// So long a cache of steps that nobody uses is kept.
-const CACHE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// `kiln ps`: every instance, with its slots.
 pub(super) fn ps(agent: &Agent, project: Option<&str>) -> Answer {
@@ -220,17 +215,20 @@ pub(super) fn history(
         ..Filter::default()
     };
     for entry in agent.store.ledger().select(filter).because(doing)? {
-        entries.push(entry.because(doing)?);
+        entries.push(match entry {
+            Ok(entry) => serde_json::to_value(&entry).because(doing)?,
+            // Whose it was cannot be told, so it stands in every list.
+            Err(Error::Ledger { line, why, .. }) => json!({ "line": line, "broken": why }),
+            Err(error) => return Err(error).because(doing),
+        });
     }
     let skip = limit.map_or(0, |limit| entries.len().saturating_sub(limit));
-    for entry in entries.drain(skip..) {
-        session.item(serde_json::to_value(&entry).because(doing)?);
-    }
+    entries.drain(skip..).for_each(|entry| session.item(entry));
     Ok(Value::Null.into())
 }
 
 /// The releases that slots and pointers of this root name, and those that were cut.
-fn named(agent: &Agent) -> BTreeSet<Digest> {
+pub(super) fn named(agent: &Agent) -> BTreeSet<Digest> {
     let mut releases: BTreeSet<Digest> = BTreeSet::new();
     for stage in agent.stages() {
         let state = stage.state();
@@ -261,10 +259,15 @@ fn users(agent: &Agent) -> Result<Users, Report> {
             Err(report) => broken.push(report.message),
         }
     }
-    let refs = agent.store.refs().because(|| "listing images".into())?;
-    for ((_, name), digests) in refs.into_iter().filter(|((kind, _), _)| kind == "imports") {
-        // One of the two is the tree; the other matches none.
-        trees.extend(digests.into_iter().map(|digest| (digest, format!("import {name}"))));
+    let refs = agent.store.look_at_references().because(|| "listing images".into())?;
+    for ((_, name), reference) in refs.into_iter().filter(|((kind, _), _)| kind == "imports") {
+        match reference {
+            // One of the two is the tree; the other matches none.
+            Ok(Reference { digests, .. }) => {
+                trees.extend(digests.into_iter().map(|digest| (digest, format!("import {name}"))));
+            }
+            Err(error) => broken.push(error.to_string()),
+        }
     }
     Ok(Users { trees, broken })
 }
@@ -285,29 +288,4 @@ pub(super) fn images(agent: &Agent) -> Result<Answer, Report> {
     }
     broken.sort();
     Ok(json!({ "images": rows, "broken": broken }).into())
-}
-
-/// `kiln gc`.
-pub(super) fn gc(agent: &Agent, dry_run: bool) -> Result<Answer, Report> {
-    agent.ledger_is_whole("nothing is collected")?;
-    let options = GcOptions { dry_run, ..GcOptions::default() };
-    let report = agent.store.gc_with(&|| named(agent), &options).map_err(|error| {
-        let report = Report::from_error(Exit::Failed, &error);
-        match error {
-            Error::Stops { .. } | Error::Held { .. } => {
-                Report { exit: Exit::Refused, ..report }.hint("kiln fsck")
-            }
-            _ => report,
-        }
-    })?;
-    let mut data = serde_json::to_value(&report).because(|| "collecting".into())?;
-    let room = kiln_bake::mount::caches::room(agent.store.root());
-    let caches = kiln_bake::mount::caches::collect(&room, CACHE_AGE, dry_run)
-        .because(|| "collecting the caches of steps".into())?;
-    data["step_caches"] = json!(caches.caches);
-    data["step_cache_bytes"] = json!(caches.bytes);
-    if !dry_run {
-        record::root_note(agent, "gc", data.clone());
-    }
-    Ok(json!({ "dry_run": dry_run, "collected": data }).into())
 }

@@ -6,6 +6,7 @@ pub(crate) mod diff;
 mod down;
 mod exec;
 mod fsck;
+mod gc;
 mod learn;
 mod logs;
 mod look;
@@ -156,7 +157,7 @@ pub(crate) fn run(
         }
         Verb::Images => look::images(agent),
         Verb::Fsck { repair } => fsck::fsck(agent, session, repair),
-        Verb::Gc { dry_run } => look::gc(agent, dry_run),
+        Verb::Gc { dry_run, unused } => gc::gc(agent, session, dry_run, unused),
         Verb::Shutdown => down::shutdown(agent, session),
     }
 }

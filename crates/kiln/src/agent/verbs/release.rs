@@ -13,13 +13,14 @@ use kiln_core::compose::{self, FileSource, LoadRequest, MountSource, Project};
 use kiln_core::release::Source;
 use kiln_core::settings;
 use kiln_core::{Digest, Release};
+use kiln_store::RefName;
 use serde_json::{Value, json};
 
 use super::Answer;
 use crate::agent::git::commit::{Commit, Elsewhere, Entry, What};
 use crate::agent::git::{Cage, Repository};
 use crate::agent::session::Session;
-use crate::agent::{Agent, lock as locked, released};
+use crate::agent::{Agent, lock as locked, needs, released};
 use crate::agent::{bake, binds};
 use crate::deliver::Published;
 use crate::protocol::ProjectArgs;
@@ -56,8 +57,8 @@ pub(super) fn release(
         refuse_dirty(&cage, &commit, &project)?;
     }
     let _lease = agent.lease()?;
-    let published = cut(agent, session, &commit, project)?;
-    let fresh = released::keep(agent, &published)?;
+    let (published, needs) = cut(agent, session, &commit, project)?;
+    let fresh = released::keep(agent, &published, needs)?;
     let images: BTreeMap<&String, Value> = published
         .release
         .services
@@ -199,7 +200,7 @@ fn cut(
     session: &Session,
     commit: &Commit<'_>,
     project: Project,
-) -> Result<Published, Report> {
+) -> Result<(Published, BTreeSet<RefName>), Report> {
     let _alone = CUTTING.try_lock().unwrap_or_else(|_| {
         session.notice("another release is being cut: waiting");
         locked(&CUTTING)
@@ -253,7 +254,7 @@ fn bake_in(
     commit: &Commit<'_>,
     mut project: Project,
     folder: &Path,
-) -> Result<Published, Report> {
+) -> Result<(Published, BTreeSet<RefName>), Report> {
     let node = session.begin("read", &project.name, &format!("commit {}", commit.short()));
     let taken = take_out(session, commit, &mut project, folder);
     node.end(&taken, &format!("commit {}", commit.short()));
@@ -267,7 +268,9 @@ fn bake_in(
     let source = Source { commit: Some(commit.name.clone()), dirty: false };
     let release = Release { source, ..bake::release(agent, &project, &images)? };
     let digest = release.digest();
-    Ok(Published { digest, release: Arc::new(release), fresh: true, differences: Vec::new() })
+    let release = Arc::new(release);
+    let published = Published { digest, release, fresh: true, differences: Vec::new() };
+    Ok((published, needs::there(agent, lock.references())?))
 }
 
 /// Writes what the project is baked from, and what it mounts read-only, into `folder`, and turns its

@@ -481,6 +481,9 @@ fn shutdown(data: &Value) -> String {
 }
 
 fn history(entry: &Value) -> String {
+    if let Some(broken) = entry["broken"].as_str() {
+        return format!("{:<20} broken: {broken} (kiln fsck)\n", format!("line {}", entry["line"]));
+    }
     let place = match (entry["project"].as_str(), entry["stage"].as_str()) {
         (Some(project), Some(stage)) => format!("{project}/{stage}"),
         (Some(project), None) => project.to_owned(),

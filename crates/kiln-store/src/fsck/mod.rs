@@ -4,6 +4,8 @@
 //! file keeps it. An object that is wrong stays where it is, but with a time by which everybody
 //! sees that it is not to be believed, so that whoever puts its content again heals it.
 
+mod derived;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::Path;
@@ -12,8 +14,13 @@ use kiln_core::{Digest, ImageId};
 use serde::{Deserialize, Serialize};
 
 use crate::durable::{Published, write_atomic};
-use crate::error::{Context as _, Result};
+use crate::error::{Context as _, Error, Result};
+use crate::refs::{HELD, PROJECTS, References};
 use crate::store::Store;
+
+/// What helps a reference that a lock says how to make again, and what became of one where none did.
+const CURE: &str = "kiln lock in the project that uses it; else kiln fsck --repair gives it up";
+const GIVEN_UP: &str = "given up: the next kiln lock or kiln up of its project writes it again";
 
 /// What [`Store::fsck`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +85,8 @@ impl Store {
         look.spares()?;
         look.needs()?;
         look.images()?;
+        look.link_trees()?;
+        look.contexts()?;
         look.steps()?;
         if repair {
             self.flush()?;
@@ -198,21 +207,20 @@ impl Look<'_> {
                 roots.entry(*digest).or_default().push(format!("stage {project}/{stage}"));
             }
         }
-        match self.store.refs() {
-            Ok(refs) => {
-                for ((kind, name), digests) in refs {
-                    for digest in digests {
-                        roots.entry(digest).or_default().push(format!("refs/{kind}/{name}"));
+        let mut references = References::new();
+        for (name, reference) in self.store.look_at_references()? {
+            match reference {
+                Ok(reference) => {
+                    for digest in &reference.digests {
+                        let who = format!("refs/{}/{}", name.0, name.1);
+                        roots.entry(*digest).or_default().push(who);
                     }
+                    references.insert(name, reference);
                 }
-            }
-            Err(error) => {
-                let mut damage = Damage::at("refs", error.to_string());
-                damage.cure =
-                    Some("remove the file, then lock, release or import again".to_owned());
-                self.tell(damage);
+                Err(error) => self.reference(&name.0, &name.1, &error)?,
             }
         }
+        self.missing_references(&mut references)?;
         let mut needed: BTreeMap<Digest, BTreeSet<String>> = BTreeMap::new();
         for (digest, who) in roots {
             self.need(&mut needed, &digest, &who);
@@ -230,6 +238,57 @@ impl Look<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Tells of a reference that cannot be believed. That of a release is made again if its second
+    /// copy is there: the name says which one it is.
+    fn reference(&mut self, kind: &str, name: &str, error: &Error) -> Result<()> {
+        let what = match error {
+            Error::Reference { why, .. } => why.clone(),
+            error => error.to_string(),
+        };
+        let mut damage = Damage::at(format!("refs/{kind}/{name}"), what);
+        damage.cure = Some(match kind {
+            "imports" => format!("kiln import it again as `{name}`, or kiln import --remove it"),
+            "releases" => "kiln fsck --repair, if its second copy is there".to_owned(),
+            _ => CURE.to_owned(),
+        });
+        if self.repair {
+            damage.healed = self.mend_reference(kind, name)?;
+        }
+        self.tell(damage);
+        Ok(())
+    }
+
+    /// Tells of references that are needed and not there; they are given up with `repair`.
+    fn missing_references(&mut self, references: &mut References) -> Result<()> {
+        for (missing, needed_by) in self.store.missing_references(references.iter())? {
+            let mut damage =
+                Damage::at(format!("refs/{}/{}", missing.0, missing.1), "it is not there");
+            damage.cure = Some(CURE.to_owned());
+            for by in &needed_by {
+                damage.needed_by.push(format!("refs/{}/{}", by.0, by.1));
+                if let Some(reference) = references.get_mut(by).filter(|_| self.repair) {
+                    reference.needs.remove(&missing);
+                    self.store.write_reference(&by.0, &by.1, reference)?;
+                    damage.healed = Some(GIVEN_UP.to_owned());
+                }
+            }
+            self.tell(damage);
+        }
+        Ok(())
+    }
+
+    fn mend_reference(&self, kind: &str, name: &str) -> Result<Option<String>> {
+        if kind == "releases" {
+            let release = self.store.heal_release_ref(name)?;
+            return Ok(release.map(|release| format!("made again: it names {}", release.short())));
+        }
+        if !HELD.contains(&kind) && kind != PROJECTS {
+            return Ok(None);
+        }
+        self.store.remove_ref(kind, name)?;
+        Ok(Some(GIVEN_UP.to_owned()))
     }
 
     /// Notes what of `digest`, and of all that it leads to, is not whole.
