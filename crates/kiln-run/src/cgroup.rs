@@ -326,6 +326,20 @@ impl Group {
         list.lines().filter_map(of).sum()
     }
 
+    /// What one of its files on cgroup2 says.
+    pub(crate) fn read(&self, file: &str) -> io::Result<String> {
+        fs::read_to_string(self.path().join(file))
+    }
+
+    /// The number in one of its files, in whichever hierarchy has it.
+    pub(crate) fn value(&self, file: &str) -> Option<u64> {
+        let own = self.path();
+        let paths = self.v1.iter().chain([&own]);
+        paths
+            .filter_map(|path| fs::read_to_string(path.join(file)).ok())
+            .find_map(|text| text.trim().parse().ok())
+    }
+
     /// How many processes and threads are in it.
     pub(crate) fn tasks(&self) -> u64 {
         let list = fs::read(self.path().join("cgroup.threads")).unwrap_or_default();

@@ -9,6 +9,7 @@
 //! | [`exec`] | a command inside a running instance |
 //! | [`step`] | a RUN step: a sandbox that ends with its command |
 //! | [`conditions`] | what a step can see of the machine, varied on purpose |
+//! | [`usage`] | what an instance uses of the machine |
 //! | [`logs`] | reading what an instance wrote |
 //! | [`net`] | the network of an instance |
 //! | [`own`] | what a process of Kiln's does not take over from its starter |
@@ -40,6 +41,7 @@ pub mod running;
 pub mod runtime;
 pub mod spec;
 pub mod step;
+pub mod usage;
 
 mod asking;
 mod cgroup;

@@ -2,11 +2,12 @@
 //! open, so any number of them, in any process, may speak of the same instance.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::asking::{ANSWER, Heard, Line};
@@ -52,6 +53,20 @@ impl Running {
     /// Clock ticks from boot to its start: with the pid, names the process for good.
     pub fn start_time(&self) -> u64 {
         self.program.start_time
+    }
+
+    /// Its root directory, to look things up from.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn root(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(format!("/proc/{}/root", self.pid()), flags, Mode::empty())?;
+        // Asked afterwards: so it is not that of another one that has its pid by now.
+        match self.program.lives()? {
+            true => Ok(root),
+            false => Err(io::Error::other("it does not run")),
+        }
     }
 
     /// What was left out when it started, such as an ulimit that could not be raised.

@@ -74,6 +74,9 @@ pub struct Sandbox {
     pub shm_size: u64,
     /// Run the program under an init that reaps and forwards signals.
     pub init: bool,
+    /// Run nothing: the first process waits, and commands join it.
+    #[serde(default)]
+    pub hold: bool,
     /// Soft and hard limit, `-1` unlimited, by lower-case name without `RLIMIT_`.
     pub ulimits: BTreeMap<String, (i64, i64)>,
     /// The whole capability set, without `CAP_`. A user other than root gets it as its bounding
@@ -225,6 +228,7 @@ impl Sandbox {
             secrets: Vec::new(),
             shm_size: 64 << 20,
             init: false,
+            hold: false,
             ulimits: BTreeMap::new(),
             capabilities: DEFAULT_CAPABILITIES.iter().map(|&name| name.to_owned()).collect(),
             limits: Limits::default(),

@@ -193,6 +193,95 @@ pub(crate) struct Port {
     pub protocol: Protocol,
 }
 
+/// `kiln port`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ports {
+    pub service: String,
+    pub ports: Vec<Published>,
+}
+
+/// Where clients reach a port of an instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Published {
+    pub host: String,
+    pub port: u16,
+    /// Port of the instance.
+    pub target: u16,
+    pub protocol: Protocol,
+}
+
+/// `tcp` or `udp`.
+pub(crate) const fn protocol_word(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
+
+/// `kiln ls`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Projects {
+    pub projects: Vec<Project>,
+}
+
+/// A stage in [`Projects`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Project {
+    pub project: String,
+    pub stage: String,
+    pub active: Option<Digest>,
+    /// How many instances are in which state.
+    pub states: BTreeMap<String, usize>,
+    /// Where it was deployed from.
+    pub folder: Option<String>,
+}
+
+/// `kiln wait`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Waited {
+    pub services: Vec<Ended>,
+    /// The exit code of the first one that was named.
+    pub code: u8,
+}
+
+/// How an instance ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub service: String,
+    /// 128 + signal, if one ended it.
+    pub code: u8,
+    pub signal: Option<i32>,
+    /// For want of memory.
+    pub oom: bool,
+}
+
+/// `kiln stats`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Stats {
+    pub instances: Vec<Usage>,
+}
+
+/// What an instance uses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Usage {
+    pub id: String,
+    pub project: String,
+    pub stage: String,
+    pub service: String,
+    /// Of one processor, since the look before; none on the first look at it.
+    pub cpu_percent: Option<f64>,
+    /// Bytes.
+    pub memory: u64,
+    /// By the kernel, for the group; else the sum over its processes.
+    pub memory_counted: bool,
+    /// Bytes.
+    pub memory_limit: Option<u64>,
+    pub pids: u64,
+    /// Bytes, where it has a network of its own.
+    pub received: Option<u64>,
+    pub sent: Option<u64>,
+}
+
 /// `kiln up`, `kiln rollback`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Up {

@@ -57,6 +57,8 @@ pub(crate) enum Reason {
     Rollback,
     /// The machine or the agent has started again.
     Restore,
+    /// `kiln restart`.
+    Restart,
 }
 
 impl Reason {
@@ -66,6 +68,7 @@ impl Reason {
             Self::Up => "up",
             Self::Rollback => "rollback",
             Self::Restore => "restore",
+            Self::Restart => "restart",
         }
     }
 }
@@ -80,14 +83,15 @@ pub(crate) struct Converged {
 }
 
 /// Source → image → release → recorded. The caller holds a lease until a slot or pointer names the
-/// release, so that nothing of it is collected meanwhile.
+/// release, so that nothing of it is collected meanwhile. See [`assemble_part`] for `only`.
 pub(crate) fn publish(
     agent: &Agent,
     session: &Session,
     stage: &Stage,
     project: &Project,
+    only: &[String],
 ) -> Result<Published, Report> {
-    let published = assemble(agent, session, stage, project)?;
+    let published = assemble_part(agent, session, stage, project, only)?;
     if published.fresh {
         agent.put_release(&published.release)?;
         record::cut(agent, stage, &published);
@@ -104,9 +108,24 @@ pub(crate) fn assemble(
     stage: &Stage,
     project: &Project,
 ) -> Result<Published, Report> {
+    assemble_part(agent, session, stage, project, &[])
+}
+
+/// As [`assemble`], with `only` these services of the project, if there are any; of all others that
+/// serve now, image and settings stay. No commit says what comes out of that.
+fn assemble_part(
+    agent: &Agent,
+    session: &Session,
+    stage: &Stage,
+    project: &Project,
+    only: &[String],
+) -> Result<Published, Report> {
     let lock = bake::lock(agent, session, project)?;
-    let images = bake::images(agent, session, project, &lock, &[])?;
+    let images = bake::images(agent, session, project, &lock, only)?;
     let mut release = bake::release(agent, project, &images)?;
+    if !only.is_empty() {
+        add_what_serves(agent, stage, &mut release)?;
+    }
 
     let before = stage.state().last_served();
     let same = before.and_then(|digest| match agent.release(&digest) {
@@ -124,7 +143,8 @@ pub(crate) fn assemble(
     {
         return Ok(Published::of(*digest, Arc::clone(serving)));
     }
-    let Checkout { source, differences } = bake::source(agent, session, project);
+    let Checkout { mut source, differences } = bake::source(agent, session, project);
+    source.dirty |= !only.is_empty() && source.commit.is_some();
     if let Some((digest, serving)) = same
         && !source.is_clean()
     {
@@ -133,6 +153,16 @@ pub(crate) fn assemble(
     release.source = source;
     let digest = release.digest();
     Ok(Published { digest, release: Arc::new(release), fresh: true, differences })
+}
+
+/// The services that serve now and that `release` does not have.
+fn add_what_serves(agent: &Agent, stage: &Stage, release: &mut Release) -> Result<(), Report> {
+    let active = stage.state().pointer.active;
+    let Some(active) = active else { return Ok(()) };
+    for (name, serving) in &agent.release(&active)?.services {
+        release.services.entry(name.clone()).or_insert_with(|| serving.clone());
+    }
+    Ok(())
 }
 
 /// Target and observed → plan → its steps, one after the other.

@@ -124,6 +124,9 @@ pub(crate) enum Verb {
         take_over: bool,
         #[serde(default)]
         strict: bool,
+        /// Only these, with what they depend on.
+        #[serde(default)]
+        services: Vec<String>,
     },
     /// `kiln up --learn`.
     Learn { project: ProjectArgs, service: String, timeout: Option<u64> },
@@ -144,10 +147,41 @@ pub(crate) enum Verb {
         services: Vec<String>,
         follow: bool,
         tail: Option<usize>,
+        /// Nothing from before, and nothing from after: nanoseconds since the Unix epoch.
+        #[serde(default)]
+        since: Option<u64>,
+        #[serde(default)]
+        until: Option<u64>,
+        /// The client shows times.
+        #[serde(default)]
+        timestamps: bool,
     },
+    /// `kiln cp`. A pipe follows as a file descriptor; [`CopiedEntry`]s are written into it.
+    Copy { project: ProjectArgs, stage: String, service: String, path: String },
+    /// `kiln port`.
+    Port { project: ProjectArgs, stage: String, service: String, target: Option<u16>, udp: bool },
+    /// `kiln ls`. With `quiet`, the client shows names only.
+    Ls { all: bool, quiet: bool },
+    /// `kiln wait`.
+    Wait { project: ProjectArgs, stage: String, services: Vec<String> },
+    /// `kiln stats`: a table each second, or one.
+    Stats { project: ProjectArgs, services: Vec<String>, all: bool, stream: bool },
+    /// `kiln restart`.
+    Restart { project: ProjectArgs, stage: String, services: Vec<String>, timeout: Option<u64> },
     /// `kiln exec`. The ends of three pipes follow as file descriptors: for standard input, output
     /// and error. With `terminal` (rows, columns), the command gets one, relayed over the first two.
     Exec {
+        project: ProjectArgs,
+        stage: String,
+        service: String,
+        argv: Vec<String>,
+        env: Vec<String>,
+        user: Option<String>,
+        workdir: Option<String>,
+        terminal: Option<(u16, u16)>,
+    },
+    /// `kiln run`. As for `exec`; without `argv` it is the service's own.
+    Run {
         project: ProjectArgs,
         stage: String,
         service: String,
@@ -179,11 +213,27 @@ impl Verb {
     /// How many file descriptors follow the request.
     pub(crate) fn descriptors(&self) -> usize {
         match self {
-            Self::Exec { .. } => 3,
+            Self::Exec { .. } | Self::Run { .. } => 3,
+            Self::Copy { .. } => 1,
             Self::Export { .. } | Self::Import { .. } | Self::Verify { against: Some(_), .. } => 1,
             _ => 0,
         }
     }
+}
+
+/// What `kiln cp` sends through its pipe, a line each. Behind the line of a file comes its content in
+/// pieces: the length in four bytes, little endian, then as many bytes; a length of 0 is the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum CopiedEntry {
+    /// A folder; its entries follow. Paths are bytes, and relative to what is copied.
+    Folder { path: Vec<u8>, mode: u32, seconds: i64 },
+    /// A file.
+    File { path: Vec<u8>, mode: u32, seconds: i64, length: u64 },
+    /// A symbolic link.
+    Link { path: Vec<u8>, target: Vec<u8> },
+    /// All is said.
+    End,
 }
 
 /// What a client may say while its request is under way.

@@ -45,6 +45,20 @@ pub(super) fn split(told: Option<OwnedFd>) -> Result<(), Fault> {
     }
 }
 
+/// Waits, reaping whatever is orphaned, until it is told to end.
+pub(super) fn hold() -> ! {
+    sys::block_signals();
+    // The starter waits until the report pipe is closed everywhere.
+    sys::close_all_but(&[]);
+    loop {
+        match sys::next_signal() {
+            libc::SIGCHLD => while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {},
+            libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP => sys::exit_now(0),
+            _ => {}
+        }
+    }
+}
+
 fn reap(main: i32, mut told: Option<&mut File>) {
     while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
         if pid.as_raw_pid() == main {

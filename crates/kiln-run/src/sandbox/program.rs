@@ -45,6 +45,7 @@ pub(super) struct Prepared {
     ulimits: std::collections::BTreeMap<String, (i64, i64)>,
     seccomp: Seccomp,
     init: bool,
+    hold: bool,
     /// The root, which is also that of the calling process.
     root: OwnedFd,
 }
@@ -85,6 +86,7 @@ impl Prepared {
             seccomp: Seccomp::compile(&sandbox.capabilities),
             ulimits: sandbox.ulimits.clone(),
             init: sandbox.init,
+            hold: sandbox.hold,
             identity,
             root,
         })
@@ -139,6 +141,9 @@ impl Prepared {
         }
         gate.die_with_starter()?;
         sys::cloexec_from(3);
+        if self.hold {
+            init::hold();
+        }
         if self.init {
             init::split(epilogue)?;
         }

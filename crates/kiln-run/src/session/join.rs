@@ -41,6 +41,7 @@ impl Target {
         let mut sandbox = spec.sandbox;
         sandbox.argv.clone_from(&exec.argv);
         sandbox.init = false;
+        sandbox.hold = false;
         if let Some(user) = &exec.user {
             sandbox.user.clone_from(user);
         }

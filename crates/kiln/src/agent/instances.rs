@@ -68,10 +68,34 @@ pub(crate) fn launch(
     restarts: u32,
     instead_of: Option<&str>,
 ) -> Result<Instance, Report> {
+    launch_as(agent, stage, release, (service, None), restarts, instead_of)
+}
+
+/// Runs one that will never be in a slot, beside what serves: `odd` says what it is in place of the
+/// release. Its first process waits for commands to join it. It has no card, so that an agent that
+/// comes back ends it.
+pub(crate) fn launch_odd(
+    agent: &Agent,
+    stage: &Stage,
+    release: Digest,
+    service: &str,
+    odd: ReleasedService,
+) -> Result<Instance, Report> {
+    launch_as(agent, stage, release, (service, Some(&odd)), 0, None)
+}
+
+fn launch_as(
+    agent: &Agent,
+    stage: &Stage,
+    release: Digest,
+    (service, odd): (&str, Option<&ReleasedService>),
+    restarts: u32,
+    instead_of: Option<&str>,
+) -> Result<Instance, Report> {
     let began = Instant::now();
     let pinned = agent.release(&release)?;
     let missing = || Report::failed(format!("release {} has no `{service}`", release.short()));
-    let released = pinned.services.get(service).ok_or_else(missing)?;
+    let released = odd.or_else(|| pinned.services.get(service)).ok_or_else(missing)?;
     let key = agent.instance_key(&release, service)?.ok_or_else(missing)?;
     let id = fresh_id(stage, service);
     let address = agent.addresses.take_instance(&agent.host)?;
@@ -103,14 +127,23 @@ pub(crate) fn launch(
     let mut exec = |instance: &mut Instance| -> Result<Running, Report> {
         let sources = volumes::prepare(agent, of, released, &agent.instance_dir(&id))?;
         instance.data = sources.data;
-        let beside = companions(stage, &release, instead_of);
+        let mut beside = companions(stage, &release, instead_of);
+        if odd.is_some() {
+            let state = stage.state();
+            let same =
+                |id: &String| state.instances.get(id).is_some_and(|it| it.service == service);
+            beside.retain(|id| !same(id));
+        }
         agent.claims.take(&id, Claim::of(&stage.id, instance), &beside)?;
         let slot = stage.state().slot(&release).cloned();
         let names = slot.map(|slot| slot.addresses).unwrap_or_default();
-        let card = Card { stage: stage.id.clone(), instance: instance.clone(), names };
-        card.write(&agent.instance_dir(&id))?;
+        if odd.is_none() {
+            let card = Card { stage: stage.id.clone(), instance: instance.clone(), names };
+            card.write(&agent.instance_dir(&id))?;
+        }
         let mut spec = spec(agent, stage, &pinned, &release, service, released, &id, address)?;
         spec.sandbox.mounts = sources.mounts;
+        spec.sandbox.hold = odd.is_some();
         run(agent, service, &spec, &mut stays)
     };
     let started = exec(&mut instance);

@@ -126,7 +126,7 @@ pub(crate) fn commit(
             Cause::Entered(proposed.copied().unwrap_or_default())
         }
         Reason::Rollback => Cause::RolledBack,
-        Reason::Restore => Cause::Restored,
+        Reason::Restore | Reason::Restart => Cause::Restored,
     };
     let mut pointer = pointer.moved(target.digest, cause);
     let wish = stage.wished();

@@ -190,6 +190,13 @@ impl Agent {
         left.chain(taken.map(|failure| format!("{failure}; it is tried again"))).collect()
     }
 
+    /// The port that the kernel has chosen for a published port 0, if the front tells.
+    pub(crate) fn bound_port(&self, stage: &Stage, service: &str, port: &Port) -> Option<u16> {
+        let id = route_id(stage, service, port);
+        let (_, bound) = self.routes.aside(|mut front| front.table()).ok()?;
+        bound.into_iter().find(|bound| bound.route == id).map(|bound| bound.bound.port())
+    }
+
     /// Looks after the front: the minder starts a worker that was killed, this starts a minder.
     pub(crate) fn mind_front(&self) {
         match self.routes.renew(OLD_WORKER) {
@@ -280,11 +287,9 @@ fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Po
         .map(|instance| SocketAddr::from((instance.address, port.target)));
     let drain = state.pointer.policy.drain(&stage.id.stage);
     let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
-    let Port { published, target, .. } = port;
     let name = protocol(port);
-    let id = format!("{}/{service}:{published}:{target}/{name}", stage.id);
     Route {
-        id,
+        id: route_id(stage, service, port),
         listen: listen(port),
         protocol: name,
         app: match port.app_protocol.as_deref() {
@@ -298,6 +303,11 @@ fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Po
         hold_ms: HOLD_MS,
         drain_ms: Some(drain_ms),
     }
+}
+
+fn route_id(stage: &Stage, service: &str, port: &Port) -> String {
+    let Port { published, target, .. } = port;
+    format!("{}/{service}:{published}:{target}/{}", stage.id, protocol(port))
 }
 
 fn holds_port(route: &Route, bind: &Bind) -> bool {

@@ -410,8 +410,9 @@ pub(super) fn answer(agent: &Arc<Agent>, stream: UnixStream) {
     if stream.set_read_timeout(None).is_err() {
         return;
     }
-    // Who only follows logs keeps the agent neither from leaving nor from being replaced.
-    let _working = (!matches!(request.verb, Verb::Logs { .. })).then_some(working);
+    // Who only looks on keeps the agent neither from leaving nor from being replaced.
+    let looks = matches!(request.verb, Verb::Logs { .. } | Verb::Stats { .. } | Verb::Wait { .. });
+    let _working = (!looks).then_some(working);
     let session = Session::new(&stream, request.env.clone(), request.cwd.clone());
     let _acting = who::act_for(Who::at(&stream, request.env.get("SUDO_USER")));
     // A newer client that speaks another protocol still knows how to say this.

@@ -150,6 +150,8 @@ pub(crate) struct Wish {
     pub folder: Option<String>,
     /// Volumes without a name begin anew.
     pub renew: bool,
+    /// Services whose instances are replaced by fresh ones.
+    pub fresh: BTreeSet<String>,
 }
 
 /// A [`Wish`] that is over when this is dropped.

@@ -238,8 +238,13 @@ fn place(
 }
 
 /// With volumes to be renewed, no instance that has any goes on; and none that has mounted another
-/// folder than the one that is the project now.
+/// folder than the one that is the project now; and none of which a fresh one is wanted.
 pub(crate) fn none_goes_on(stage: &Stage, mut observed: Vec<Observed>) -> Vec<Observed> {
+    let fresh = stage.wished().fresh;
+    observed
+        .iter_mut()
+        .filter(|old| fresh.contains(&old.service))
+        .for_each(|old| old.sound = false);
     let (folder, state) = (stage.wished().folder, stage.state());
     if state.pointer.folder.is_some() && folder.is_some() && folder != state.pointer.folder {
         let bound = |id: &str| {

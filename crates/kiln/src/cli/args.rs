@@ -46,6 +46,7 @@ pub(crate) enum Command {
         services: Vec<String>,
     },
     /// Source → images; prints digests
+    #[command(visible_alias = "build")]
     Bake {
         #[command(flatten)]
         project: ProjectArgs,
@@ -139,6 +140,9 @@ pub(crate) enum Command {
     Up {
         #[command(flatten)]
         project: ProjectArgs,
+        /// Only these services and what they depend on; what else runs stays as it is
+        #[arg(conflicts_with = "learn")]
+        services: Vec<String>,
         /// Seconds that a service may take to get healthy
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<u64>,
@@ -232,6 +236,83 @@ pub(crate) enum Command {
         /// Only the last lines
         #[arg(short = 'n', long, value_name = "LINES")]
         tail: Option<usize>,
+        /// Nothing from before: 10m, 1h30m, 2d, 2026-11-28T09:00:00Z or Unix seconds
+        #[arg(long, value_name = "MOMENT", value_parser = super::moment::parse)]
+        since: Option<u64>,
+        /// Nothing from after
+        #[arg(long, value_name = "MOMENT", value_parser = super::moment::parse, conflicts_with = "follow")]
+        until: Option<u64>,
+        /// Show when each line was written
+        #[arg(short, long)]
+        timestamps: bool,
+        #[arg(long, default_value = "dev")]
+        stage: String,
+    },
+    /// Where clients reach a port of a service
+    Port {
+        #[command(flatten)]
+        project: ProjectArgs,
+        service: String,
+        /// Port of the instance; without it, all that are published
+        #[arg(value_name = "PORT")]
+        target: Option<u16>,
+        /// tcp or udp
+        #[arg(long, value_name = "PROTOCOL", default_value = "tcp", value_parser = ["tcp", "udp"])]
+        protocol: String,
+        #[arg(long, default_value = "dev")]
+        stage: String,
+    },
+    /// Copy files out of an instance; into one nothing is copied
+    Cp {
+        #[command(flatten)]
+        project: ProjectArgs,
+        #[arg(value_name = "SERVICE:PATH")]
+        from: String,
+        /// A folder, or another name
+        #[arg(value_name = "DEST")]
+        to: String,
+        #[arg(long, default_value = "dev")]
+        stage: String,
+    },
+    /// All projects of this root
+    Ls {
+        /// Also those that are down
+        #[arg(short, long)]
+        all: bool,
+        /// Names only
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Wait until the instances of these services have ended; the exit code is the first one's
+    Wait {
+        #[command(flatten)]
+        project: ProjectArgs,
+        #[arg(required = true)]
+        services: Vec<String>,
+        #[arg(long, default_value = "dev")]
+        stage: String,
+    },
+    /// What instances use: processor, memory, processes, network
+    Stats {
+        #[command(flatten)]
+        project: ProjectArgs,
+        /// Only these services
+        services: Vec<String>,
+        /// All projects and stages of this root
+        #[arg(short, long)]
+        all: bool,
+        /// Once, instead of each second
+        #[arg(long)]
+        no_stream: bool,
+    },
+    /// Fresh instances of these services, or of all, through the switch
+    Restart {
+        #[command(flatten)]
+        project: ProjectArgs,
+        services: Vec<String>,
+        /// Seconds that a service may take to get healthy
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u64>,
         #[arg(long, default_value = "dev")]
         stage: String,
     },
@@ -260,6 +341,32 @@ pub(crate) enum Command {
         /// For fingers that know Docker: there is a terminal where there is one here
         #[arg(short, long, hide = true)]
         tty: bool,
+        #[arg(long, default_value = "dev")]
+        stage: String,
+    },
+    /// Run a command in an instance of its own, beside what serves; gone when it ends
+    Run {
+        #[command(flatten)]
+        project: ProjectArgs,
+        service: String,
+        /// Without it, the service's own
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        argv: Vec<String>,
+        /// As this user
+        #[arg(short, long)]
+        user: Option<String>,
+        /// Set an environment variable
+        #[arg(short, long, value_name = "NAME=VALUE")]
+        env: Vec<String>,
+        /// In this folder of the instance
+        #[arg(short, long, value_name = "DIR")]
+        workdir: Option<String>,
+        /// Without a terminal, even where there is one
+        #[arg(short = 'T', long)]
+        no_tty: bool,
+        /// For fingers that know Docker: it is always removed when it has ended
+        #[arg(long, hide = true)]
+        rm: bool,
         #[arg(long, default_value = "dev")]
         stage: String,
     },
@@ -304,6 +411,13 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DAYS")]
         unused: Option<u64>,
     },
+    /// Completions for a shell, on standard output
+    Completions { shell: clap_complete::Shell },
+    /// Write pages for `man` into a folder
+    Man {
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// Take every stage of this root down, then end front and agent
     Shutdown,
     /// The agent in the foreground, for systemd
@@ -343,13 +457,18 @@ impl From<LogsProject> for ProjectArgs {
 }
 
 impl Command {
-    /// The request for the agent. `Init`, `Serve` and `Agent` are no requests and give a ping.
+    /// The request for the agent. What is no request gives a ping.
     pub(crate) fn verb(self, before: ProjectArgs) -> Verb {
         let project = before;
         match self {
-            Self::Init | Self::Serve | Self::Agent | Self::Login { .. } | Self::Logout { .. } => {
-                Verb::Ping
-            }
+            Self::Init
+            | Self::Serve
+            | Self::Agent
+            | Self::Login { .. }
+            | Self::Logout { .. }
+            | Self::Cp { .. }
+            | Self::Completions { .. }
+            | Self::Man { .. } => Verb::Ping,
             Self::Lock { project: p, update, fetch } => {
                 let (update, names) = (update.is_some(), update.unwrap_or_default());
                 Verb::Lock { project: project.and(p), update, names, fetch }
@@ -400,8 +519,12 @@ impl Command {
                 renew_anon_volumes: renew,
                 take_over,
                 strict,
+                services,
                 detach: _,
-            } => Verb::Up { project: project.and(p), timeout, renew, take_over, strict },
+            } => {
+                let project = project.and(p);
+                Verb::Up { project, timeout, renew, take_over, strict, services }
+            }
             Self::Plan { project: p, stage } => Verb::Plan { project: project.and(p), stage },
             Self::Rollback { project: p, stage, release, timeout } => {
                 Verb::Rollback { project: project.and(p), stage, release, timeout }
@@ -411,13 +534,33 @@ impl Command {
             }
             Self::Ps { project: p, all } => Verb::Ps { project: project.and(p), all },
             Self::Status { project: p, stage } => Verb::Status { project: project.and(p), stage },
-            Self::Logs { project: p, services, follow, tail, stage } => {
-                Verb::Logs { project: project.and(p.into()), stage, services, follow, tail }
+            Self::Logs { project: p, services, follow, tail, since, until, timestamps, stage } => {
+                let project = project.and(p.into());
+                Verb::Logs { project, stage, services, follow, tail, since, until, timestamps }
+            }
+            Self::Port { project: p, service, target, protocol, stage } => {
+                let udp = protocol == "udp";
+                Verb::Port { project: project.and(p), stage, service, target, udp }
+            }
+            Self::Ls { all, quiet } => Verb::Ls { all, quiet },
+            Self::Wait { project: p, services, stage } => {
+                Verb::Wait { project: project.and(p), stage, services }
+            }
+            Self::Stats { project: p, services, all, no_stream } => {
+                Verb::Stats { project: project.and(p), services, all, stream: !no_stream }
+            }
+            Self::Restart { project: p, services, timeout, stage } => {
+                Verb::Restart { project: project.and(p), stage, services, timeout }
             }
             Self::Exec { project: p, service, argv, user, env, workdir, no_tty, stage, .. } => {
                 let terminal = super::exec::wanted_terminal(no_tty);
                 let project = project.and(p);
                 Verb::Exec { project, stage, service, argv, env, user, workdir, terminal }
+            }
+            Self::Run { project: p, service, argv, user, env, workdir, no_tty, stage, rm: _ } => {
+                let terminal = super::exec::wanted_terminal(no_tty);
+                let project = project.and(p);
+                Verb::Run { project, stage, service, argv, env, user, workdir, terminal }
             }
             Self::History { project: p, limit, all, stage } => {
                 Verb::History { project: project.and(p), stage, limit, all }

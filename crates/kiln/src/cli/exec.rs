@@ -36,7 +36,8 @@ fn size() -> (u16, u16) {
 
 /// Runs it, and gives the command's own exit code.
 pub(super) fn exec(root: &Path, verb: Verb) -> Result<u8, Report> {
-    let has_terminal = matches!(verb, Verb::Exec { terminal: Some(_), .. });
+    let has_terminal =
+        matches!(verb, Verb::Exec { terminal: Some(_), .. } | Verb::Run { terminal: Some(_), .. });
     let pipe = || pipe_with(PipeFlags::CLOEXEC).because(|| "making a pipe".into());
     let (their_input, input) = pipe()?;
     let (output, their_output) = pipe()?;

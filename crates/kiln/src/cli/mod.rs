@@ -3,11 +3,14 @@
 mod args;
 mod carrier;
 mod client;
+mod copy;
 mod exec;
 mod init;
 mod keys;
 mod live;
 mod login;
+mod moment;
+mod pages;
 mod show;
 
 use std::io::{IsTerminal, Write};
@@ -57,6 +60,11 @@ fn dispatch(cli: Cli) -> Result<u8, Report> {
         Command::Logout { registry } => login::logout(registry.as_deref(), cli.json),
         Command::Serve => agent::serve(&cli.root, agent::Leave::Never),
         Command::Agent => agent::serve(&cli.root, agent::Leave::WhenIdle),
+        Command::Cp { project, from, to, stage } => {
+            copy::copy(&cli.root, cli.project.and(project), stage, &from, &to, cli.json)
+        }
+        Command::Completions { shell } => pages::completions(shell),
+        Command::Man { dir } => pages::man(&dir),
         Command::Shutdown if !client::agent_is_there(&cli.root) => {
             let remains = agent::collect_remains(&cli.root)?;
             finish(&Verb::Shutdown, &json!({ "agent": false, "collected": remains }), cli.json);
@@ -70,7 +78,7 @@ fn dispatch(cli: Cli) -> Result<u8, Report> {
 /// Sends `verb` and shows what comes back until it ends. Gives the exit code: of `exec`, the
 /// command's own.
 fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
-    if let Verb::Exec { .. } = verb {
+    if let Verb::Exec { .. } | Verb::Run { .. } = verb {
         return exec::exec(root, verb);
     }
     let hand = carrier::Hand::of(&verb, json)?;
@@ -80,6 +88,7 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
         Verb::Up { .. }
             | Verb::Learn { .. }
             | Verb::Rollback { .. }
+            | Verb::Restart { .. }
             | Verb::Bake { .. }
             | Verb::Lock { .. }
             | Verb::Release { .. }
@@ -104,14 +113,15 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
                 if json {
                     print_json(&item);
                 } else {
-                    print_line(&shown(&verb, &show::item(&verb, &item)));
+                    begin_anew(&verb);
+                    print_line(&shown(&verb, show::item(&verb, &item).trim_end_matches('\n')));
                 }
             }
             Event::Done { exit, data } => {
                 live.finish();
                 hand.keep()?;
                 finish(&verb, &data, json);
-                return Ok(exit.code());
+                return Ok(code_of(&verb, &data).unwrap_or(exit.code()));
             }
             Event::Failed(report) => {
                 live.finish();
@@ -119,6 +129,19 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
             }
         }
     }
+}
+
+/// A table that is shown again takes the place of the one before, on a terminal.
+fn begin_anew(verb: &Verb) {
+    if matches!(verb, Verb::Stats { .. }) && std::io::stdout().is_terminal() {
+        let _ = write!(std::io::stdout(), "\x1b[H\x1b[J");
+    }
+}
+
+/// The exit code of verbs that end as a program of an instance did.
+fn code_of(verb: &Verb, data: &Value) -> Option<u8> {
+    let waited = matches!(verb, Verb::Wait { .. });
+    waited.then(|| data["code"].as_u64().and_then(|code| u8::try_from(code).ok())).flatten()
 }
 
 fn finish(verb: &Verb, data: &Value, json: bool) {

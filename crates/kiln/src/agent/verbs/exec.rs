@@ -32,7 +32,19 @@ pub(super) fn exec(
     let stdio = pipes(fds)?;
     let running = running(stage, service)?;
     taint(agent, stage, &running, spec);
-    let mut executing = match agent.runtime.exec(&running, spec, stdio) {
+    attached(agent, session, service, &running, spec, stdio)
+}
+
+/// Runs a command in an instance, and gives its exit code when it has ended.
+pub(super) fn attached(
+    agent: &Agent,
+    session: &Session,
+    service: &str,
+    running: &Running,
+    spec: &ExecSpec,
+    stdio: ExecStdio,
+) -> Result<Answer, Report> {
+    let mut executing = match agent.runtime.exec(running, spec, stdio) {
         Ok(executing) => executing,
         // There is no such program, or it is none: a shell would say so by its status too.
         Err(RunError::Start { step, message, status: Some(code), .. }) => {
@@ -58,7 +70,8 @@ fn in_service(service: &str, error: &RunError) -> Report {
     report
 }
 
-fn running(stage: &Stage, service: &str) -> Result<Arc<Running>, Report> {
+/// The instance of `service` that serves.
+pub(super) fn running(stage: &Stage, service: &str) -> Result<Arc<Running>, Report> {
     let state = stage.state();
     let Some(active) = state.pointer.active else { return Err(nothing_serves(stage)) };
     let instance = state.member(&active, service).ok_or_else(|| {
@@ -91,7 +104,7 @@ fn taint(agent: &Agent, stage: &Stage, running: &Running, spec: &ExecSpec) {
 
 /// The client's three pipes. Nothing else goes into an instance: whoever holds a descriptor can do
 /// with its file whatever its owner can.
-fn pipes(fds: Vec<OwnedFd>) -> Result<ExecStdio, Report> {
+pub(super) fn pipes(fds: Vec<OwnedFd>) -> Result<ExecStdio, Report> {
     let doing = || "looking at the client's descriptors".to_owned();
     let bug = |what: &str| Report::new(Exit::Bug, format!("the client handed over {what}"));
     let stdio = <[OwnedFd; 3]>::try_from(fds).map_err(|_| bug("too few descriptors"))?;

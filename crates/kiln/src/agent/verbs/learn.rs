@@ -48,7 +48,7 @@ pub(super) fn learn(
         // Nothing names what is made here, so it is collected some time after.
         let _lease = agent.lease()?;
         let folder = Some(folder::of(&project.dir).to_string_lossy().into_owned());
-        let _wishing = stage.wish(Wish { folder, renew: false });
+        let _wishing = stage.wish(Wish { folder, ..Wish::default() });
         let target = assemble(agent, session, &stage, &project)?;
         let mut release = target.release.as_ref().clone();
         release.services.retain(|name, _| name == service);
@@ -93,7 +93,7 @@ enum Stood {
 }
 
 /// An instance that is in no slot. Dropped, on whatever path, it is gone.
-struct Lone<'a> {
+pub(super) struct Lone<'a> {
     agent: &'a Arc<Agent>,
     stage: &'a Stage,
     instance: Instance,
@@ -107,11 +107,24 @@ impl<'a> Lone<'a> {
         release: Digest,
         service: &str,
     ) -> Result<Self, Report> {
-        let instance = instances::launch(agent, stage, release, service, 0, None)?;
+        Self::of(agent, stage, instances::launch(agent, stage, release, service, 0, None)?)
+    }
+
+    /// Of an instance that was just launched.
+    pub(super) fn of(
+        agent: &'a Arc<Agent>,
+        stage: &'a Stage,
+        instance: Instance,
+    ) -> Result<Self, Report> {
         match instance.running.clone() {
             Some(running) => Ok(Self { agent, stage, instance, running }),
-            None => Err(Report::failed(format!("`{service}` does not run"))),
+            None => Err(Report::failed(format!("`{}` does not run", instance.service))),
         }
+    }
+
+    /// What runs.
+    pub(super) fn running(&self) -> &Running {
+        &self.running
     }
 
     /// Until it is ready and has been so for a moment, has ended, or has taken too long.

@@ -25,27 +25,51 @@ struct Reader {
     log: Follow,
 }
 
+/// What of it is wanted.
+pub(super) struct Wanted<'a> {
+    /// Of these services; of all, if there are none.
+    pub services: &'a [String],
+    /// Go on as more is written.
+    pub follow: bool,
+    /// Only the last lines.
+    pub tail: Option<usize>,
+    /// Nothing from before, and nothing from after: nanoseconds since the Unix epoch.
+    pub since: Option<u64>,
+    pub until: Option<u64>,
+}
+
+impl Wanted<'_> {
+    fn has(&self, entry: &LogEntry) -> bool {
+        self.since.is_none_or(|since| entry.time >= since)
+            && self.until.is_none_or(|until| entry.time <= until)
+    }
+
+    /// How many lines from the end of each log are enough.
+    fn lines_from_the_end(&self) -> Option<usize> {
+        self.tail.filter(|_| self.until.is_none())
+    }
+}
+
 /// `kiln logs`.
 pub(super) fn logs(
     agent: &Agent,
     session: &Session,
     stage: &Stage,
-    services: &[String],
-    follow: bool,
-    tail: Option<usize>,
+    wanted: &Wanted<'_>,
 ) -> Result<Answer, Report> {
+    let Wanted { services, follow, tail, .. } = *wanted;
     known(agent, stage, services)?;
     let mut watch = follow.then(Watch::new);
     let mut readers: BTreeMap<PathBuf, Reader> = BTreeMap::new();
     let mut old: Vec<(String, PathBuf)> = Vec::new();
-    if !follow || tail.is_some() {
+    if !follow || tail.is_some() || wanted.since.is_some() {
         old = ended(agent, stage, services);
     }
     old.extend(living(agent, stage, services));
     for (service, dir) in old {
-        open(session, &mut readers, watch.as_mut(), service, &dir, tail);
+        open(session, &mut readers, watch.as_mut(), service, &dir, wanted.lines_from_the_end());
     }
-    show_what_is_there(session, &mut readers, tail)?;
+    show_what_is_there(session, &mut readers, wanted)?;
     let Some(mut watch) = watch else { return Ok(Value::Null.into()) };
     let mut hurried = false;
     while session.check().is_ok() {
@@ -56,7 +80,7 @@ pub(super) fn logs(
                 open(session, &mut readers, Some(&mut watch), service, &dir, None);
             }
         }
-        hurried = show_more(session, &mut readers, changed.filter(|_| !hurried))?;
+        hurried = show_more(session, &mut readers, wanted, changed.filter(|_| !hurried))?;
         readers.retain(|dir, _| hurried || dir.exists());
     }
     Ok(Value::Null.into())
@@ -85,7 +109,7 @@ fn open(
 fn show_what_is_there(
     session: &Session,
     readers: &mut BTreeMap<PathBuf, Reader>,
-    tail: Option<usize>,
+    wanted: &Wanted<'_>,
 ) -> Result<(), Report> {
     let doing = || "reading a log".to_owned();
     let mut logs: Vec<&mut Reader> = readers.values_mut().collect();
@@ -101,7 +125,13 @@ fn show_what_is_there(
         let Some(entry) = heads[number].take() else { continue };
         heads[number] = logs[number].log.next().because(doing)?;
         next.extend(heads[number].as_ref().map(|entry| Reverse((entry.time, number))));
-        let Some(lines) = tail else {
+        if !wanted.has(&entry) {
+            if session.check().is_err() {
+                return Ok(());
+            }
+            continue;
+        }
+        let Some(lines) = wanted.tail else {
             session.item(item(&logs[number].service, &entry));
             if session.check().is_err() {
                 return Ok(());
@@ -123,6 +153,7 @@ fn show_what_is_there(
 fn show_more(
     session: &Session,
     readers: &mut BTreeMap<PathBuf, Reader>,
+    wanted: &Wanted<'_>,
     changed: Option<BTreeSet<PathBuf>>,
 ) -> Result<bool, Report> {
     let mut entries: Vec<(&str, LogEntry)> = Vec::new();
@@ -133,7 +164,9 @@ fn show_more(
         }
         for turn in 1..=TURN {
             let Some(entry) = log.next().because(|| "reading a log".into())? else { break };
-            entries.push((service, entry));
+            if wanted.has(&entry) {
+                entries.push((service, entry));
+            }
             more |= turn == TURN;
         }
     }

@@ -2,17 +2,21 @@
 
 mod build;
 pub(crate) mod carrier;
+mod copy;
 pub(crate) mod diff;
 mod down;
 mod exec;
+mod fingers;
 mod fsck;
 mod gc;
 mod learn;
 mod logs;
 mod look;
+mod oneoff;
 mod pull;
 mod release;
 mod serve;
+mod stats;
 mod verify;
 
 use std::os::fd::OwnedFd;
@@ -20,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_core::compose::{self, LoadRequest, Project};
+use kiln_core::compose::{self, LoadRequest, Project, Protocol};
 use kiln_core::exit::Exit;
 use serde_json::{Value, json};
 
@@ -111,8 +115,10 @@ pub(crate) fn run(
             let wish = release::Wish { project: &project, commit: commit.as_deref(), env: &env };
             release::release(agent, session, &wish)
         }
-        Verb::Up { project, timeout, renew, take_over, strict } => {
-            serve::up(agent, session, &project, &serve::Up { timeout, renew, take_over, strict })
+        Verb::Up { project, timeout, renew, take_over, strict, services } => {
+            let services = &services;
+            let asked = serve::Up { timeout, renew, take_over, strict, services };
+            serve::up(agent, session, &project, &asked)
         }
         Verb::Learn { project, service, timeout } => {
             learn::learn(agent, session, &project, &service, timeout)
@@ -136,14 +142,46 @@ pub(crate) fn run(
             true => look::overview(agent),
             false => look::status(agent, &*find_stage(agent, session, &project, &stage)?),
         },
-        Verb::Logs { project, stage, services, follow, tail } => {
+        Verb::Logs { project, stage, services, follow, tail, since, until, .. } => {
             let stage = find_stage(agent, session, &project, &stage)?;
-            logs::logs(agent, session, &stage, &services, follow, tail)
+            let wanted = logs::Wanted { services: &services, follow, tail, since, until };
+            logs::logs(agent, session, &stage, &wanted)
+        }
+        Verb::Copy { project, stage, service, path } => {
+            let stage = find_stage(agent, session, &project, &stage)?;
+            copy::copy(session, &stage, &service, &path, fds)
+        }
+        Verb::Port { project, stage, service, target, udp } => {
+            let stage = find_stage(agent, session, &project, &stage)?;
+            let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+            fingers::port(agent, &stage, &service, target, protocol)
+        }
+        Verb::Ls { all, .. } => Ok(fingers::ls(agent, all)),
+        Verb::Wait { project, stage, services } => {
+            let stage = find_stage(agent, session, &project, &stage)?;
+            fingers::wait(agent, session, &stage, &services)
+        }
+        Verb::Stats { project, services, all, stream } => {
+            let only = match all || anywhere(session, &project) {
+                true => None,
+                false => Some(project_name(session, &project)?),
+            };
+            let wanted = stats::Wanted { project: only.as_deref(), services: &services };
+            stats::stats(agent, session, &wanted, stream)
+        }
+        Verb::Restart { project, stage, services, timeout } => {
+            let stage = find_stage(agent, session, &project, &stage)?;
+            serve::restart(agent, session, &stage, &services, timeout)
         }
         Verb::Exec { project, stage, service, argv, env, user, workdir, terminal } => {
             let stage = find_stage(agent, session, &project, &stage)?;
             let spec = kiln_run::ExecSpec { argv, env, user, cwd: workdir, terminal };
             exec::exec(agent, session, &stage, &service, &spec, fds)
+        }
+        Verb::Run { project, stage, service, argv, env, user, workdir, terminal } => {
+            let stage = find_stage(agent, session, &project, &stage)?;
+            let spec = kiln_run::ExecSpec { argv, env, user, cwd: workdir, terminal };
+            oneoff::run(agent, session, &stage, &service, spec, fds)
         }
         Verb::History { project, stage, limit, all } => {
             let only = match all || anywhere(session, &project) {

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kiln_core::compose::Project;
 use kiln_core::written::Written;
 use kiln_core::{Digest, Release};
 
+use super::build::known_services;
 use super::{Answer, load_and_tell, nothing_serves, with_turn};
 use crate::agent::provision::Patience;
 use crate::agent::session::Session;
@@ -23,7 +25,7 @@ fn patience(timeout: Option<u64>) -> Patience {
 
 /// What `up` is asked.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Up {
+pub(super) struct Up<'a> {
     /// Seconds that a service may take to get ready.
     pub timeout: Option<u64>,
     /// Volumes without a name begin anew.
@@ -32,6 +34,8 @@ pub(super) struct Up {
     pub take_over: bool,
     /// Root file systems are read-only where no service states otherwise.
     pub strict: bool,
+    /// Only these services and what they depend on; all, if there are none.
+    pub services: &'a [String],
 }
 
 /// `kiln up`.
@@ -39,11 +43,13 @@ pub(super) fn up(
     agent: &Arc<Agent>,
     session: &Session,
     args: &ProjectArgs,
-    asked: &Up,
+    asked: &Up<'_>,
 ) -> Result<Answer, Report> {
     let began = Instant::now();
     let mut project = load_and_tell(session, args)?;
     project.kiln.read_only |= asked.strict;
+    known_services(&project, asked.services)?;
+    let only = with_dependencies(&project, asked.services);
     let id = StageId { project: project.name.clone(), stage: "dev".into() };
     let stage = agent.stage(&id);
     with_turn(session, &stage, || {
@@ -56,7 +62,7 @@ pub(super) fn up(
         };
         folder::check(agent, session, &stage, &project.dir, &consent)?;
         let _lease = agent.lease()?;
-        let target = publish(agent, session, &stage, &project)?;
+        let target = publish(agent, session, &stage, &project, &only)?;
         let quarantined = stage.state().pointer.quarantined.contains(&target.digest);
         if quarantined {
             session.notice(format!(
@@ -69,7 +75,7 @@ pub(super) fn up(
             volumes::drop_renewed(agent, &stage)?;
         }
         let folder = Some(folder::of(&project.dir).to_string_lossy().into_owned());
-        let wishing = stage.wish(Wish { folder, renew: asked.renew });
+        let wishing = stage.wish(Wish { folder, renew: asked.renew, ..Wish::default() });
         binds::make(agent, session, &stage, &target.release)?;
         binds::tell_what_is_live(session, &target.release);
         let patience = patience(asked.timeout);
@@ -85,6 +91,20 @@ pub(super) fn up(
         let written = agent.layers.news(agent, &stage, &target.digest);
         Ok(outcome(&stage, &target, &done, Some(front), written, began))
     })
+}
+
+/// `services` and all that they depend on.
+fn with_dependencies(project: &Project, services: &[String]) -> Vec<String> {
+    let mut found: BTreeSet<String> = BTreeSet::new();
+    let mut next: Vec<&String> = services.iter().collect();
+    while let Some(name) = next.pop() {
+        if let Some(service) = project.services.get(name)
+            && found.insert(name.clone())
+        {
+            next.extend(service.depends_on.keys());
+        }
+    }
+    found.into_iter().collect()
 }
 
 /// Nothing is done to what cannot be asked, and that is said.
@@ -206,6 +226,39 @@ pub(super) fn rollback(
         let release = agent.release(&digest)?;
         let target = Published::of(digest, release);
         let done = converge(agent, session, stage, &target, Reason::Rollback, patience(timeout))?;
+        Ok(outcome(stage, &target, &done, None, BTreeMap::new(), began))
+    })
+}
+
+/// `kiln restart`: what serves, with fresh instances of `services`, or of all that run.
+pub(super) fn restart(
+    agent: &Arc<Agent>,
+    session: &Session,
+    stage: &Arc<Stage>,
+    services: &[String],
+    timeout: Option<u64>,
+) -> Result<Answer, Report> {
+    let began = Instant::now();
+    with_turn(session, stage, || {
+        agent.ledger_is_whole("nothing is delivered")?;
+        let active = stage.state().pointer.active.ok_or_else(|| nothing_serves(stage))?;
+        let release = agent.release(&active)?;
+        let known: Vec<&str> = release.services.keys().map(String::as_str).collect();
+        if let Some(name) = services.iter().find(|name| !known.contains(&name.as_str())) {
+            return Err(Report::usage(format!("{} has no service `{name}`", stage.id))
+                .hint(format!("there are {}", known.join(", "))));
+        }
+        let jobs = release.jobs();
+        let fresh = match services {
+            // What has done its work is not done again unless somebody says so.
+            [] => release.services.keys().filter(|name| !jobs.contains(*name)).cloned().collect(),
+            named => named.iter().cloned().collect(),
+        };
+        let target = Published::of(active, release);
+        let wishing = stage.wish(Wish { fresh, ..Wish::default() });
+        let patience = patience(timeout);
+        let done = converge(agent, session, stage, &target, Reason::Restart, patience)?;
+        drop(wishing);
         Ok(outcome(stage, &target, &done, None, BTreeMap::new(), began))
     })
 }

@@ -4,6 +4,7 @@ mod verify;
 
 mod carrier;
 mod diff;
+mod fingers;
 mod images;
 mod layer;
 mod release;
@@ -23,7 +24,13 @@ use crate::protocol::Verb;
 /// The end of a verb, in words.
 pub(crate) fn done(verb: &Verb, data: &Value) -> String {
     match verb {
-        Verb::Up { .. } | Verb::Rollback { .. } => told(data, up),
+        Verb::Up { .. } | Verb::Rollback { .. } | Verb::Restart { .. } => told(data, up),
+        Verb::Port { target, .. } => told(data, |it| fingers::port(it, target.is_none())),
+        Verb::Ls { quiet, .. } => told(data, |it| fingers::projects(it, *quiet)),
+        Verb::Copy { .. } | Verb::Run { .. } => String::new(),
+        Verb::Wait { .. } => told(data, fingers::waited),
+        Verb::Stats { .. } if data.is_null() => String::new(),
+        Verb::Stats { .. } => told(data, fingers::stats),
         Verb::Learn { .. } => told(data, layer::learnt),
         Verb::Plan { .. } => told(data, plan),
         Verb::Lock { .. } => images::lock(data),
@@ -52,7 +59,12 @@ pub(crate) fn done(verb: &Verb, data: &Value) -> String {
 /// One object of a stream, in words.
 pub(crate) fn item(verb: &Verb, item: &Value) -> String {
     match verb {
-        Verb::Logs { .. } => format!("{:<10} | {}", text(&item["service"]), text(&item["text"])),
+        Verb::Logs { timestamps, .. } => {
+            let when = timestamps.then(|| format!("{} ", time_ns(number(&item["time"]))));
+            let (service, when) = (text(&item["service"]), when.unwrap_or_default());
+            format!("{service:<10} | {when}{}", text(&item["text"]))
+        }
+        Verb::Stats { .. } => told(item, fingers::stats),
         _ => history(item),
     }
 }
@@ -505,6 +517,12 @@ fn history(entry: &Value) -> String {
     let time = time(number(&entry["time"]));
     let line = format!("{time}  {place:<14} {:<17} {}", text(&entry["kind"]), what.join(" "));
     line.trim_end().to_owned()
+}
+
+/// Unix nanoseconds as RFC 3339 in UTC, as `docker logs -t` has them.
+fn time_ns(ns: u64) -> String {
+    let whole = time(ns / 1_000_000 / 1000 * 1000);
+    format!("{}.{:09}Z", whole.trim_end_matches(".000Z"), ns % 1_000_000_000)
 }
 
 /// Unix milliseconds as RFC 3339 in UTC.

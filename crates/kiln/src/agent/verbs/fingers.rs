@@ -1,0 +1,174 @@
+//! What fingers expect that know Compose: `port`, `ls`, `wait`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_core::compose::Protocol;
+use kiln_core::exit::Exit;
+use kiln_run::{End, Known, Running};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Answer, nothing_serves};
+use crate::agent::Agent;
+use crate::agent::session::Session;
+use crate::agent::stage::Stage;
+use crate::answers;
+use crate::report::Report;
+
+/// Between two looks whether the client is still there.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// How long it may take until an instance that has ended is gone from the state.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// `kiln port`: where clients reach a port of a service.
+pub(super) fn port(
+    agent: &Agent,
+    stage: &Stage,
+    service: &str,
+    target: Option<u16>,
+    protocol: Protocol,
+) -> Result<Answer, Report> {
+    let active = stage.state().pointer.active.ok_or_else(|| nothing_serves(stage))?;
+    let release = agent.release(&active)?;
+    let released = release.services.get(service).ok_or_else(|| {
+        let known: Vec<&str> = release.services.keys().map(String::as_str).collect();
+        Report::usage(format!("{} has no service `{service}`", stage.id))
+            .hint(format!("there are {}", known.join(", ")))
+    })?;
+    let wanted = |port: &&kiln_core::compose::Port| {
+        target.is_none_or(|target| port.target == target && port.protocol == protocol)
+    };
+    let ports = released.settings.ports.get(&stage.id.stage).into_iter().flatten().filter(wanted);
+    let mut found = Vec::new();
+    for port in ports {
+        let published = match port.published {
+            // The kernel has chosen, and the front knows.
+            0 => agent.bound_port(stage, service, port),
+            port => Some(port),
+        };
+        let Some(published) = published else { continue };
+        let host = port.host_ip.map_or_else(|| "0.0.0.0".to_owned(), |ip| ip.to_string());
+        found.push(answers::Published {
+            host,
+            port: published,
+            target: port.target,
+            protocol: port.protocol,
+        });
+    }
+    if found.is_empty() {
+        let what = match target {
+            Some(target) => {
+                format!(
+                    "`{service}` publishes no port {target}/{}",
+                    answers::protocol_word(protocol)
+                )
+            }
+            None => format!("`{service}` publishes no port"),
+        };
+        return Err(Report::failed(what).hint("`ports:` in the Compose file publishes one"));
+    }
+    Ok(Answer::of(&answers::Ports { service: service.to_owned(), ports: found }))
+}
+
+/// `kiln ls`: all projects of the root.
+pub(super) fn ls(agent: &Agent, all: bool) -> Answer {
+    let mut projects = Vec::new();
+    for stage in agent.stages() {
+        let state = stage.state();
+        if state.pointer.generation == 0 && state.instances.is_empty() {
+            continue;
+        }
+        if !all && state.instances.is_empty() {
+            continue;
+        }
+        let mut states: BTreeMap<String, usize> = BTreeMap::new();
+        for instance in state.instances.values() {
+            let word = match instance.unknown {
+                Some(_) => "unknown",
+                None => instance.life.word(),
+            };
+            *states.entry(word.to_owned()).or_default() += 1;
+        }
+        projects.push(answers::Project {
+            project: stage.id.project.clone(),
+            stage: stage.id.stage.clone(),
+            active: state.pointer.active,
+            states,
+            folder: state.pointer.folder.clone(),
+        });
+    }
+    Answer::of(&answers::Projects { projects })
+}
+
+/// `kiln wait`: until the instances that are there now have ended. One that is replaced by a fresh
+/// one has ended, too. The exit code is that of the first service that was named.
+pub(super) fn wait(
+    agent: &Agent,
+    session: &Session,
+    stage: &Stage,
+    services: &[String],
+) -> Result<Answer, Report> {
+    let mut waiting = Vec::new();
+    for service in services {
+        waiting.push((service.clone(), running(stage, service)?));
+    }
+    let ended: Vec<Result<answers::Ended, Report>> = std::thread::scope(|scope| {
+        let waits: Vec<_> = waiting
+            .iter()
+            .map(|(service, running)| scope.spawn(|| await_end(agent, session, service, running)))
+            .collect();
+        let bug = |_| Err(Report::new(Exit::Bug, "a waiting thread panicked"));
+        waits.into_iter().map(|wait| wait.join().unwrap_or_else(bug)).collect()
+    });
+    let ended: Vec<answers::Ended> = ended.into_iter().collect::<Result<_, _>>()?;
+    let code = ended.first().map_or(0, |first| first.code);
+    Ok(Answer::of(&answers::Waited { services: ended, code }))
+}
+
+fn running(stage: &Stage, service: &str) -> Result<Arc<Running>, Report> {
+    let state = stage.state();
+    let active = state.pointer.active.ok_or_else(|| nothing_serves(stage))?;
+    let instance = state.member(&active, service);
+    let running = instance.and_then(|instance| instance.running.clone());
+    running.ok_or_else(|| {
+        Report::usage(format!("no instance of `{service}` in {}", stage.id)).hint("kiln ps")
+    })
+}
+
+fn await_end(
+    agent: &Agent,
+    session: &Session,
+    service: &str,
+    running: &Running,
+) -> Result<answers::Ended, Report> {
+    let known = match running.watch() {
+        Err(known) => known,
+        Ok(mut watch) => loop {
+            session.check()?;
+            match poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&LOOK)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                _ => break watch.known(),
+            }
+        },
+    };
+    let known = match known {
+        Known::Runs(_) => running.wait_for(SETTLED),
+        known => known,
+    };
+    match known {
+        Known::Ended(End::Exited(exit)) => {
+            let code = u8::try_from(exit.code & 0xff).unwrap_or(1);
+            let service = service.to_owned();
+            Ok(answers::Ended { service, code, signal: exit.signal, oom: exit.oom })
+        }
+        Known::Ended(End::Lost) => {
+            Err(Report::failed(format!("`{service}` has ended, and nobody knows how")))
+        }
+        Known::Runs(_) => Err(Report::failed(format!("`{service}` runs on"))),
+        Known::Unknown(why) => {
+            agent.log(&format!("{}: {why}", running.id()));
+            Err(Report::failed(format!("whether `{service}` has ended is unknown: {why}")))
+        }
+    }
+}
