@@ -24,6 +24,13 @@ pub(crate) struct Generation {
     pub(crate) routes: HashMap<u64, Arc<LiveRoute>>,
 }
 
+impl Generation {
+    /// With room for that many listeners.
+    pub(crate) fn with_room(listeners: usize) -> Self {
+        Self { routes: HashMap::with_capacity(listeners) }
+    }
+}
+
 /// A route as requests need it.
 #[derive(Debug)]
 pub(crate) struct LiveRoute {
@@ -78,6 +85,11 @@ impl Front {
             left: Notify::new(),
             learnt: AtomicBool::new(false),
         }
+    }
+
+    /// What was switched to last.
+    pub(crate) fn in_force(&self) -> Arc<Generation> {
+        self.generation.load_full()
     }
 
     /// The switch.

@@ -1,7 +1,7 @@
 //! What the worker owns: the table in force, its listeners and upstreams. [`State::apply`] and
 //! [`State::change`] are the two places where they change.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -105,12 +105,15 @@ impl State {
         if !drop.is_empty() {
             table.routes.retain(|route| !drop.contains(&route.id));
         }
-        let places: HashMap<String, usize> =
-            table.routes.iter().enumerate().map(|(at, it)| (it.id.clone(), at)).collect();
         let ids: Vec<String> = put.iter().map(|route| route.id.clone()).collect();
-        for route in put {
-            match places.get(&route.id) {
-                Some(at) => table.routes[*at] = route,
+        let places: Vec<Option<usize>> = {
+            let all = table.routes.iter().enumerate();
+            let places: HashMap<&str, usize> = all.map(|(at, it)| (it.id.as_str(), at)).collect();
+            put.iter().map(|route| places.get(route.id.as_str()).copied()).collect()
+        };
+        for (route, place) in put.into_iter().zip(places) {
+            match place {
+                Some(at) => table.routes[at] = route,
                 None => table.routes.push(route),
             }
         }
@@ -204,52 +207,74 @@ impl State {
         }
     }
 
+    /// What requests read of `table`. A route that is as it was, in its place, is not made anew: with
+    /// a thousand of them that would be most of the work of a switch.
     fn generation(&mut self, table: &Table) -> (Generation, HashMap<u64, Arc<Upstream>>) {
-        let mut generation = Generation::default();
+        let in_force = self.front.in_force();
+        let mut generation = Generation::with_room(table.routes.len() * 2);
         let mut live: HashMap<u64, Arc<Upstream>> = HashMap::with_capacity(table.routes.len());
-        let mut counters = HashMap::with_capacity(table.routes.len());
-        let before: HashMap<&str, &Route> =
-            self.table.routes.iter().map(|route| (route.id.as_str(), route)).collect();
-        // The next instance most likely speaks what the last one spoke.
-        let spoke_http = |route: &Route, upstreams: &HashMap<SocketAddr, Weak<Upstream>>| {
-            let before = before.get(route.id.as_str());
-            let before = before.and_then(|it| upstreams.get(&it.upstream?)?.upgrade());
-            before.is_some_and(|upstream| upstream.speaks_http())
-        };
-        for route in &table.routes {
-            let upstream = route.upstream.map(|addr| {
-                let known = self.upstreams.get(&addr).and_then(Weak::upgrade);
-                known.unwrap_or_else(|| {
-                    self.next_id += 1;
-                    let new = Arc::new(Upstream::new(self.next_id, addr));
-                    self.upstreams.insert(addr, Arc::downgrade(&new));
-                    new
-                })
-            });
-            if let Some(upstream) = &upstream {
-                upstream.set_slot(&route.slot);
-                if spoke_http(route, &self.upstreams) {
-                    upstream.expect_http();
-                }
+        let mut places = None;
+        for (at, route) in table.routes.iter().enumerate() {
+            let same = self.table.routes.get(at).is_some_and(|before| before == route);
+            let ids: Vec<u64> = route
+                .listen
+                .iter()
+                .filter_map(|addr| Some(self.listeners.get(&Key::new(route, *addr))?.id))
+                .collect();
+            let known = ids.first().and_then(|id| in_force.routes.get(id)).filter(|_| same);
+            let route_now = match known {
+                Some(known) => Arc::clone(known),
+                None => Arc::new(self.live_route(route, &mut places)),
+            };
+            if let Some(upstream) = &route_now.upstream {
                 live.entry(upstream.id).or_insert_with(|| upstream.clone());
             }
-            let own: Arc<Counters> = self.counters.get(&route.id).cloned().unwrap_or_default();
-            let route_now = Arc::new(LiveRoute {
-                app: route.app,
-                upstream,
-                hold: route.hold.then(|| Duration::from_millis(route.hold_ms)),
-                counters: own.clone(),
-                release: release(&route.slot),
-            });
-            counters.insert(route.id.clone(), own);
-            for addr in &route.listen {
-                if let Some(listener) = self.listeners.get(&Key::new(route, *addr)) {
-                    generation.routes.insert(listener.id, route_now.clone());
-                }
+            for id in ids {
+                generation.routes.insert(id, Arc::clone(&route_now));
             }
         }
-        self.counters = counters;
+        let changed = self.counters.len() != table.routes.len();
+        if changed {
+            let there: HashSet<&str> = table.routes.iter().map(|it| it.id.as_str()).collect();
+            self.counters.retain(|id, _| there.contains(id.as_str()));
+        }
         (generation, live)
+    }
+
+    /// `places`, once it was needed: where each route is in the table in force.
+    fn live_route(
+        &mut self,
+        route: &Route,
+        places: &mut Option<HashMap<String, usize>>,
+    ) -> LiveRoute {
+        let upstream = route.upstream.map(|addr| {
+            self.known(addr).unwrap_or_else(|| {
+                self.next_id += 1;
+                let new = Arc::new(Upstream::new(self.next_id, addr));
+                self.upstreams.insert(addr, Arc::downgrade(&new));
+                new
+            })
+        });
+        if let Some(upstream) = &upstream {
+            upstream.set_slot(&route.slot);
+            let places = places.get_or_insert_with(|| {
+                let all = self.table.routes.iter().enumerate();
+                all.map(|(at, route)| (route.id.clone(), at)).collect()
+            });
+            // The next instance most likely speaks what the last one spoke.
+            let before = places.get(&route.id).and_then(|at| self.table.routes.get(*at));
+            let before = before.and_then(|before| self.known(before.upstream?));
+            if before.is_some_and(|before| before.speaks_http()) {
+                upstream.expect_http();
+            }
+        }
+        LiveRoute {
+            app: route.app,
+            upstream,
+            hold: route.hold.then(|| Duration::from_millis(route.hold_ms)),
+            counters: self.counters.entry(route.id.clone()).or_default().clone(),
+            release: release(&route.slot),
+        }
     }
 
     fn known(&self, addr: SocketAddr) -> Option<Arc<Upstream>> {
