@@ -20,6 +20,9 @@ libfuzzer_sys::fuzz_target!(|text: &[u8]| {
         profiles: vec!["*".to_owned()],
         project_name: None,
         read: &read,
+        project_dir: None,
+        env_files: Vec::new(),
+        real_dir: &|dir| dir.to_owned(),
     };
     if let Err(error) = compose::load(&request) {
         assert!(!error.to_string().is_empty());

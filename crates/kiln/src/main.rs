@@ -17,6 +17,7 @@
 mod agent;
 mod answers;
 mod cli;
+mod compose;
 mod deliver;
 mod protocol;
 mod report;

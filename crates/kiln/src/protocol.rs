@@ -49,6 +49,18 @@ pub(crate) struct ProjectArgs {
     #[arg(short, long, value_name = "NAME")]
     #[serde(default)]
     pub project_name: Option<String>,
+    /// Folder of the project, instead of that of its first file
+    #[arg(long, value_name = "DIR")]
+    #[serde(default)]
+    pub project_directory: Option<PathBuf>,
+    /// File of variables instead of .env; several count in this order
+    #[arg(long, value_name = "FILE")]
+    #[serde(default)]
+    pub env_file: Vec<PathBuf>,
+    /// What standard input holds, where `-f -` asks for it.
+    #[arg(skip)]
+    #[serde(default)]
+    pub stdin: Option<String>,
 }
 
 impl ProjectArgs {
@@ -57,6 +69,11 @@ impl ProjectArgs {
         self.file.extend(later.file);
         self.profile.extend(later.profile);
         self.project_name = later.project_name.or(self.project_name);
+        self.project_directory = later.project_directory.or(self.project_directory);
+        self.env_file.extend(later.env_file);
+        if self.file.iter().any(|file| file.as_os_str() == "-") {
+            self.stdin = Some(crate::compose::standard_input());
+        }
         self
     }
 }

@@ -19,6 +19,16 @@ pub(super) struct Policy {
 #[derive(Debug, Deserialize)]
 struct Licences {
     allow: Vec<String>,
+    /// What a package says in a file only.
+    #[serde(default)]
+    clarify: Vec<Clarified>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Clarified {
+    #[serde(rename = "crate")]
+    name: String,
+    expression: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -59,6 +69,8 @@ impl Policy {
     pub(super) fn licences(&self, packages: &[Package]) -> Vec<String> {
         let judge = |package: &Package| {
             let Package { name, version, license, .. } = package;
+            let known = self.licenses.clarify.iter().find(|known| known.name == *name);
+            let license = license.as_ref().or(known.map(|known| &known.expression));
             let why = match license {
                 None => "no licence is stated".to_owned(),
                 Some(text) if self.allows(text) => return None,

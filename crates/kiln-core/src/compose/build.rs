@@ -20,7 +20,7 @@ pub(super) fn read(at: &At<'_>, sections: &Sections) -> Result<Build, ComposeErr
             key.list();
             continue;
         }
-        if !keys::BUILD.admit(&key)? || key.is_null() {
+        if !keys::BUILD.admit(&key)? || key.is_unset() {
             continue;
         }
         match key.key() {
@@ -60,9 +60,6 @@ fn context(at: &At<'_>, text: &str) -> Result<PathBuf, ComposeError> {
         return Err(at
             .error(format!("`{text}` is no directory: a context from elsewhere is not supported"))
             .with_hint("check it out and name its directory"));
-    }
-    if text.is_empty() {
-        return Err(at.expected("a directory"));
     }
     Ok(at.cx.absolute(text))
 }
@@ -150,7 +147,7 @@ fn secrets(at: &At<'_>, shared: &Shared) -> Result<BTreeMap<String, BuildSecret>
         let (mut uid, mut gid, mut mode) = (None, None, None);
         if item.is_map() {
             for key in item.entries()? {
-                if !keys::BUILD_SECRET.admit(&key)? || key.is_null() {
+                if !keys::BUILD_SECRET.admit(&key)? || key.is_unset() {
                     continue;
                 }
                 match key.key() {

@@ -24,13 +24,18 @@ pub(super) struct BadLine {
 type Lookup<'l> = &'l dyn Fn(&str) -> Option<String>;
 
 /// Reads `text`. Names without a value take the value that `lookup` knows, or are left out.
-/// Variables in values are looked up by `lookup` first, then among the lines above.
+/// Variables in values are looked up by `lookup` first, then among the lines above, then among
+/// `before`, which earlier files gave.
 ///
 /// # Errors
 /// The first line that has no valid name or an open quote.
-pub(super) fn parse(text: &str, lookup: Lookup<'_>) -> Result<EnvFile, BadLine> {
+pub(super) fn parse(
+    text: &str,
+    lookup: Lookup<'_>,
+    before: &BTreeMap<String, String>,
+) -> Result<EnvFile, BadLine> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { rest: text, line: 1, lookup, file: EnvFile::default() };
+    let mut reader = Reader { rest: text, line: 1, lookup, before, file: EnvFile::default() };
     while reader.skip_to_statement() {
         reader.statement()?;
     }
@@ -43,15 +48,20 @@ pub(super) fn parse(text: &str, lookup: Lookup<'_>) -> Result<EnvFile, BadLine> 
 /// The first line without a valid name.
 pub(super) fn parse_raw(text: &str, lookup: Lookup<'_>) -> Result<EnvFile, BadLine> {
     let mut file = EnvFile::default();
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (line, text) in (1..).zip(text.lines()) {
-        if text.trim().is_empty() || text.starts_with('#') {
+        let text = text.trim_start_matches([' ', '\t']);
+        if text.is_empty() || text.starts_with('#') {
             continue;
         }
         let (name, value) = match text.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (text, None),
         };
-        let name = checked_name(name.trim(), line)?;
+        if name.is_empty() || name.contains(char::is_whitespace) {
+            return Err(no_name(name, line));
+        }
+        let name = name.to_owned();
         if let Some(value) = value.or_else(|| lookup(&name)) {
             file.values.insert(name, value);
         }
@@ -63,6 +73,7 @@ struct Reader<'t, 'l> {
     rest: &'t str,
     line: u32,
     lookup: Lookup<'l>,
+    before: &'l BTreeMap<String, String>,
     file: EnvFile,
 }
 
@@ -116,9 +127,7 @@ impl<'t> Reader<'t, '_> {
             Some(quote @ ('"' | '\'')) => self.quoted(quote, line)?,
             _ => {
                 let text = self.rest_of_line();
-                let text = if blank > 0 && text.starts_with('#') { "" } else { text };
-                let text = text.split(" #").next().unwrap_or(text);
-                let text = text.split("\t#").next().unwrap_or(text).trim_end();
+                let text = text.split(" #").next().unwrap_or(text).trim_end();
                 self.expand(text, line)?
             }
         };
@@ -144,15 +153,8 @@ impl<'t> Reader<'t, '_> {
             });
         };
         let inner = self.advance(end);
+        // What follows the quote is read as if it stood on a line of its own, as Compose does.
         self.advance(1);
-        let after = self.rest_of_line().trim();
-        if !after.is_empty() && !after.starts_with('#') {
-            return Err(BadLine {
-                line,
-                what: format!("`{after}` follows the closing quote"),
-                hint: "quote the whole value".into(),
-            });
-        }
         if quote == '\'' {
             return Ok(inner.replace("\\'", "'"));
         }
@@ -160,8 +162,9 @@ impl<'t> Reader<'t, '_> {
     }
 
     fn expand(&mut self, text: &str, line: u32) -> Result<String, BadLine> {
-        let values = &self.file.values;
-        let lookup = |name: &str| (self.lookup)(name).or_else(|| values.get(name).cloned());
+        let (values, before) = (&self.file.values, self.before);
+        let given = |name: &str| values.get(name).or_else(|| before.get(name)).cloned();
+        let lookup = |name: &str| (self.lookup)(name).or_else(|| given(name));
         let mut variables = Variables::new(&lookup);
         let expanded = variables.interpolate(text).map_err(|refusal| BadLine {
             line,
@@ -177,35 +180,52 @@ impl<'t> Reader<'t, '_> {
 /// Escapes of double quotes. `\$` becomes `$$`, which the interpolation then turns into `$`.
 fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    let mut letters = text.chars();
-    while let Some(letter) = letters.next() {
-        if letter != '\\' {
-            out.push(letter);
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\\') {
+        out.push_str(before);
+        rest = after;
+        // `\0` and three octal digits.
+        let octal = rest.strip_prefix('0').and_then(|digits| digits.get(..3));
+        if let Some(code) = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            out.push(char::from(code));
+            rest = &rest[4..];
             continue;
         }
+        let mut letters = rest.chars();
         match letters.next() {
+            Some('a') => out.push('\u{7}'),
+            Some('b') => out.push('\u{8}'),
+            Some('f') => out.push('\u{c}'),
             Some('n') => out.push('\n'),
             Some('r') => out.push('\r'),
             Some('t') => out.push('\t'),
+            Some('v') => out.push('\u{b}'),
             Some('$') => out.push_str("$$"),
             Some(other @ ('"' | '\'' | '\\')) => out.push(other),
             Some(other) => out.extend(['\\', other]),
             None => out.push('\\'),
         }
+        rest = letters.as_str();
     }
+    out.push_str(rest);
     out
 }
 
 fn checked_name(name: &str, line: u32) -> Result<String, BadLine> {
-    let valid = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '.' | '-');
+    let valid =
+        |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '.' | '-' | '[' | ']');
     if !name.is_empty() && name.chars().all(valid) {
         return Ok(name.to_owned());
     }
-    Err(BadLine {
+    Err(no_name(name, line))
+}
+
+fn no_name(name: &str, line: u32) -> BadLine {
+    BadLine {
         line,
         what: format!("`{name}` is no variable's name"),
         hint: "each line is NAME=value, with letters, digits, `_`, `.` and `-` in the name".into(),
-    })
+    }
 }
 
 #[cfg(test)]
@@ -227,7 +247,11 @@ mod tests {
             ("A=b # comment\n", "A", "b"),
             ("A=b#no comment\n", "A", "b#no comment"),
             ("A=#b\n", "A", "#b"),
-            ("A= # comment\n", "A", ""),
+            ("A= # comment\n", "A", "# comment"),
+            ("A='x' y\n", "A", "x"),
+            ("A=\"x\"B=2\n", "B", "2"),
+            ("A[0]=x\n", "A[0]", "x"),
+            ("A=\"\\0101\\101\"\n", "A", "A\\101"),
             ("A=\nB=c\n", "A", ""),
             ("A=x=y\n", "A", "x=y"),
             ("A=http://x:1/y\n", "A", "http://x:1/y"),
@@ -245,11 +269,11 @@ mod tests {
             ("# c\n\n  # d\nA=1", "A", "1"),
             ("A=C:\\dir\n", "A", "C:\\dir"),
         ] {
-            let file = parse(text, &lookup).unwrap();
+            let file = parse(text, &lookup, &BTreeMap::new()).unwrap();
             assert_eq!(file.values.get(name).map(String::as_str), Some(expected), "{text:?}");
         }
-        assert_eq!(parse("NOTHERE\n", &lookup).unwrap().values.len(), 0);
-        let file = parse("A=1\nB=$MISSING\n", &lookup).unwrap();
+        assert_eq!(parse("NOTHERE\n", &lookup, &BTreeMap::new()).unwrap().values.len(), 0);
+        let file = parse("A=1\nB=$MISSING\n", &lookup, &BTreeMap::new()).unwrap();
         assert_eq!(file.unset, [(2, "MISSING".to_owned())]);
     }
 
@@ -267,11 +291,10 @@ mod tests {
             ("A=1\nnot a name=2\n", 2, "`not a name`"),
             ("\n\n=x\n", 3, "`` is no variable's name"),
             ("A=\"open\nB=2\n", 1, "never closed"),
-            ("A='x' y\n", 1, "`y` follows"),
             ("A=\"1\n2\"\nB=${\n", 3, "has no `}`"),
             ("A=${X:?need it}\n", 1, "`X` must be set: need it"),
         ] {
-            let bad = parse(text, &lookup).unwrap_err();
+            let bad = parse(text, &lookup, &BTreeMap::new()).unwrap_err();
             assert_eq!(bad.line, line, "{text:?}");
             assert!(bad.what.contains(what), "{text:?}: {}", bad.what);
         }

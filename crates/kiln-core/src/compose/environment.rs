@@ -28,8 +28,9 @@ pub(super) fn read(service: &At<'_>) -> Result<BTreeMap<String, String>, Compose
     }
     let mut all = BTreeMap::new();
     if let Some(at) = service.get("env_file") {
-        for item in at.items()? {
-            all.extend(env_file(&item, &own)?);
+        for item in at.items()?.filter(|item| !item.is_unset()) {
+            let values = at.cx.keep(env_file(&item, &own, &all));
+            all.extend(values.unwrap_or_default());
         }
     }
     for (name, value) in own {
@@ -44,6 +45,7 @@ pub(super) fn read(service: &At<'_>) -> Result<BTreeMap<String, String>, Compose
 fn env_file(
     at: &At<'_>,
     own: &BTreeMap<String, Option<String>>,
+    before: &BTreeMap<String, String>,
 ) -> Result<BTreeMap<String, String>, ComposeError> {
     let (mut path, mut required, mut raw) = (None, true, false);
     if at.is_map() {
@@ -54,12 +56,11 @@ fn env_file(
             match key.key() {
                 "path" => path = Some(key.text()?),
                 "required" => required = key.truth()?,
-                _ => {
-                    raw = key.text()? == "raw";
-                    if !raw {
-                        return Err(key.expected("`raw`").with_hint("leave `format` out"));
-                    }
-                }
+                _ => match key.optional_text()?.unwrap_or_default().as_str() {
+                    "" | ".env" => raw = false,
+                    "raw" => raw = true,
+                    _ => return Err(key.expected("`raw`").with_hint("leave `format` out")),
+                },
             }
         }
     } else {
@@ -79,13 +80,16 @@ fn env_file(
             ));
         }
     };
-    let lookup = |name: &str| match own.get(name) {
-        Some(value) => value.clone(),
-        None => at.cx.env.get(name).cloned(),
+    // The project's variables first, then the service's own.
+    let lookup = |name: &str| {
+        at.cx.env.get(name).or_else(|| own.get(name).and_then(Option::as_ref)).cloned()
     };
     let text = utf8(&shown, &content)?;
-    let parse = if raw { dotenv::parse_raw } else { dotenv::parse };
-    let file = parse(&text, &lookup).map_err(|bad| bad_line(shown.clone(), bad))?;
+    let file = match raw {
+        true => dotenv::parse_raw(&text, &lookup),
+        false => dotenv::parse(&text, &lookup, before),
+    };
+    let file = file.map_err(|bad| bad_line(shown.clone(), bad))?;
     for (line, name) in file.unset {
         at.cx.warn(unset_warning(&format!("{shown}:{line}"), &name));
     }

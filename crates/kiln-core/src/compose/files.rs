@@ -1,6 +1,6 @@
 //! `configs` and `secrets`: at the top where their content comes from, in a service where it goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{ComposeError, Place};
 use super::keys;
@@ -10,43 +10,80 @@ use super::reader::At;
 /// Configs or secrets by name. The content of a secret is in no message.
 pub(super) type Shared = BTreeMap<String, FileSource>;
 
-/// Reads the top-level section.
-pub(super) fn shared(section: Option<&At<'_>>, secret: bool) -> Result<Shared, ComposeError> {
+/// The names of the configs or secrets (`key` says which) that `services` use.
+pub(super) fn used(services: &[At<'_>], key: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut add = |at: Option<At<'_>>| {
+        for item in at.iter().filter_map(|at| at.items().ok()).flatten() {
+            let source = item.get("source");
+            names.extend(source.as_ref().unwrap_or(&item).text().ok());
+        }
+    };
+    for service in services {
+        add(service.get(key));
+        if let Some(build) = service.get("build") {
+            add(build.get(key));
+        }
+    }
+    names
+}
+
+/// Reads the top-level section. A variable that nobody uses does not have to be there.
+pub(super) fn shared(
+    section: Option<&At<'_>>,
+    secret: bool,
+    used: &BTreeSet<String>,
+) -> Result<Shared, ComposeError> {
     let mut all = Shared::new();
     let Some(section) = section else { return Ok(all) };
     for at in section.entries()? {
-        let keys = if secret { &keys::SECRET } else { &keys::CONFIG };
-        let mut source = None;
-        for key in at.entries()? {
-            if !keys.admit(&key)? || key.is_null() {
-                continue;
-            }
-            let found = match key.key() {
-                "file" => FileSource::File(key.cx.absolute(&key.text()?)),
-                "content" => FileSource::Content(key.text()?),
-                "environment" => FileSource::Content(variable(&key)?),
-                _ if !key.truth()? => {
-                    key.list();
-                    continue;
-                }
-                _ => {
-                    return Err(key
-                        .refuse("`external` is not supported")
-                        .with_hint("write `file` or `environment`"));
-                }
-            };
-            if source.replace(found).is_some() {
-                return Err(at
-                    .refuse("has more than one source")
-                    .with_hint("keep one of `file`, `environment`, `content`"));
-            }
-        }
-        let source = source.ok_or_else(|| {
-            at.refuse("has no source").with_hint("write `file: PATH` or `environment: VARIABLE`")
-        })?;
-        all.insert(at.key().to_owned(), source);
+        let source = at.cx.keep(source(&at, secret, used.contains(at.key())));
+        // One that is refused is said once, and not again where it is used.
+        all.insert(at.key().to_owned(), source.unwrap_or(FileSource::Content(String::new())));
     }
     Ok(all)
+}
+
+fn source(at: &At<'_>, secret: bool, used: bool) -> Result<FileSource, ComposeError> {
+    let keys = if secret { &keys::SECRET } else { &keys::CONFIG };
+    let (mut source, mut whole) = (None, true);
+    for key in at.entries()? {
+        if !keys.admit(&key)? {
+            whole &= !keys.refuses(&key);
+            continue;
+        }
+        if key.is_null() {
+            continue;
+        }
+        let found = match key.key() {
+            "file" => FileSource::File(key.cx.absolute(&key.text()?)),
+            "content" => FileSource::Content(key.text()?),
+            "environment" if !used => FileSource::Content(String::new()),
+            "environment" => FileSource::Content(variable(&key)?),
+            _ if !key.truth()? => {
+                key.list();
+                continue;
+            }
+            _ => {
+                return Err(key
+                    .refuse("`external` is not supported")
+                    .with_hint("write `file` or `environment`"));
+            }
+        };
+        if source.replace(found).is_some() {
+            return Err(at
+                .refuse("has more than one source")
+                .with_hint("keep one of `file`, `environment`, `content`"));
+        }
+    }
+    match source {
+        Some(source) => Ok(source),
+        // The refusal has been kept.
+        None if !whole => Ok(FileSource::Content(String::new())),
+        None => Err(at
+            .refuse("has no source")
+            .with_hint("write `file: PATH` or `environment: VARIABLE`")),
+    }
 }
 
 fn variable(at: &At<'_>) -> Result<String, ComposeError> {
@@ -100,7 +137,7 @@ fn mount(at: &At<'_>, shared: &Shared, secret: bool) -> Result<FileMount, Compos
     let (mut uid, mut gid, mut mode) = (0, 0, 0o444);
     if at.is_map() {
         for key in at.entries()? {
-            if !keys::FILE.admit(&key)? || key.is_null() {
+            if !keys::FILE.admit(&key)? || key.is_unset() {
                 continue;
             }
             match key.key() {

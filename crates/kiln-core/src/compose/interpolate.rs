@@ -53,9 +53,11 @@ impl<'l> Variables<'l> {
             } else {
                 let name = name_at_start(rest);
                 if name.is_empty() {
-                    return Err(invalid(text, "a `$` without a variable's name"));
+                    // As in `$(date)` and `^a$`: no variable.
+                    out.push('$');
+                } else {
+                    out.push_str(&self.value_or_empty(name));
                 }
-                out.push_str(&self.value_or_empty(name));
                 rest = &rest[name.len()..];
             }
         }
@@ -107,25 +109,25 @@ impl<'l> Variables<'l> {
     }
 }
 
-/// The index of the brace that closes an opened `${`, nested ones skipped.
+/// The index of the brace that closes an opened `${`. As in Compose every brace in between counts,
+/// also one that belongs to the text; where they do not add up, the last one closes.
 fn closing_brace(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
-    let mut open = 0_usize;
+    let mut open = 1_usize;
     let mut at = 0;
     while at < bytes.len() {
         match bytes[at] {
-            b'$' if bytes.get(at + 1) == Some(&b'$') => at += 1,
-            b'$' if bytes.get(at + 1) == Some(&b'{') => {
+            b'{' => {
                 open += 1;
                 at += 1;
             }
-            b'}' if open == 0 => return Some(at),
+            b'}' if open == 1 => return Some(at),
             b'}' => open -= 1,
             _ => {}
         }
         at += 1;
     }
-    None
+    text.rfind('}')
 }
 
 fn name_at_start(text: &str) -> &str {
@@ -188,7 +190,10 @@ mod tests {
             ("${NO:-a:b?c-d+e}", "a:b?c-d+e"),
             ("${NO:-$$}", "$"),
             ("${NO:-{\"a\": 1}}", "{\"a\": 1}"),
+            ("${NO:-{}}", "{}"),
             ("$DOLLAR", "$A"),
+            ("^a(b)?$", "^a(b)?$"),
+            ("$(date) cost: $5 $ {A}", "$(date) cost: $5 $ {A}"),
             ("é$A é", "éa é"),
         ] {
             let lookup: &dyn Fn(&str) -> Option<String> = &lookup;
@@ -203,8 +208,6 @@ mod tests {
     #[test]
     fn refusals() {
         for (text, what) in [
-            ("$", "without a variable's name"),
-            ("cost: $5", "without a variable's name"),
             ("${", "has no `}`"),
             ("${A", "has no `}`"),
             ("${}", "no valid variable's name"),

@@ -15,7 +15,7 @@ const MIN_MEMORY: u64 = 6 << 20;
 pub(super) fn read(service: &At<'_>) -> Result<Limits, ComposeError> {
     let mut limits = Limits::default();
     for (key, limit) in [("mem_limit", "memory"), ("cpus", "cpus"), ("pids_limit", "pids")] {
-        if let Some(at) = service.get(key).filter(|at| !at.is_null()) {
+        if let Some(at) = service.get(key).filter(|at| !at.is_unset()) {
             set(&mut limits, limit, &at)?;
         }
     }
@@ -31,7 +31,7 @@ pub(super) fn read(service: &At<'_>) -> Result<Limits, ComposeError> {
             }
         };
         for at in section.entries()? {
-            if section_keys.admit(&at)? && !at.is_null() {
+            if section_keys.admit(&at)? && !at.is_unset() {
                 set(&mut limits, at.key(), &at)?;
             }
         }
@@ -56,6 +56,10 @@ fn set(limits: &mut Limits, limit: &str, at: &At<'_>) -> Result<(), ComposeError
 
 /// 0 is no limit, as in Compose.
 fn memory(at: &At<'_>) -> Result<Option<u64>, ComposeError> {
+    // No limit, in the engine's own words.
+    if at.text()? == "-1" {
+        return Ok(None);
+    }
     let bytes = at.bytes()?;
     if (1..MIN_MEMORY).contains(&bytes) {
         return Err(at.error("less than 6 MB of memory are no use to a program"));

@@ -1,16 +1,30 @@
 //! Several files become one tree, by the merge rules of the Compose Specification.
 //!
 //! [`canonicalise`] brings each file to long forms first, so that a list of `NAME=value` in one
-//! file and a map in another meet as maps. Lists of things that are unique by a target (ports,
-//! volumes, configs, secrets) are appended here; their readers let the later one win.
+//! file and a map in another meet as maps. Lists are appended here; `unique` then keeps once what
+//! can be there once only.
 
+use super::assemble::{child, children, text};
 use super::error::{ComposeError, Place};
 use super::reader::Context;
 use super::yaml::{Entry, Map, Mark, Node, Scalar, Value};
 
 /// Merges `over`, the later file, into `base`.
-pub(super) fn merge(cx: &Context<'_>, base: &mut Node, over: Node) -> Result<(), ComposeError> {
-    merge_at(cx, base, over, &mut Vec::new())
+pub(super) fn merge(cx: &Context<'_>, mut base: Node, over: Node) -> Result<Node, ComposeError> {
+    merge_at(cx, &mut base, over, &mut Vec::new())?;
+    Ok(base)
+}
+
+/// Merges the service `own` over `base`, which it extends.
+pub(super) fn service(
+    cx: &Context<'_>,
+    name: &str,
+    mut base: Node,
+    own: Node,
+) -> Result<Node, ComposeError> {
+    merge_at(cx, &mut base, own, &mut vec!["services".into(), name.into()])?;
+    super::unique::service(&mut base);
+    Ok(base)
 }
 
 fn merge_at(
@@ -31,6 +45,7 @@ fn merge_at(
         return Ok(());
     }
     match (&mut base.value, over.value) {
+        (Value::Map(map), Value::Map(over)) if another_driver(path, map, &over) => *map = over,
         (Value::Map(map), Value::Map(over)) => {
             for (key, entry) in over {
                 match map.get_mut(&key) {
@@ -47,14 +62,7 @@ fn merge_at(
             }
         }
         (Value::List(list), Value::List(over)) => list.extend(over),
-        (Value::Scalar(scalar), Value::Scalar(text)) => {
-            *scalar = text;
-            base.place = over.place;
-        }
-        // `ulimits.nofile: 5` over `{soft, hard}`, and the other way round.
-        (_, value) if path.get(2).is_some_and(|key| key == "ulimits") => {
-            *base = Node { value, ..over };
-        }
+        (Value::Scalar(_), value) => *base = Node { value, ..over },
         (old, value) => {
             let name = |value: &Value| match value {
                 Value::Map(_) => "a map",
@@ -73,13 +81,24 @@ fn merge_at(
 /// Whether the later value stands alone.
 fn replaces(path: &[String]) -> bool {
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    let Some((&"services", [_, rest @ ..])) = path.split_first() else { return false };
     matches!(
-        path[..],
-        ["services", _, "command" | "entrypoint"]
-            | ["services", _, "healthcheck", "test"]
-            | ["services", _, "environment", _]
-            | ["services", _, "build", "args", _]
+        rest,
+        ["command" | "entrypoint"]
+            | ["healthcheck", "test"]
+            | ["environment" | "labels" | "annotations" | "sysctls" | "ulimits", _]
+            | ["build" | "deploy", "args" | "labels" | "additional_contexts", _]
     )
+}
+
+/// Options of one log driver are none of another.
+fn another_driver(path: &[String], base: &Map, over: &Map) -> bool {
+    let driver =
+        |map: &Map| map.get("driver").and_then(|entry| text(&entry.node).map(str::to_owned));
+    path.len() == 3
+        && path[0] == "services"
+        && path[2] == "logging"
+        && driver(base).zip(driver(over)).is_some_and(|(base, over)| base != over)
 }
 
 /// Takes away what `!reset` marks.
@@ -112,13 +131,12 @@ pub(super) fn canonicalise(cx: &Context<'_>, root: &mut Node) -> Result<(), Comp
                 ..Node::map(Map::from([("context".into(), context)]), place)
             };
         }
-        for key in ["environment", "labels", "annotations"] {
+        for key in ["environment", "labels", "annotations", "sysctls"] {
             pairs_to_map(cx, child(service, key), &format!("{path}.{key}"))?;
         }
-        for key in ["depends_on", "networks"] {
-            names_to_map(cx, child(service, key), &format!("{path}.{key}"))?;
-        }
-        for key in ["env_file", "tmpfs", "label_file"] {
+        names_to_map(cx, child(service, "networks"), &format!("{path}.networks"))?;
+        waited_for(cx, child(service, "depends_on"), &format!("{path}.depends_on"))?;
+        for key in ["env_file", "tmpfs", "label_file", "dns", "dns_search"] {
             one_to_list(child(service, key));
         }
         if let Some(build) = child(service, "build") {
@@ -126,7 +144,16 @@ pub(super) fn canonicalise(cx: &Context<'_>, root: &mut Node) -> Result<(), Comp
                 pairs_to_map(cx, child(build, key), &format!("{path}.build.{key}"))?;
             }
         }
+        if let Some(deploy) = child(service, "deploy") {
+            pairs_to_map(cx, child(deploy, "labels"), &format!("{path}.deploy.labels"))?;
+        }
         hosts_to_list(cx, child(service, "extra_hosts"), &path)?;
+    }
+    for section in ["networks", "volumes", "configs", "secrets"] {
+        for (name, entry) in children(root, section) {
+            pairs_to_map(cx, child(entry, "labels"), &format!("{section}.{name}.labels"))?;
+            external_by_name(entry);
+        }
     }
     if let Some(kiln) = child(root, "x-kiln") {
         for (_, stage) in children(kiln, "stages") {
@@ -138,17 +165,17 @@ pub(super) fn canonicalise(cx: &Context<'_>, root: &mut Node) -> Result<(), Comp
     Ok(())
 }
 
-fn child<'n>(node: &'n mut Node, key: &str) -> Option<&'n mut Node> {
-    let Value::Map(map) = &mut node.value else { return None };
-    map.get_mut(key).map(|entry| &mut entry.node)
-}
-
-fn children<'n>(node: &'n mut Node, key: &str) -> impl Iterator<Item = (&'n String, &'n mut Node)> {
-    let map = child(node, key).and_then(|node| match &mut node.value {
-        Value::Map(map) => Some(map),
-        Value::List(_) | Value::Scalar(_) => None,
-    });
-    map.into_iter().flatten().map(|(key, entry)| (key, &mut entry.node))
+/// `external: {name: x}` is an old way to write `external: true` and `name: x`.
+fn external_by_name(entry: &mut Node) {
+    let Value::Map(map) = &mut entry.value else { return };
+    let Some(external) = map.get_mut("external") else { return };
+    let Value::Map(inner) = &mut external.node.value else { return };
+    let name = inner.remove("name");
+    let place = external.node.place;
+    external.node = Node::scalar("true", place);
+    if let Some(name) = name {
+        map.entry("name".into()).or_insert(name);
+    }
 }
 
 fn one_to_list(node: Option<&mut Node>) {
@@ -179,6 +206,16 @@ fn pairs_to_map(cx: &Context<'_>, node: Option<&mut Node>, path: &str) -> Result
     to_map(cx, node, path, |text, place| match text.split_once('=') {
         Some((name, value)) => (name.to_owned(), Node::scalar(value, place)),
         None => (text.to_owned(), nothing(place)),
+    })
+}
+
+/// `[a, b]` → `{a: {condition: service_started}, …}`: said so, it wins over an earlier file.
+fn waited_for(cx: &Context<'_>, node: Option<&mut Node>, path: &str) -> Result<(), ComposeError> {
+    to_map(cx, node, path, |text, place| {
+        let key = |value: &str| Entry { key_place: place, node: Node::scalar(value, place) };
+        let long = [("condition", key("service_started")), ("required", key("true"))];
+        let long = long.map(|(name, entry)| (name.to_owned(), entry));
+        (text.to_owned(), Node::map(Map::from(long), place))
     })
 }
 

@@ -169,7 +169,7 @@ fn long(at: &At<'_>, declared: &BTreeMap<String, TopVolume>) -> Result<Found, Co
     let (mut kind, mut source, mut target) = (None, None, None);
     let (mut tmpfs, mut mount) = (Tmpfs::default(), Mount::default());
     for key in at.entries()? {
-        if !keys::MOUNT.admit(&key)? || key.is_null() {
+        if !keys::MOUNT.admit(&key)? || key.is_unset() {
             continue;
         }
         match key.key() {

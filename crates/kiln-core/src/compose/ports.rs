@@ -81,7 +81,7 @@ fn long(at: &At<'_>) -> Result<Port, ComposeError> {
         app_protocol: None,
     };
     for key in at.entries()? {
-        if !keys::PORT.admit(&key)? || key.is_null() {
+        if !keys::PORT.admit(&key)? || key.is_unset() {
             continue;
         }
         match key.key() {

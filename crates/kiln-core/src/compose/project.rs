@@ -25,10 +25,10 @@ pub(super) struct Sections {
 }
 
 /// The project's name: asked for, `COMPOSE_PROJECT_NAME`, the last file's `name`, the directory's.
-pub(super) fn name(
+pub(super) fn name<'n>(
     cx: &Context<'_>,
     request: &LoadRequest<'_>,
-    nodes: &[Node],
+    nodes: impl DoubleEndedIterator<Item = &'n Node>,
 ) -> Result<String, ComposeError> {
     let hint = "use lower-case letters, digits, `-` and `_`, and begin with a letter or digit";
     let asked = request.project_name.as_ref().or_else(|| cx.env.get("COMPOSE_PROJECT_NAME"));
@@ -39,20 +39,24 @@ pub(super) fn name(
         }
         return Ok(name.clone());
     }
-    for node in nodes.iter().rev() {
+    for node in nodes.rev() {
         let root = At::root(cx, node);
-        let Some(at) = root.get("name") else { continue };
+        let Some(at) = root.get("name").filter(|at| !at.is_unset()) else { continue };
         let lookup = |name: &str| cx.env.get(name).cloned();
         let text = at.text()?;
         let name = Variables::new(&lookup)
             .interpolate(&text)
             .map_err(|refusal| at.error(refusal.what).with_hint(refusal.hint))?
             .unwrap_or(text);
-        if name.is_empty() || normalised(&name) != name {
-            let what = format!("`{name}` is no valid project name");
-            return Err(at.error(what).with_hint(hint));
+        match normalised(&name) {
+            valid if !valid.is_empty() => return Ok(valid),
+            // A variable left it empty.
+            _ if name.is_empty() => {}
+            _ => {
+                let what = format!("`{name}` is no valid project name");
+                return Err(at.error(what).with_hint(hint));
+            }
         }
-        return Ok(name);
     }
     let base = cx.dir.file_name().map(|name| name.to_string_lossy().into_owned());
     match normalised(&base.unwrap_or_default()) {
@@ -85,35 +89,45 @@ pub(super) fn read(
         }
     }
     let cx = root.cx;
-    let shared = |key, secret| cx.keep(files::shared(root.get(key).as_ref(), secret));
+    let Some(services) = root.get("services") else {
+        return Err(root.error("there are no services").with_hint("it begins with `services:`"));
+    };
+    let places = places(&services)?;
+    if places.is_empty() {
+        return Err(services.error("there are no services"));
+    }
+    let is_on = |wanted: &[String]| {
+        let all = profiles.iter().any(|profile| profile == "*");
+        wanted.is_empty() || all || wanted.iter().any(|name| profiles.contains(name))
+    };
+    let mut inactive = BTreeMap::new();
+    let mut active = Vec::new();
+    for at in services.entries()?.filter(At::is_map) {
+        let wanted = cx.keep(service::profiles(&at)).unwrap_or_default();
+        if is_on(&wanted) {
+            active.push(at);
+        } else {
+            inactive.insert(at.key().to_owned(), wanted);
+        }
+    }
+    let shared = |key, secret| {
+        let all = files::shared(root.get(key).as_ref(), secret, &files::used(&active, key));
+        cx.keep(all).unwrap_or_default()
+    };
     let mut sections = Sections {
         volumes: BTreeMap::new(),
-        configs: shared("configs", false).unwrap_or_default(),
-        secrets: shared("secrets", true).unwrap_or_default(),
+        configs: shared("configs", false),
+        secrets: shared("secrets", true),
         kiln: KilnSection::default(),
     };
     if let Some(at) = root.get("volumes") {
         sections.volumes = cx.keep(volumes::read(&at)).unwrap_or_default();
     }
-    let Some(services) = root.get("services") else {
-        return Err(root.error("there are no services").with_hint("it begins with `services:`"));
-    };
-    let places = places(&services)?;
     let kiln = kiln::section(root.get("x-kiln").as_ref(), &places);
     sections.kiln = cx.keep(kiln).unwrap_or_default();
     let mut read = BTreeMap::new();
-    let mut inactive = BTreeMap::new();
-    for at in services.entries()?.filter(At::is_map) {
-        let wanted = cx.keep(service::profiles(&at)).unwrap_or_default();
-        let all = profiles.iter().any(|profile| profile == "*");
-        if wanted.is_empty() || all || wanted.iter().any(|name| profiles.contains(name)) {
-            read.insert(at.key().to_owned(), service::read(&at, &sections)?);
-        } else {
-            inactive.insert(at.key().to_owned(), wanted);
-        }
-    }
-    if places.is_empty() {
-        return Err(services.error("there are no services"));
+    for at in &active {
+        read.insert(at.key().to_owned(), service::read(at, &sections)?);
     }
     cx.keep(check::services(&services, &mut read, &inactive));
     cx.keep(check::ports(root, &read, &sections.kiln));

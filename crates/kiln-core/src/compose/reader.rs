@@ -1,18 +1,19 @@
 //! A cursor over the merged tree: typed access to values, and errors that know file, line and key.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use super::error::{ComposeError, ComposeErrors, Place};
-use super::units;
+use super::load::LoadRequest;
 use super::yaml::{Entry, Node, Scalar, Value};
+use super::{paths, units};
 
 /// What all readers share.
 pub(super) struct Context<'r> {
     /// Names of the files, as shown; indexed by [`Place::file`].
-    pub(super) files: Vec<String>,
+    files: RefCell<Vec<String>>,
     /// The project's directory.
     pub(super) dir: PathBuf,
     /// What names of files are shown relative to.
@@ -23,17 +24,49 @@ pub(super) struct Context<'r> {
     listed: RefCell<Vec<(Place, String)>>,
     warnings: RefCell<Vec<String>>,
     refusals: RefCell<Vec<ComposeError>>,
+    /// How many values were read and copied.
+    values: Cell<usize>,
 }
+
+/// How many values a project may have, all copies by `extends` counted.
+const MAX_VALUES: usize = 1_000_000;
 
 impl<'r> Context<'r> {
     pub(super) fn new(
         dir: PathBuf,
-        shown_from: PathBuf,
+        request: &LoadRequest<'r>,
         env: BTreeMap<String, String>,
-        read: &'r dyn Fn(&Path) -> io::Result<Vec<u8>>,
     ) -> Self {
+        let (shown_from, read) = (request.dir.clone(), request.read);
         let (files, listed, warnings, refusals) = Default::default();
-        Self { files, dir, shown_from, env, read, listed, warnings, refusals }
+        Self { files, dir, shown_from, env, read, listed, warnings, refusals, values: Cell::new(0) }
+    }
+
+    /// Gives the file that messages call `shown` its number.
+    pub(super) fn add_file(&self, shown: &str) -> u16 {
+        let mut files = self.files.borrow_mut();
+        files.push(shown.to_owned());
+        u16::try_from(files.len() - 1).unwrap_or(u16::MAX)
+    }
+
+    fn file(&self, place: Place) -> String {
+        self.files.borrow().get(usize::from(place.file)).cloned().unwrap_or_default()
+    }
+
+    /// `file:line`.
+    pub(super) fn line_of(&self, place: Place) -> String {
+        format!("{}:{}", self.file(place), place.line)
+    }
+
+    /// Counts values that were read or copied.
+    pub(super) fn count(&self, values: usize) -> Result<(), ComposeError> {
+        let all = self.values.get().saturating_add(values);
+        self.values.set(all);
+        if all > MAX_VALUES {
+            let what = format!("the project has more than {MAX_VALUES} values, copies counted");
+            return Err(ComposeError::of_file("", what));
+        }
+        Ok(())
     }
 
     /// The name by which messages call a file.
@@ -43,7 +76,7 @@ impl<'r> Context<'r> {
 
     pub(super) fn error(&self, place: Place, key: String, what: impl Into<String>) -> ComposeError {
         ComposeError {
-            file: self.files.get(usize::from(place.file)).cloned().unwrap_or_default(),
+            file: self.file(place),
             line: place.line,
             column: place.column,
             key,
@@ -76,30 +109,21 @@ impl<'r> Context<'r> {
 
     /// All that was kept.
     pub(super) fn refusals(&self) -> Option<ComposeErrors> {
-        ComposeErrors::of(self.refusals.take(), &self.files)
+        ComposeErrors::of(self.refusals.take(), &self.files.borrow())
     }
 
-    pub(super) fn into_notes(self) -> (Vec<String>, Vec<String>) {
-        let mut listed = self.listed.into_inner();
+    /// What is listed, by its place, and the warnings.
+    pub(super) fn notes(&self) -> (Vec<String>, Vec<String>) {
+        let mut listed = self.listed.take();
         listed.sort();
         listed.dedup();
-        let name = |file: u16| self.files.get(usize::from(file)).map_or("", String::as_str);
-        let listed = listed
-            .into_iter()
-            .map(|(place, text)| format!("{}:{}: {text}", name(place.file), place.line))
-            .collect();
-        (listed, self.warnings.into_inner())
+        let line = |(place, text)| format!("{}: {text}", self.line_of(place));
+        (listed.into_iter().map(line).collect(), self.warnings.take())
     }
 
     /// `text` as an absolute path, from the project's directory, `~` expanded.
     pub(super) fn absolute(&self, text: &str) -> PathBuf {
-        let home = || self.env.get("HOME").map_or("/root", String::as_str);
-        let path = match text.strip_prefix('~') {
-            Some("") => PathBuf::from(home()),
-            Some(rest) if rest.starts_with('/') => PathBuf::from(format!("{}{rest}", home())),
-            _ => self.dir.join(text),
-        };
-        clean(&path)
+        paths::absolute(self, &self.dir, text)
     }
 }
 
@@ -166,8 +190,7 @@ impl<'a> At<'a> {
 
     /// `file:line` of the key.
     pub(super) fn shown_place(&self) -> String {
-        let file = self.cx.files.get(usize::from(self.key_place.file));
-        format!("{}:{}", file.map_or("", String::as_str), self.key_place.line)
+        self.cx.line_of(self.key_place)
     }
 
     /// An error at the value.
@@ -211,6 +234,12 @@ impl<'a> At<'a> {
 
     pub(super) fn is_null(&self) -> bool {
         self.node.is_null()
+    }
+
+    /// Nothing, or text that a variable left empty: as good as not there.
+    pub(super) fn is_unset(&self) -> bool {
+        self.is_null()
+            || matches!(&self.node.value, Value::Scalar(scalar) if scalar.text.is_empty())
     }
 
     pub(super) fn is_map(&self) -> bool {

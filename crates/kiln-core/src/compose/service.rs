@@ -6,6 +6,7 @@ use super::error::ComposeError;
 use super::model::{Condition, Dependency, Restart, Service};
 use super::project::Sections;
 use super::reader::At;
+use super::units::Words;
 use super::{build, environment, files, keys, limits, mounts, network, ports, units};
 use crate::image::Healthcheck;
 
@@ -25,14 +26,19 @@ pub(super) fn read(at: &At<'_>, sections: &Sections) -> Result<Service, ComposeE
     }
     service.environment = at.cx.keep(environment::read(at)).unwrap_or_default();
     service.limits = at.cx.keep(limits::read(at)).unwrap_or_default();
+    if let Some(deploy) = at.get("deploy")
+        && let Some(Some(restart)) = at.cx.keep(self::deploy(&deploy))
+    {
+        service.restart = Some(restart);
+    }
     at.cx.keep(image(at, &mut service));
     at.cx.keep(mounts::no_target_twice(at, &service));
     Ok(service)
 }
 
 fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(), ComposeError> {
-    // A key without a value is as good as not there.
-    if at.is_null() {
+    // A key without a value is as good as not there; an empty command is one.
+    if at.is_null() || (at.is_unset() && !matches!(at.key(), "command" | "entrypoint")) {
         return Ok(());
     }
     match at.key() {
@@ -42,7 +48,8 @@ fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(
         "command" => service.command = Some(command(at)?),
         "configs" => service.files.extend(files::mounts(at, &sections.configs, false)?),
         "depends_on" => service.depends_on = depends_on(at)?,
-        "deploy" => deploy(at)?,
+        // Read when all keys are.
+        "deploy" => {}
         "entrypoint" => service.entrypoint = Some(command(at)?),
         "expose" => service.expose = ports::expose(at)?,
         "extra_hosts" => service.extra_hosts = network::extra_hosts(at)?,
@@ -98,10 +105,19 @@ pub(super) fn command(at: &At<'_>) -> Result<Vec<String>, ComposeError> {
     if at.is_map() {
         return Err(at.expected("text or a list of words"));
     }
-    units::words(&at.text()?).map_err(|open| {
+    let Words { words, cut } = units::words(&at.text()?).map_err(|open| {
         at.error(format!("the command cannot be split into words: {open}"))
             .with_hint("write it as a list: [\"program\", \"argument\"]")
-    })
+    })?;
+    if let Some(sign) = cut {
+        at.cx.warn(format!(
+            "{}: {}: no shell reads this: what stands behind `{sign}` is dropped, as Compose does; \
+             write [\"sh\", \"-c\", \"…\"]",
+            at.shown_place(),
+            at.path()
+        ));
+    }
+    Ok(words)
 }
 
 fn depends_on(at: &At<'_>) -> Result<BTreeMap<String, Dependency>, ComposeError> {
@@ -139,7 +155,7 @@ fn healthcheck(at: &At<'_>) -> Result<Healthcheck, ComposeError> {
     let mut check = Healthcheck::default();
     let mut disable = false;
     for key in at.entries()? {
-        if !keys::HEALTHCHECK.admit(&key)? || key.is_null() {
+        if !keys::HEALTHCHECK.admit(&key)? || key.is_unset() {
             continue;
         }
         match key.key() {
@@ -153,9 +169,6 @@ fn healthcheck(at: &At<'_>) -> Result<Healthcheck, ComposeError> {
         }
     }
     if disable {
-        if !check.test.is_empty() && check.test != ["NONE"] {
-            return Err(at.refuse("`disable: true` stands beside a `test`").with_hint("keep one"));
-        }
         check = Healthcheck { test: vec!["NONE".into()], ..Healthcheck::default() };
     }
     Ok(check)
@@ -167,20 +180,19 @@ fn health_test(at: &At<'_>) -> Result<Vec<String>, ComposeError> {
         return Ok(if text.is_empty() { Vec::new() } else { vec!["CMD-SHELL".into(), text] });
     }
     let test = at.texts()?;
-    let words = test.len();
-    let valid = match test.first().map(String::as_str) {
-        None => true,
-        Some("NONE") => words == 1,
-        Some("CMD") => words >= 2,
-        Some("CMD-SHELL") => words == 2,
-        Some(_) => false,
-    };
-    if valid {
-        return Ok(test);
+    match (test.first().map(String::as_str), &test[..]) {
+        (None, _) => Ok(test),
+        (Some("NONE"), _) => Ok(vec!["NONE".into()]),
+        (Some("CMD"), [_, _, ..]) | (Some("CMD-SHELL"), [_, _]) => Ok(test),
+        // The words behind the first are the shell's own arguments.
+        (Some("CMD-SHELL"), [_, rest @ ..]) if !rest.is_empty() => {
+            let shell = ["CMD", "/bin/sh", "-c"].map(str::to_owned);
+            Ok(shell.into_iter().chain(rest.iter().cloned()).collect())
+        }
+        _ => Err(at
+            .error("a `test` that is a list begins with CMD, CMD-SHELL or NONE")
+            .with_hint("for example [\"CMD\", \"curl\", \"-f\", \"http://localhost/\"]")),
     }
-    Err(at
-        .error("a `test` that is a list begins with CMD, CMD-SHELL or NONE")
-        .with_hint("for example [\"CMD\", \"curl\", \"-f\", \"http://localhost/\"]"))
 }
 
 fn restart(at: &At<'_>) -> Result<Restart, ComposeError> {
@@ -238,12 +250,15 @@ fn one_replica(at: &At<'_>) -> Result<(), ComposeError> {
     Err(at.error("a service has one instance").with_hint("leave it out, or write 1"))
 }
 
-fn deploy(at: &At<'_>) -> Result<(), ComposeError> {
+/// Gives what `restart_policy` says, which wins over `restart` as in Compose.
+fn deploy(at: &At<'_>) -> Result<Option<Restart>, ComposeError> {
+    let mut restart = None;
     for key in at.entries()? {
-        if !keys::DEPLOY.admit(&key)? || key.is_null() {
+        if !keys::DEPLOY.admit(&key)? || key.is_unset() {
             continue;
         }
         match key.key() {
+            "restart_policy" => restart = Some(restart_policy(&key)?),
             "mode" if key.text()? == "replicated" => key.list(),
             "mode" => {
                 let what = format!("the mode `{}` is not supported", key.text()?);
@@ -254,7 +269,28 @@ fn deploy(at: &At<'_>) -> Result<(), ComposeError> {
             _ => {}
         }
     }
-    Ok(())
+    Ok(restart)
+}
+
+fn restart_policy(at: &At<'_>) -> Result<Restart, ComposeError> {
+    let (mut condition, mut max) = ("any".to_owned(), None);
+    for key in at.entries()? {
+        if !keys::RESTART_POLICY.admit(&key)? || key.is_unset() {
+            continue;
+        }
+        match key.key() {
+            "condition" => condition = key.text()?,
+            _ => max = Some(key.number("a number of attempts")?).filter(|max| *max > 0),
+        }
+    }
+    match condition.as_str() {
+        "none" | "no" => Ok(Restart::No),
+        "on-failure" => Ok(Restart::OnFailure { max }),
+        "any" | "always" | "unless-stopped" => Ok(Restart::Always),
+        other => Err(at
+            .error(format!("`{other}` is no condition of a restart"))
+            .with_hint("one of none, on-failure, any")),
+    }
 }
 
 /// `no-new-privileges` is always on; nothing else can be asked for.

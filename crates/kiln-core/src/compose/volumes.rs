@@ -48,7 +48,7 @@ fn one(volume: &At<'_>) -> Result<TopVolume, ComposeError> {
             at.list();
             continue;
         }
-        if !keys::TOP_VOLUME.admit(&at)? || at.is_null() {
+        if !keys::TOP_VOLUME.admit(&at)? || at.is_unset() {
             continue;
         }
         match at.key() {

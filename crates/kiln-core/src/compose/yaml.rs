@@ -1,13 +1,15 @@
 //! YAML text → a tree of [`Node`]s that know their places, with anchors, aliases and merge keys
 //! resolved.
 //!
-//! `saphyr-parser` gives events with positions and keeps its own state on the heap, so depth and
-//! size are bounded here: [`MAX_DEPTH`] before anything recurses over the tree, [`MAX_NODES`]
+//! `libyaml-safer` reads what libyaml reads, and so does Compose, whose reader is a port of it too.
+//! It gives events with positions and keeps its own state on the heap, so depth and size are
+//! bounded here: [`MAX_DEPTH`] before anything recurses over the tree, [`MAX_NODES`]
 //! counting every copy that an alias makes.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput, Tag};
+use libyaml_safer::{Event, EventData, Mark as Position, Parser, ScalarStyle};
 
 use super::error::{ComposeError, Place};
 
@@ -33,7 +35,7 @@ pub(super) enum Value {
 }
 
 /// A scalar as written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Scalar {
     pub(super) text: String,
     /// Written without quotes, so it may stand for null, a truth value or a number.
@@ -81,7 +83,26 @@ impl Node {
         }
     }
 
-    fn weight(&self) -> usize {
+    /// Whether both give the same values, wherever they stand.
+    pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        match (&self.value, &other.value) {
+            (Value::Scalar(left), Value::Scalar(right)) => left == right,
+            (Value::List(left), Value::List(right)) => {
+                left.len() == right.len()
+                    && left.iter().zip(right).all(|(left, right)| left.says_the_same(right))
+            }
+            (Value::Map(left), Value::Map(right)) => {
+                left.len() == right.len()
+                    && left.iter().zip(right).all(|((left, one), (right, other))| {
+                        left == right && one.node.says_the_same(&other.node)
+                    })
+            }
+            _ => false,
+        }
+    }
+
+    /// How many values it has, itself counted.
+    pub(super) fn weight(&self) -> usize {
         1 + match &self.value {
             Value::Scalar(_) => 0,
             Value::List(list) => list.iter().map(Self::weight).sum(),
@@ -90,76 +111,82 @@ impl Node {
     }
 }
 
-/// Reads the one document of `text`. `Ok(None)`: there is nothing in it.
+/// Reads the documents of `text`, those left out that have nothing in them.
 ///
 /// # Errors
-/// Text that is no YAML, several documents, duplicate or composite keys, unknown tags, aliases to
-/// nothing, and what passes the bounds. The error's `file` is left to the caller.
-pub(super) fn parse(text: &str, file: u16) -> Result<Option<Node>, ComposeError> {
+/// Text that is no YAML, duplicate or composite keys, aliases to nothing, and what passes the
+/// bounds. The error's `file` is left to the caller.
+pub(super) fn parse(text: &str, file: u16) -> Result<Vec<Node>, ComposeError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut builder = Builder {
-        parser: Parser::new_from_str(text),
-        file,
-        anchors: HashMap::new(),
-        nodes: 0,
-        depth: 0,
-    };
-    builder.document()
+    let mut parser = Parser::new();
+    // The library takes a block of text for granted to end with its line: it gets the break, and the
+    // text is given back without it.
+    let unended = text.rsplit('\n').next().is_some_and(|line| !line.trim().is_empty());
+    let ended = if unended { Cow::Owned(format!("{text}\n")) } else { Cow::Borrowed(text) };
+    let mut input = ended.as_bytes();
+    parser.set_input_string(&mut input);
+    let end = unended.then_some(ended.len() as u64);
+    let mut builder = Builder { parser, file, end, anchors: HashMap::new(), nodes: 0, depth: 0 };
+    builder.documents()
 }
 
+/// Where documents of YAML's own tags begin.
+const CORE: &str = "tag:yaml.org,2002:";
+
 struct Builder<'t> {
-    parser: Parser<'t, StrInput<'t>>,
+    parser: Parser<'t>,
     file: u16,
-    anchors: HashMap<usize, (Node, usize)>,
+    /// Where the input ends, if its last line has no end.
+    end: Option<u64>,
+    /// `None` while the value is being read.
+    anchors: HashMap<String, Option<(Node, usize)>>,
     nodes: usize,
     depth: usize,
 }
 
-impl<'t> Builder<'t> {
-    fn document(&mut self) -> Result<Option<Node>, ComposeError> {
-        let mut root = None;
-        let mut begun = false;
+impl Builder<'_> {
+    fn documents(&mut self) -> Result<Vec<Node>, ComposeError> {
+        let mut all = Vec::new();
         loop {
             let (event, place) = self.next()?;
             match event {
-                Event::StreamEnd => return Ok(root),
-                Event::DocumentStart(_) if begun => {
-                    return Err(self.error(place, "a second YAML document begins here").with_hint(
-                        "a Compose file is one document: remove the line `---`, or give the \
-                         second file with another -f",
-                    ));
+                EventData::StreamEnd => return Ok(all),
+                EventData::DocumentStart { .. } => self.anchors.clear(),
+                EventData::StreamStart { .. } | EventData::DocumentEnd { .. } => {}
+                event => {
+                    let node = self.node(event, place)?;
+                    all.extend((!node.is_null()).then_some(node));
                 }
-                Event::DocumentStart(_) => begun = true,
-                Event::StreamStart | Event::DocumentEnd | Event::Nothing => {}
-                event => root = Some(self.node(event, place)?),
             }
         }
     }
 
-    fn next(&mut self) -> Result<(Event<'t>, Place), ComposeError> {
-        match self.parser.next_event() {
-            Some(Ok((event, span))) => {
-                let place = self.place(span);
-                Ok((event, place))
+    fn next(&mut self) -> Result<(EventData, Place), ComposeError> {
+        match self.parser.parse() {
+            Ok(Event { mut data, start_mark, end_mark, .. }) => {
+                let place = self.place(start_mark);
+                if let EventData::Scalar { value, style, .. } = &mut data
+                    && matches!(style, ScalarStyle::Literal | ScalarStyle::Folded)
+                    && self.end.is_some_and(|end| end_mark.index >= end)
+                    && value.ends_with('\n')
+                {
+                    value.pop();
+                }
+                Ok((data, place))
             }
-            Some(Err(error)) => {
-                let marker = error.marker();
-                let place = Place {
-                    file: self.file,
-                    line: number(marker.line()),
-                    column: number(marker.col() + 1),
-                };
-                Err(self.error(place, format!("is no valid YAML: {}", error.info())).with_hint(
+            Err(error) => {
+                let place = self.place(error.problem_mark().unwrap_or_default());
+                let context = error.context().map(|text| format!(" {text}")).unwrap_or_default();
+                let what = format!("is no valid YAML: {}{context}", error.problem());
+                Err(self.error(place, what).with_hint(
                     "check the indentation, and quote text that has `: `, ` #`, `{`, `[`, `*`, `&` or `@`",
                 ))
             }
-            None => Ok((Event::StreamEnd, Place { file: self.file, line: 0, column: 0 })),
         }
     }
 
-    fn place(&self, span: Span) -> Place {
-        let start = span.start;
-        Place { file: self.file, line: number(start.line()), column: number(start.col() + 1) }
+    fn place(&self, at: Position) -> Place {
+        Place { file: self.file, line: number(at.line + 1), column: number(at.column + 1) }
     }
 
     fn error(&self, place: Place, what: impl Into<String>) -> ComposeError {
@@ -177,35 +204,47 @@ impl<'t> Builder<'t> {
         Ok(())
     }
 
-    fn node(&mut self, event: Event<'t>, place: Place) -> Result<Node, ComposeError> {
+    fn node(&mut self, event: EventData, place: Place) -> Result<Node, ComposeError> {
         self.count(1, place)?;
-        let (value, anchor, tag) = match event {
-            Event::Alias(id) => {
-                let Some((node, weight)) = self.anchors.get(&id).cloned() else {
-                    // The parser refuses names that it never saw: this is an alias inside its
-                    // own anchor.
-                    return Err(self.error(place, "an alias stands inside the value it names"));
-                };
-                self.count(weight, place)?;
-                return Ok(node);
-            }
-            Event::Scalar(text, style, anchor, tag) => {
-                let plain = style == ScalarStyle::Plain;
-                (Value::Scalar(Scalar { text: text.into_owned(), plain }), anchor, tag)
-            }
-            Event::SequenceStart(anchor, tag) => (Value::List(self.list(place)?), anchor, tag),
-            Event::MappingStart(anchor, tag) => (Value::Map(self.mapping(place)?), anchor, tag),
+        let (anchor, tag) = match &event {
+            EventData::Alias { anchor } => return self.alias(anchor, place),
+            EventData::Scalar { anchor, tag, .. }
+            | EventData::SequenceStart { anchor, tag, .. }
+            | EventData::MappingStart { anchor, tag, .. } => (anchor.clone(), tag.clone()),
             _ => return Err(self.error(place, "is no valid YAML")),
         };
-        let mut node = Node { place, mark: Mark::None, value };
-        if let Some(tag) = tag {
-            self.tag(&mut node, &tag)?;
+        if let Some(anchor) = &anchor {
+            self.anchors.insert(anchor.clone(), None);
         }
-        if anchor > 0 {
+        let value = match event {
+            EventData::Scalar { value, style, .. } => {
+                Value::Scalar(Scalar { text: value, plain: style == ScalarStyle::Plain })
+            }
+            EventData::SequenceStart { .. } => Value::List(self.list(place)?),
+            _ => Value::Map(self.mapping(place)?),
+        };
+        let mut node = Node { place, mark: Mark::None, value };
+        if let Some(tag) = tag.filter(|tag| !tag.is_empty()) {
+            mark(&mut node, &tag);
+        }
+        if let Some(anchor) = anchor {
             let weight = node.weight();
-            self.anchors.insert(anchor, (node.clone(), weight));
+            self.anchors.insert(anchor, Some((node.clone(), weight)));
         }
         Ok(node)
+    }
+
+    fn alias(&mut self, anchor: &str, place: Place) -> Result<Node, ComposeError> {
+        match self.anchors.get(anchor).cloned() {
+            Some(Some((node, weight))) => {
+                self.count(weight, place)?;
+                Ok(node)
+            }
+            Some(None) => Err(self.error(place, "an alias stands inside the value it names")),
+            None => Err(self
+                .error(place, format!("is no valid YAML: there is no anchor `&{anchor}` above"))
+                .with_hint(format!("write `&{anchor}` where the value is first given"))),
+        }
     }
 
     fn descend(&mut self, place: Place) -> Result<(), ComposeError> {
@@ -221,7 +260,7 @@ impl<'t> Builder<'t> {
         let mut list = Vec::new();
         loop {
             let (event, place) = self.next()?;
-            if matches!(event, Event::SequenceEnd) {
+            if matches!(event, EventData::SequenceEnd) {
                 self.depth -= 1;
                 return Ok(list);
             }
@@ -235,7 +274,7 @@ impl<'t> Builder<'t> {
         let mut merges = Vec::new();
         loop {
             let (event, key_place) = self.next()?;
-            if matches!(event, Event::MappingEnd) {
+            if matches!(event, EventData::MappingEnd) {
                 break;
             }
             let key = self.node(event, key_place)?;
@@ -283,30 +322,21 @@ impl<'t> Builder<'t> {
         }
         Ok(())
     }
+}
 
-    fn tag(&self, node: &mut Node, tag: &Tag) -> Result<(), ComposeError> {
-        if tag.is_yaml_core_schema() {
-            if let Value::Scalar(scalar) = &mut node.value {
-                scalar.plain = tag.suffix != "str";
-            }
-            return Ok(());
-        }
-        node.mark = match (tag.handle.as_str(), tag.suffix.as_str()) {
-            ("!", "reset") => Mark::Reset,
-            ("!", "override") => Mark::Override,
-            ("" | "!", "" | "!") => Mark::None,
-            _ => {
-                let what = format!("the tag `{tag}` is unknown");
-                return Err(self
-                    .error(node.place, what)
-                    .with_hint("Compose knows `!reset` and `!override`"));
-            }
-        };
-        Ok(())
+/// What a tag makes of a value: text, one of Compose's own marks, or nothing.
+fn mark(node: &mut Node, tag: &str) {
+    match (tag, tag.strip_prefix(CORE), &mut node.value) {
+        ("!reset", ..) => node.mark = Mark::Reset,
+        ("!override", ..) => node.mark = Mark::Override,
+        (_, Some("int" | "float" | "bool" | "null"), Value::Scalar(scalar)) => scalar.plain = true,
+        // `!!str`, and what nobody knows, which Compose takes for text too.
+        (_, _, Value::Scalar(scalar)) => scalar.plain = false,
+        _ => {}
     }
 }
 
-fn number(value: usize) -> u32 {
+fn number(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
@@ -342,17 +372,27 @@ mod tests {
             ("a: |\n  one\n  two\nb: >-\n  three\n  four\n", "{a:one\ntwo\n,b:three four}"),
             ("\u{feff}a: !!str 5\n", "{a:5}"),
             ("a: &x v\nb: &x w\nc: *x\n", "{a:v,b:w,c:w}"),
+            ("a: 1\n---\n---\nb: 2\n", "{a:1}{b:2}"),
+            ("a:\n  b: [\n    x,\n  ]\n  c: {\n  }\n", "{a:{b:[x],c:{}}}"),
+            ("a: |\n  x", "{a:x}"),
+            ("a: |\n  x\n  ", "{a:x\n}"),
+            ("a: >+\n  x\n  y", "{a:x y}"),
+            ("a: |-\n  x", "{a:x}"),
+            ("a: |\n  x\n# c", "{a:x\n}"),
+            ("a: x", "{a:x}"),
+            ("a: !nope 3\nb: !nope {x: y}\n", "{a:3,b:{x:y}}"),
         ] {
-            let node = parse(text, 0).unwrap().unwrap();
-            assert_eq!(render(&node), expected, "{text}");
+            let nodes = parse(text, 0).unwrap();
+            assert_eq!(nodes.iter().map(render).collect::<String>(), expected, "{text}");
         }
-        assert!(parse("", 0).unwrap().is_none());
-        assert!(parse("# nothing\n", 0).unwrap().is_none());
+        for nothing in ["", "# nothing\n", "---\n", "~\n"] {
+            assert!(parse(nothing, 0).unwrap().is_empty(), "{nothing:?}");
+        }
     }
 
     #[test]
     fn places_count_from_one() {
-        let node = parse("a:\n  b: [x,\n      y]\n", 7).unwrap().unwrap();
+        let node = parse("a:\n  b: [x,\n      y]\n", 7).unwrap().remove(0);
         let Value::Map(map) = node.value else { panic!() };
         let Value::Map(inner) = &map["a"].node.value else { panic!() };
         assert_eq!(inner["b"].key_place, Place { file: 7, line: 2, column: 3 });
@@ -364,16 +404,14 @@ mod tests {
     fn refusals_name_the_line() {
         for (text, line, what) in [
             ("a: 1\nb: 2\na: 3\n", 3, "`a` is there already, on line 1"),
-            ("a: 1\n---\nb: 2\n", 2, "second YAML document"),
             ("a: 1\n  b: 2\n", 2, "no valid YAML"),
             ("a: [1, 2\nb: 3\n", 2, "no valid YAML"),
             ("a: *nowhere\n", 1, "no valid YAML"),
             ("a: &x [1, *x]\n", 1, "inside the value"),
             ("a: 1\nb:\n  <<: 5\n", 3, "merges maps"),
             ("? [a]\n: 1\n", 1, "a key is a list"),
-            ("a: 1\nb: !nope 3\n", 2, "tag `!nope` is unknown"),
             ("a: {x: 1, x: 2}\n", 1, "`x` is there already"),
-            ("a: \"open\n", 1, "no valid YAML"),
+            ("a: \"open\n", 2, "no valid YAML"),
         ] {
             let error = parse(text, 0).unwrap_err();
             assert!(error.what.contains(what), "{text}: {error}");
@@ -393,5 +431,29 @@ mod tests {
             bomb.push_str(&format!("a{level}: &a{level} [{}]\n", vec![below; 10].join(", ")));
         }
         assert!(parse(&bomb, 0).unwrap_err().what.contains("more than 100000 values"));
+    }
+
+    /// Whatever is cut off or changed: an answer, and no panic.
+    #[test]
+    fn damaged_text_is_an_error_at_most() {
+        let whole = "%YAML 1.1\n---\na: &x [1, 'it''s', \"q\\u00e9\\\n  z\", !!str 5, {k: v, ? w}]\n\
+                     b: *x\n? c\n: |+2\n    text\n\n  more\nd: >-\n  fold\n\n   in\n...\n--- !t\ne:\n- - f\n  - g: h\n";
+        for end in (0..=whole.len()).filter(|end| whole.is_char_boundary(*end)) {
+            let _ = parse(&whole[..end], 0);
+            let _ = parse(&whole[end..], 0);
+        }
+        let letters: Vec<char> = whole.chars().collect();
+        for at in 0..letters.len() {
+            for odd in [
+                ' ', '\n', '\t', '\r', '"', '\'', '[', '}', ':', '-', '|', '&', '*', '!', '#', '%',
+                '\\', '\u{85}', '\0',
+            ] {
+                let mut letters = letters.clone();
+                letters[at] = odd;
+                let _ = parse(&letters.iter().collect::<String>(), 0);
+                letters.truncate(at + 1);
+                let _ = parse(&letters.iter().collect::<String>(), 0);
+            }
+        }
     }
 }

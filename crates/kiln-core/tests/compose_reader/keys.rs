@@ -423,14 +423,6 @@ fn dependencies() {
 #[test]
 fn what_means_nothing_is_listed() {
     let project = World::new(&compose_of(
-        "container_name: x\nlabels: {a: b}\nprivileged: false\nx-own: {a: $1}\n\
-         security_opt: [no-new-privileges:true]\ndeploy: {replicas: 1, labels: [a]}\n\
-         logging: {driver: json-file}",
-    ))
-    .load();
-    // `x-` keys of a service are interpolated, as Compose does.
-    assert!(project.unwrap_err().what.contains("cannot interpolate `$1`"));
-    let project = World::new(&compose_of(
         "container_name: x\nlabels: {a: b}\nprivileged: false\nx-own: {a: 1}\n\
          security_opt: [no-new-privileges:true]\ndeploy: {replicas: 1, labels: [a]}\n\
          logging: {driver: json-file}\nbuild: .\nimage: some:tag",

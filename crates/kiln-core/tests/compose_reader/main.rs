@@ -19,6 +19,10 @@ struct World {
     named: Vec<PathBuf>,
     profiles: Vec<String>,
     project_name: Option<String>,
+    project_dir: Option<PathBuf>,
+    env_files: Vec<PathBuf>,
+    /// Folders that are reached over a link, and where they really are.
+    links: BTreeMap<PathBuf, PathBuf>,
 }
 
 impl World {
@@ -65,10 +69,13 @@ impl World {
         load(&LoadRequest {
             files: self.named.clone(),
             dir: dir.into(),
+            project_dir: self.project_dir.clone(),
+            env_files: self.env_files.clone(),
             env: self.env.clone(),
             profiles: self.profiles.clone(),
             project_name: self.project_name.clone(),
             read: &read,
+            real_dir: &|dir| self.links.get(dir).cloned().unwrap_or_else(|| dir.to_owned()),
         })
     }
 }

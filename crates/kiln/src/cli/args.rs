@@ -26,6 +26,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Write a commented starter compose.yaml for this directory
     Init,
+    /// Print the project in Compose's normal form
+    Config(ConfigArgs),
     /// Resolve bases and images into kiln.lock
     Lock {
         #[command(flatten)]
@@ -435,6 +437,49 @@ A and B are each one of
   .                the working tree as a release
   RELEASE:SERVICE  the image of one service of any of these releases";
 
+/// `kiln config`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConfigArgs {
+    #[command(flatten)]
+    pub project: ProjectArgs,
+    /// Only these services, and what they depend on
+    #[arg(value_name = "SERVICE")]
+    pub names: Vec<String>,
+    /// yaml or json
+    #[arg(long, value_name = "FORMAT", value_parser = ["yaml", "json"])]
+    pub format: Option<String>,
+    /// Write it to this file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub part: ConfigPart,
+}
+
+/// What of the project is printed instead of the whole.
+#[derive(Debug, clap::Args)]
+#[group(multiple = false)]
+#[expect(clippy::struct_excessive_bools, reason = "these are the flags of a command line")]
+pub(crate) struct ConfigPart {
+    /// The names of the services, one a line
+    #[arg(long)]
+    pub services: bool,
+    /// The names of their images
+    #[arg(long)]
+    pub images: bool,
+    /// The names of the volumes that they use
+    #[arg(long)]
+    pub volumes: bool,
+    /// The names of the networks that they use
+    #[arg(long)]
+    pub networks: bool,
+    /// The names of all profiles
+    #[arg(long)]
+    pub profiles: bool,
+    /// Nothing: only say what is wrong
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
 /// [`ProjectArgs`] where `-f` means follow, as it does for Compose.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogsProject {
@@ -447,12 +492,18 @@ pub(crate) struct LogsProject {
     /// Project name, instead of the one in the file
     #[arg(short, long, value_name = "NAME")]
     project_name: Option<String>,
+    /// Folder of the project, instead of that of its first file
+    #[arg(long, value_name = "DIR")]
+    project_directory: Option<PathBuf>,
+    /// File of variables instead of .env
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
 }
 
 impl From<LogsProject> for ProjectArgs {
     fn from(from: LogsProject) -> Self {
-        let LogsProject { file, profile, project_name } = from;
-        Self { file, profile, project_name }
+        let LogsProject { file, profile, project_name, project_directory, env_file } = from;
+        Self { file, profile, project_name, project_directory, env_file, stdin: None }
     }
 }
 
@@ -462,6 +513,7 @@ impl Command {
         let project = before;
         match self {
             Self::Init
+            | Self::Config(_)
             | Self::Serve
             | Self::Agent
             | Self::Login { .. }

@@ -3,6 +3,7 @@
 mod args;
 mod carrier;
 mod client;
+mod config;
 mod copy;
 mod exec;
 mod init;
@@ -54,6 +55,7 @@ pub(crate) fn run() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<u8, Report> {
     let exit = match cli.command {
         Command::Init => init::init(&std::env::current_dir().unwrap_or_default(), cli.json),
+        Command::Config(args) => config::config(args, cli.project, cli.json),
         Command::Login { registry, username, password_stdin } => {
             login::login(registry.as_deref(), username, password_stdin, cli.json)
         }

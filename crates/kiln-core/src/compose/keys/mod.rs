@@ -88,6 +88,14 @@ impl Keys {
         Ok(false)
     }
 
+    /// Whether [`Keys::admit`] refused the key at `at`.
+    pub(super) fn refuses(&self, at: &At<'_>) -> bool {
+        let key = self.keys.iter().find(|key| key.name == at.key());
+        key.map_or(!at.key().starts_with("x-"), |key| {
+            key.standing == Standing::Refused && !asks_nothing(at, key.neutral)
+        })
+    }
+
     fn unknown(&self, at: &At<'_>) -> ComposeError {
         let name = at.key();
         at.refuse(format!("the key `{name}` is unknown"))

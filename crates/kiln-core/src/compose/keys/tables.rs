@@ -23,6 +23,7 @@ pub(super) const ALL: &[&Keys] = &[
     &TOP_NETWORK,
     &NETWORK,
     &DEPLOY,
+    &RESTART_POLICY,
     &RESOURCES,
     &LIMITS,
     &RESERVATIONS,
@@ -44,6 +45,7 @@ pub(in crate::compose) const TOP: Keys = Keys {
     name: "Top level",
     keys: &[
         honoured("configs", ""),
+        honoured("include", "files and lists of files, `project_directory`, `env_file`"),
         honoured("name", "`-p` and `COMPOSE_PROJECT_NAME` win over it"),
         honoured("networks", "only `default`"),
         honoured("secrets", ""),
@@ -51,7 +53,6 @@ pub(in crate::compose) const TOP: Keys = Keys {
         honoured("volumes", ""),
         honoured("x-kiln", "see below"),
         listed("version", "no versions any more"),
-        refused("include", "name the files with -f"),
         refused("models", ""),
     ],
 };
@@ -77,6 +78,7 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
             "list or map; wins over `env_file`; a name without a value takes that of the environment",
         ),
         honoured("expose", "ports and ranges, `/udp` too"),
+        honoured("extends", "a service of this file, or `file` and `service`"),
         honoured(
             "extra_hosts",
             "list (`name=address`, `name:address`) or map; `host-gateway` is the host's address",
@@ -155,7 +157,6 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         refused("dns_opt", "names come from the host's resolvers"),
         refused("dns_search", "names come from the host's resolvers"),
         refused("domainname", "write the full name into `hostname`"),
-        refused("extends", "use a YAML anchor and `<<`, or another file with -f"),
         refused("external_links", ONE_NETWORK),
         refused("gpus", HOST_OWNED),
         refused("group_add", "write `user: USER:GROUP`"),
@@ -414,12 +415,22 @@ pub(in crate::compose) const DEPLOY: Keys = Keys {
         honoured("mode", "`replicated`, listed"),
         honoured("replicas", "only 1, listed"),
         honoured("resources", ""),
+        honoured("restart_policy", "wins over `restart`"),
         listed("endpoint_mode", ""),
         listed("labels", ""),
         listed("placement", ""),
-        refused("restart_policy", "write `restart` in the service"),
         refused("rollback_config", "`kiln rollback` moves the whole release back"),
         refused("update_config", "a release is switched as a whole"),
+    ],
+};
+
+pub(in crate::compose) const RESTART_POLICY: Keys = Keys {
+    name: "`deploy.restart_policy`",
+    keys: &[
+        honoured("condition", "`none`, `on-failure`, `any`"),
+        honoured("max_attempts", "with `on-failure`"),
+        listed("delay", "fresh instances are backed off"),
+        listed("window", ""),
     ],
 };
 

@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_core::compose::{self, LoadRequest, Project, Protocol};
+use kiln_core::compose::{self, Project, Protocol};
 use kiln_core::exit::Exit;
 use serde_json::{Value, json};
 
@@ -202,15 +202,8 @@ pub(crate) fn run(
 
 /// Reads the project that the client means.
 fn load(session: &Session, args: &ProjectArgs) -> Result<Project, Report> {
-    let files = args.file.iter().map(|file| session.cwd.join(file)).collect();
-    let request = LoadRequest {
-        files,
-        dir: session.cwd.clone(),
-        env: session.env.clone(),
-        profiles: args.profile.clone(),
-        project_name: args.project_name.clone(),
-        read: &|path| std::fs::read(path),
-    };
+    let read = |path: &Path| crate::compose::read(path, args.stdin.as_deref());
+    let request = crate::compose::request(args, &session.cwd, session.env.clone(), &read);
     let project = compose::load(&request).map_err(|errors| Report::compose("", &errors))?;
     for warning in &project.warnings {
         session.notice(warning.clone());

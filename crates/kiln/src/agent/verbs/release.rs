@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use kiln_bake::ignore::{Ignore, Matched};
-use kiln_core::compose::{self, FileSource, LoadRequest, MountSource, Project};
+use kiln_core::compose::{self, FileSource, MountSource, Project};
 use kiln_core::release::Source;
 use kiln_core::settings;
 use kiln_core::{Digest, Release};
@@ -140,14 +140,8 @@ fn load(session: &Session, wish: &Wish<'_>, commit: &Commit<'_>) -> Result<Proje
     let reader = Reader { commit, read: RefCell::default() };
     let args = wish.project;
     let load = |env: BTreeMap<String, String>| {
-        compose::load(&LoadRequest {
-            files: args.file.iter().map(|file| session.cwd.join(file)).collect(),
-            dir: session.cwd.clone(),
-            env,
-            profiles: args.profile.clone(),
-            project_name: args.project_name.clone(),
-            read: &|path| reader.read(path),
-        })
+        let read = |path: &Path| reader.read(path);
+        compose::load(&crate::compose::request(args, &session.cwd, env, &read))
     };
     let in_commit = format!("in commit {}: ", commit.short());
     let project =

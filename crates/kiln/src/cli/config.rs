@@ -1,0 +1,63 @@
+//! `kiln config`: reads the project here, as the caller; no agent is asked.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+
+use kiln_core::compose::{self, Configuration};
+use kiln_core::exit::Exit;
+use serde_json::json;
+
+use super::args::{ConfigArgs, ConfigPart};
+use crate::protocol::ProjectArgs;
+use crate::report::{Because as _, Report};
+use crate::terminal;
+
+pub(super) fn config(args: ConfigArgs, before: ProjectArgs, json: bool) -> Result<Exit, Report> {
+    let project = before.and(args.project);
+    let cwd = std::env::current_dir().because(|| "asking for the working directory".into())?;
+    let env = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let read = |path: &Path| crate::compose::read(path, project.stdin.as_deref());
+    let request = crate::compose::request(&project, &cwd, env, &read);
+    let configuration = compose::configuration(&request, &args.names)
+        .map_err(|errors| Report::compose("", &errors))?;
+    for warning in &configuration.warnings {
+        let _ = writeln!(std::io::stderr(), "{}", terminal::clean(warning));
+    }
+    let json = json || args.format.as_deref() == Some("json");
+    let Some(text) = wanted(&args.part, &configuration, json) else { return Ok(Exit::Done) };
+    match &args.output {
+        Some(path) => {
+            std::fs::write(path, text).because(|| format!("writing {}", path.display()))?;
+        }
+        None => {
+            let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// `None`: nothing is wanted. Control characters are escaped in the whole document; in names there
+/// are none left.
+fn wanted(part: &ConfigPart, all: &Configuration, json: bool) -> Option<String> {
+    let list = match part {
+        ConfigPart { quiet: true, .. } => return None,
+        ConfigPart { services: true, .. } => &all.services,
+        ConfigPart { images: true, .. } => &all.images,
+        ConfigPart { volumes: true, .. } => &all.volumes,
+        ConfigPart { networks: true, .. } => &all.networks,
+        ConfigPart { profiles: true, .. } => &all.profiles,
+        _ if json => return Some(format!("{}\n", all.json)),
+        _ => return Some(all.yaml.clone()),
+    };
+    if json {
+        return Some(format!("{}\n", terminal::clean_json(&json!(list).to_string())));
+    }
+    let mut text = String::new();
+    for name in list {
+        let _ = writeln!(text, "{}", terminal::clean(name));
+    }
+    Some(text)
+}
