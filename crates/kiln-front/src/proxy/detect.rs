@@ -3,6 +3,8 @@
 /// Longest request line that is waited for, in bytes; longer ones are not taken for HTTP unless
 /// they begin like it.
 const LINE_LIMIT: usize = 8 << 10;
+/// Empty lines that are waited behind for something, in bytes.
+const BLANKS: usize = 1 << 10;
 /// Longest method name: `UPDATEREDIRECTREF` has 17.
 const METHOD_LIMIT: usize = 32;
 /// What HTTP/2 begins with where nobody asked for it before: RFC 9113 3.4.
@@ -44,6 +46,10 @@ pub(super) fn guess(bytes: &[u8], known: bool) -> Guess {
         return Guess::Http;
     }
     let start = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    if start > BLANKS {
+        // Nothing else begins so, and nobody needs to keep them.
+        return Guess::Http;
+    }
     let line = &bytes[start..];
     if let Some(end) = memchr::memchr(b'\n', line) {
         // The line is whole, and says nothing of HTTP.

@@ -173,6 +173,7 @@ async fn send(
                 out.clear();
                 read_more(client, buf, CHUNK_READ, Instant::now() + body).await?;
                 progress.moved();
+                tokio::task::consume_budget().await;
             }
         }
         Framing::None | Framing::UntilClose => Ok(write(&request.head).await?),

@@ -3,6 +3,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use kiln_front::{App, Route};
@@ -381,4 +383,73 @@ fn no_head_costs_more_than_its_length() {
         let spent = processor_time(pid) - before;
         assert!(spent < Duration::from_secs(1), "{spent:?}");
     }
+}
+
+#[test]
+fn empty_lines_without_end_cost_nobody_else_anything() {
+    for app in [App::Http, App::Auto] {
+        let (mut root, raw) = (Root::new(), Raw::start(OK, Then::Keep));
+        let addr = root.serve(app, raw.addr);
+        let pid = root.front.ping().unwrap().pid;
+        let over = Arc::new(AtomicBool::new(false));
+        // More than there are cores, each of which serves its connections in turns.
+        let count = std::thread::available_parallelism().map_or(2, usize::from) * 2;
+        let floods: Vec<_> = (0..count)
+            .map(|_| {
+                let over = over.clone();
+                std::thread::spawn(move || {
+                    let lines = b"\r\n".repeat(32 << 10);
+                    while !over.load(SeqCst) {
+                        let Ok(mut stream) = TcpStream::connect(addr) else { continue };
+                        stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+                        while !over.load(SeqCst) && stream.write_all(&lines).is_ok() {}
+                    }
+                })
+            })
+            .collect();
+        wait_for("a flood", || root.front.stats().unwrap().connections > 0);
+        for _ in 0..20 {
+            let heard = say(addr, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            assert_eq!(status(&heard), 200, "{app:?}: {heard:?}");
+        }
+        over.store(true, SeqCst);
+        floods.into_iter().for_each(|flood| flood.join().unwrap());
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        assert!(peak < 40 << 10, "{app:?}: peak of {peak} kB");
+    }
+}
+
+#[test]
+fn requests_one_behind_the_other_leave_others_their_share() {
+    // Nothing stands behind the route, so nothing is waited for between one page and the next.
+    let (mut root, raw) = (Root::new(), Raw::start(OK, Then::Keep));
+    let addr = root.serve(App::Http, raw.addr);
+    let nothing = Route { upstream: None, ..route("web", App::Http, raw.addr) };
+    root.apply(vec![nothing]);
+    let over = Arc::new(AtomicBool::new(false));
+    let count = std::thread::available_parallelism().map_or(2, usize::from) * 2;
+    let floods: Vec<_> = (0..count)
+        .map(|_| {
+            let over = over.clone();
+            std::thread::spawn(move || {
+                let asked = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
+                let mut stream = TcpStream::connect(addr).unwrap();
+                let mut reader = stream.try_clone().unwrap();
+                let reading =
+                    std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+                while !over.load(SeqCst) && stream.write_all(&asked).is_ok() {}
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+                let _ = reading.join();
+            })
+        })
+        .collect();
+    wait_for("a flood", || root.front.stats().unwrap().routes["web"].errors > 1000);
+    for _ in 0..20 {
+        let heard = say(addr, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        assert_eq!(status(&heard), 503, "{heard:?}");
+    }
+    over.store(true, SeqCst);
+    floods.into_iter().for_each(|flood| flood.join().unwrap());
 }
