@@ -34,7 +34,7 @@ const fn recipe(
 /// One of 40 names each, so that two orders are hardly ever equal.
 const FILES: usize = 40;
 
-const RECIPES: [Recipe; 31] = [
+const RECIPES: [Recipe; 32] = [
     recipe("date", "ENV A=b\nRUN date > /built", 3, "/built", "time"),
     recipe("epoch", "RUN date +%s > /stamp", 2, "/stamp", "time"),
     recipe("iso", "RUN date +%Y-%m-%dT%H:%M:%S > /stamp", 2, "/stamp", "time"),
@@ -122,6 +122,7 @@ const RECIPES: [Recipe; 31] = [
     recipe("file-system", "COPY src /src\nRUN stat -c %s /src > /size", 3, "/size", "file-system"),
     // Guesses from the bytes alone would be wrong here: a digest looks like a random value.
     recipe("pid-digest", "RUN sh -c 'echo $$' | sha256sum > /pid", 2, "/pid", "pid"),
+    recipe("date-digest", "RUN date | md5sum > /day", 2, "/day", "time"),
     recipe("cores-digest", "RUN nproc | sha256sum > /jobs", 2, "/jobs", "cores"),
     recipe(
         "inode-digest",

@@ -11,7 +11,7 @@ use super::attempt::{Attempt, Ended, Outcome};
 use super::cause::{Cause, Finding};
 use super::conditions::{Condition, Conditions};
 use super::report::Difference;
-use super::{Subject, Verifier};
+use super::{Subject, Verifier, second};
 use crate::bake::{Act, RecordedStep};
 use crate::error::BakeError;
 use crate::paths;
@@ -73,6 +73,7 @@ pub(super) fn refine(
             *finding = Finding::new(Cause::Race, evidence);
         }
     }
+    second::refine(verifier, &attempt, first, &base, difference)?;
     difference.settle();
     Ok(())
 }

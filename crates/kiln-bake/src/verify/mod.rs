@@ -11,6 +11,7 @@
 //! | [`attempt`] | one run of one step, and how it ended |
 //! | [`judge`] | two runs and a record → a verdict |
 //! | [`experiment`] | which condition makes the difference |
+//! | [`second`] | whether what looks random follows the clock |
 //! | [`compare`] | two trees → what differs |
 //! | [`recognise`] | two values → the probable cause |
 //! | [`cause`] | the causes in words, with their cures |
@@ -27,6 +28,7 @@ mod judge;
 mod reach;
 mod recognise;
 pub mod report;
+mod second;
 mod telling;
 
 use std::collections::HashMap;
