@@ -85,6 +85,12 @@ pub fn plan(release: &Release, observed: &[Observed], data: &BTreeMap<String, Da
             plan.share.insert(service, found.id.clone());
         }
     }
+    // Those that share one network go on together or not at all.
+    for (service, group) in release.together() {
+        if !group.iter().all(|member| plan.share.contains_key(member)) {
+            plan.share.remove(&service);
+        }
+    }
     let workers = release.workers();
     // Services that are replaced under the pause, or wait for one that is: deps come first.
     let mut below: BTreeMap<String, String> = BTreeMap::new();
@@ -193,6 +199,7 @@ mod tests {
             dir: "/p".into(),
             services: BTreeMap::new(),
             volumes: BTreeSet::new(),
+            networks: BTreeMap::new(),
             kiln: Default::default(),
             ignored: vec![],
             warnings: vec![],

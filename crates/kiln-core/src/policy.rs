@@ -28,6 +28,8 @@ const HEAD: &str = "kiln-policy 1";
 pub struct RootPolicy {
     /// By service.
     capabilities: BTreeMap<String, BTreeSet<String>>,
+    /// Services that may have the host's network.
+    host_network: BTreeSet<String>,
 }
 
 /// Why a policy file cannot be read.
@@ -41,8 +43,8 @@ pub struct PolicyError {
 }
 
 impl RootPolicy {
-    /// Reads a file: `kiln-policy 1`, then `allow-capability SERVICE NAME` a line, and comments
-    /// after `#`.
+    /// Reads a file: `kiln-policy 1`, then `allow-capability SERVICE NAME` or
+    /// `allow-host-network SERVICE` a line, and comments after `#`.
     ///
     /// # Errors
     /// For anything else: a rule that is not understood must not be left out.
@@ -70,8 +72,12 @@ impl RootPolicy {
                     let services = policy.capabilities.entry((*service).to_owned());
                     services.or_default().insert(name.to_owned());
                 }
+                ["allow-host-network", service] => {
+                    policy.host_network.insert((*service).to_owned());
+                }
                 _ => {
-                    let message = "only `allow-capability SERVICE NAME` is known";
+                    let message = "only `allow-capability SERVICE NAME` and \
+                                   `allow-host-network SERVICE` are known";
                     return Err(wrong(message.to_owned()));
                 }
             }
@@ -81,6 +87,11 @@ impl RootPolicy {
         } else {
             Err(PolicyError { line: 1, message: format!("a policy begins with `{HEAD}`") })
         }
+    }
+
+    /// Whether a service may have the host's network. Nothing but this allows it, in any stage.
+    pub fn allows_host_network(&self, service: &str) -> bool {
+        self.host_network.contains(service)
     }
 
     fn allows(&self, service: &str, capability: &str) -> bool {
@@ -160,12 +171,15 @@ mod tests {
         let policy = RootPolicy::parse(text).unwrap();
         assert!(policy.allows("db", "SYS_ADMIN"));
         assert!(!policy.allows("db", "BPF") && !policy.allows("web", "SYS_ADMIN"));
+        let policy = RootPolicy::parse("kiln-policy 1\nallow-host-network dns\n").unwrap();
+        assert!(policy.allows_host_network("dns") && !policy.allows_host_network("db"));
         for (text, line) in [
             ("", 1),
             ("kiln-policy 2\n", 1),
             ("allow-capability db SYS_ADMIN\n", 1),
             ("kiln-policy 1\nallow-capability db CHOWN\n", 2),
             ("kiln-policy 1\nallow-capability db\n", 2),
+            ("kiln-policy 1\nallow-host-network\n", 2),
             ("kiln-policy 1\nallow-everything\n", 2),
         ] {
             assert_eq!(RootPolicy::parse(text).unwrap_err().line, line, "{text}");

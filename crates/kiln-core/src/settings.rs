@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
-use crate::compose::{Expose, Mount, MountSource, Port, Project, Protocol, Service};
+use crate::compose::{
+    Expose, Membership, Mount, MountSource, Network, NetworkMode, Port, Project, Protocol, Service,
+};
 use crate::defaults;
 use crate::image::ImageConfig;
 use crate::release::{PinnedFile, Settings};
@@ -89,6 +91,7 @@ pub fn settings(
     let expose = callable(service, image);
     let mounts = mounts(project, service, image);
     let healthcheck = healthcheck(service, image);
+    let network = networks(project, service);
     let strict = project.kiln.read_only && service.read_only.is_none();
     let worker = service.worker.unwrap_or(expose.is_empty());
     let settings = Settings {
@@ -101,7 +104,10 @@ pub fn settings(
             .unwrap_or_default(),
         user: service.user.clone().or_else(|| image.user.clone()).unwrap_or_default(),
         hostname: service.hostname.clone().unwrap_or_else(|| name.to_owned()),
-        aliases: service.aliases.clone(),
+        aliases: network.aliases,
+        networks: network.networks,
+        network_mode: service.network_mode.clone(),
+        links: service.links.clone(),
         ports: published(project, name, service),
         expose,
         depends_on: service.depends_on.clone(),
@@ -151,7 +157,11 @@ fn environment(service: &Service, image: &ImageConfig) -> Vec<String> {
     env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
+/// Who has no network of its own is called by nobody, or by what is the host's affair.
 fn callable(service: &Service, image: &ImageConfig) -> BTreeSet<Expose> {
+    if service.network_mode == Some(NetworkMode::None) {
+        return BTreeSet::new();
+    }
     let from_image = image.exposed_ports.iter().filter_map(|text| {
         let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
         let protocol = if protocol == "udp" { Protocol::Udp } else { Protocol::Tcp };
@@ -162,9 +172,40 @@ fn callable(service: &Service, image: &ImageConfig) -> BTreeSet<Expose> {
     from_image.chain(published).chain(service.expose.iter().copied()).collect()
 }
 
+/// A service's part in the networks of its project.
+struct Networks {
+    aliases: BTreeSet<String>,
+    networks: Option<BTreeMap<String, Membership>>,
+}
+
+/// Who is on `default` alone, and that is nothing but the usual, says nothing of networks.
+fn networks(project: &Project, service: &Service) -> Networks {
+    let usual = BTreeMap::from([("default".to_owned(), BTreeSet::new())]);
+    let on = match &service.network_mode {
+        Some(_) => return Networks { aliases: BTreeSet::new(), networks: None },
+        None => service.networks.as_ref().unwrap_or(&usual),
+    };
+    let top = |name: &String| project.networks.get(name).cloned().unwrap_or_default();
+    if let [(name, aliases)] = on.iter().collect::<Vec<_>>().as_slice()
+        && *name == "default"
+        && top(name) == Network::default()
+    {
+        return Networks { aliases: (*aliases).clone(), networks: None };
+    }
+    let part = |(name, aliases): (&String, &BTreeSet<String>)| {
+        let Network { internal, joined, .. } = top(name);
+        (name.clone(), Membership { aliases: aliases.clone(), internal, joined })
+    };
+    Networks { aliases: BTreeSet::new(), networks: Some(on.iter().map(part).collect()) }
+}
+
 /// Only `dev` publishes Compose's `ports`; other stages say their own.
 fn published(project: &Project, name: &str, service: &Service) -> BTreeMap<String, Vec<Port>> {
     let mut ports = BTreeMap::new();
+    // The front leads to instances that have an address.
+    if matches!(service.network_mode, Some(NetworkMode::None | NetworkMode::Host)) {
+        return ports;
+    }
     if !service.ports.is_empty() {
         ports.insert("dev".to_owned(), service.ports.clone());
     }
@@ -273,6 +314,7 @@ mod tests {
             dir: "/p".into(),
             services: BTreeMap::new(),
             volumes: BTreeSet::new(),
+            networks: BTreeMap::new(),
             kiln: Default::default(),
             ignored: Vec::new(),
             warnings: Vec::new(),

@@ -173,7 +173,8 @@ fn normal(service: &Service) -> Value {
     );
     put("configs", Some(files(service, false)));
     put("secrets", Some(files(service, true)));
-    put("aliases", Some(json!(service.aliases)));
+    let default = service.networks.as_ref().and_then(|networks| networks.get("default"));
+    put("aliases", Some(json!(default.cloned().unwrap_or_default())));
     Value::Object(out)
 }
 

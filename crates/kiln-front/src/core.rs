@@ -31,6 +31,8 @@ pub(crate) struct Cores {
     cores: Arc<[Core]>,
     /// A thread that does nothing else than accept: no table, however long, delays a client.
     accepting: Handle,
+    /// A thread for all datagrams: a flood of them keeps no connection waiting.
+    datagrams: Handle,
 }
 
 #[derive(Debug)]
@@ -72,12 +74,8 @@ impl Cores {
     /// Starts `count` cores.
     pub(crate) fn start(front: &Arc<Front>, count: usize) -> io::Result<Self> {
         let cores = (0..count).map(|at| Core::start(front, at)).collect::<io::Result<_>>()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let accepting = runtime.handle().clone();
-        std::thread::Builder::new()
-            .name("front-accepts".into())
-            .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
-        Ok(Self { front: front.clone(), cores, accepting })
+        let (accepting, datagrams) = (thread("front-accepts")?, thread("front-datagrams")?);
+        Ok(Self { front: front.clone(), cores, accepting, datagrams })
     }
 
     /// Client connections open.
@@ -107,7 +105,7 @@ impl Cores {
 
     /// Serves datagrams until the task is aborted.
     pub(crate) fn datagrams(&self, socket: Arc<OwnedFd>, listener: u64) -> AbortHandle {
-        self.accepting.spawn(udp::serve(self.front.clone(), socket, listener)).abort_handle()
+        self.datagrams.spawn(udp::serve(self.front.clone(), socket, listener)).abort_handle()
     }
 
     async fn accepting(self, socket: Arc<OwnedFd>, listener: u64) {
@@ -135,6 +133,16 @@ impl Cores {
             }
         }
     }
+}
+
+/// A thread with a runtime of its own, for what is spawned there.
+fn thread(name: &str) -> io::Result<Handle> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    Ok(handle)
 }
 
 /// Readiness of a listening socket. Accepting by hand instead of through tokio's listener leaves

@@ -64,7 +64,7 @@ pub use end::{end, worker};
 pub use minder::run_minder;
 pub use table::{App, Protocol, Route, Table};
 pub use wire::{
-    Applied, Behind, Bind, BindFailure, Change, Drain, DrainPolicy, Drained, Holder, Stats,
+    Applied, Behind, Bind, BindFailure, Bound, Change, Drain, DrainPolicy, Drained, Holder, Stats,
 };
 pub use worker::run_worker;
 

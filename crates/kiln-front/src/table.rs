@@ -29,7 +29,7 @@ pub struct Route {
     /// Transport.
     #[serde(default)]
     pub protocol: Protocol,
-    /// What is spoken over TCP.
+    /// What is spoken.
     #[serde(default)]
     pub app: App,
     /// The slot it leads to: a release's short digest. For people (answers over HTTP carry it as
@@ -76,7 +76,7 @@ impl std::fmt::Display for Protocol {
     }
 }
 
-/// What is spoken over a TCP route.
+/// What is spoken over a route.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum App {
@@ -87,6 +87,8 @@ pub enum App {
     Http,
     /// Anything else.
     Tcp,
+    /// Over UDP: each datagram is a question of its own, so a client that speaks stays with nobody.
+    Dns,
 }
 
 impl Route {

@@ -1,6 +1,7 @@
 //! One instance, spoken to through its shim. A handle is a folder and a pid: it holds nothing
 //! open, so any number of them, in any process, may speak of the same instance.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use crate::asking::{ANSWER, Heard, Line};
 use crate::cgroup::{Cgroups, Group, timespec};
 use crate::error::RunError;
 use crate::known::{Alive, End, Known, Processes, look};
+use crate::net::Listening;
 use crate::process::ProcessId;
 use crate::shim::control::{Reply, Request};
 
@@ -89,6 +91,19 @@ impl Running {
     /// Whether its program certainly runs.
     pub fn is_alive(&self) -> bool {
         matches!(self.status(), Known::Runs(_))
+    }
+
+    /// Where processes listen that have its network.
+    ///
+    /// # Errors
+    /// Its program has ended.
+    pub fn listening(&self) -> io::Result<BTreeSet<Listening>> {
+        let found = crate::net::listening::of_process(self.program.pid)?;
+        // Looked at afterwards: what somebody else listens on who got the pid is not told.
+        match self.program.lives()? {
+            true => Ok(found),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// Sends `signal` to the program, or its init.

@@ -24,7 +24,7 @@ use crate::report::{Report, read_within, sum_up};
 use crate::running::Running;
 use crate::sealed::Sealed;
 use crate::shim::control::EXIT_FILE;
-use crate::spec::{InstanceSpec, Network, SPEC_FILE, signal_number};
+use crate::spec::{InstanceSpec, SPEC_FILE, signal_number};
 use crate::zygote::Zygote;
 
 /// What a shim writes to standard error, which is nothing unless it has a bug.
@@ -373,9 +373,6 @@ fn check(spec: &InstanceSpec) -> Result<(), RunError> {
     }
     if spec.sandbox.argv.is_empty() {
         return refuse("there is no command to run; set `command` or `entrypoint`".to_owned());
-    }
-    if spec.sandbox.network == Network::Host {
-        return refuse("an instance never shares the host's network".to_owned());
     }
     if !spec.stop_signal.is_empty() && signal_number(&spec.stop_signal).is_none() {
         return refuse(format!("there is no signal `{}`", spec.stop_signal));

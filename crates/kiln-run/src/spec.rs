@@ -122,8 +122,25 @@ pub enum Network {
     None,
     /// A namespace of its own with an address that is routed to it.
     Routed(NetSpec),
-    /// The host's namespace: for steps only, an instance with it is refused.
+    /// The host's namespace.
     Host,
+    /// That of another instance's program, which is this process.
+    With {
+        /// Its pid on the host.
+        pid: i32,
+        /// Clock ticks from boot to its start: with the pid, names the process for good.
+        start_time: u64,
+    },
+}
+
+impl Network {
+    /// Whether a namespace is made for it.
+    pub(crate) const fn is_made(&self) -> bool {
+        match self {
+            Self::None | Self::Routed(_) => true,
+            Self::Host | Self::With { .. } => false,
+        }
+    }
 }
 
 /// One folder or file of the host.

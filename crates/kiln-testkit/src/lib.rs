@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod call;
+pub mod datagrams;
 pub mod http;
 pub mod leftovers;
 pub mod output;

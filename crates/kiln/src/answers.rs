@@ -5,7 +5,7 @@
 //! Verbs that are not here still speak `json!` on one side and keys on the other.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use kiln_core::Digest;
@@ -22,6 +22,18 @@ use crate::agent::stage::Role;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Ps {
     pub instances: Vec<Placed>,
+    /// Where clients find what is published.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<StagePort>,
+}
+
+/// A published port with the stage that it is of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StagePort {
+    pub project: String,
+    pub stage: String,
+    #[serde(flatten)]
+    pub port: Port,
 }
 
 /// An instance with the stage that it is in.
@@ -186,8 +198,11 @@ pub(crate) enum Missing {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Port {
     pub service: String,
-    /// `host:port`.
+    /// `host:port`, as a person would write it. The port is 0 as long as the system has not chosen.
     pub address: String,
+    /// Where the front listens; nowhere before the instance accepts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bound: Vec<SocketAddr>,
     /// Port of the instance.
     pub target: u16,
     pub protocol: Protocol,
@@ -445,10 +460,11 @@ mod tests {
         placed["stage"] = json!("dev");
         let one =
             Placed { project: "shop".into(), stage: "dev".into(), instance: instance.clone() };
-        pinned(&Ps { instances: vec![one] }, &json!({ "instances": [placed] }));
+        pinned(&Ps { instances: vec![one], ports: Vec::new() }, &json!({ "instances": [placed] }));
         let port = Port {
             service: "web".into(),
             address: "localhost:8080".into(),
+            bound: Vec::new(),
             target: 80,
             protocol: Protocol::Tcp,
         };

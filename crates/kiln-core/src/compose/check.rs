@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::error::ComposeError;
-use super::model::{KilnSection, Port, Service};
+use super::model::{KilnSection, NetworkMode, Port, Service};
 use super::reader::At;
 
 /// Checks the services that are switched on; `inactive` are the others, with their profiles.
@@ -25,12 +25,13 @@ pub(super) fn services(
     for (name, service) in services.iter_mut() {
         service.depends_on.retain(|on, dependency| dependency.required || names.contains(on));
         for on in service.depends_on.keys().filter(|on| !names.contains(*on)) {
-            let way = ["depends_on", on.as_str()];
+            let way = needed_by(service, on);
             refuse(match inactive.get(on) {
                 Some(profiles) => error(at, name, &way, format!("`{on}` is switched off"))
                     .with_hint(format!(
-                        "switch it on with --profile {}, or write `required: false`",
-                        profiles.join(" or ")
+                        "switch it on with --profile {}{}",
+                        profiles.join(" or "),
+                        if way[0] == "depends_on" { ", or write `required: false`" } else { "" }
                     )),
                 None => error(at, name, &way, format!("there is no service `{on}`"))
                     .with_closest(on, known()),
@@ -50,6 +51,17 @@ pub(super) fn services(
         }
     }
     if whole { loops(at, services) } else { Ok(()) }
+}
+
+/// The key that says that `service` needs `on`.
+fn needed_by<'a>(service: &Service, on: &'a str) -> Vec<&'a str> {
+    if service.network_mode == Some(NetworkMode::Service(on.to_owned())) {
+        vec!["network_mode"]
+    } else if service.links.values().any(|linked| linked == on) {
+        vec!["links"]
+    } else {
+        vec!["depends_on", on]
+    }
 }
 
 /// The services whose images this one's build takes files from, each with the context's name.

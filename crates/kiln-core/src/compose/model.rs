@@ -21,6 +21,8 @@ pub struct Project {
     pub services: BTreeMap<String, Service>,
     /// Top-level named volumes of its own.
     pub volumes: BTreeSet<String>,
+    /// Top-level networks; `default` is there if the file says something of it.
+    pub networks: BTreeMap<String, Network>,
     /// The `x-kiln` extension.
     pub kiln: KilnSection,
     /// Accepted keys that mean nothing here, each as `file:line: key`; shown to the user.
@@ -125,8 +127,12 @@ pub struct Service {
     pub limits: Limits,
     /// `configs` and `secrets`.
     pub files: Vec<FileMount>,
-    /// Aliases on the default network, beside the service's name.
-    pub aliases: BTreeSet<String>,
+    /// `network_mode`.
+    pub network_mode: Option<NetworkMode>,
+    /// `networks`, each with the service's aliases there. `None`: `default`.
+    pub networks: Option<BTreeMap<String, BTreeSet<String>>>,
+    /// `links`: further names of other services, for this one alone.
+    pub links: BTreeMap<String, String>,
     /// `x-kiln.worker`; `None`: a worker if nobody can call it.
     pub worker: Option<bool>,
     /// `x-kiln.volatile`: what is written there is no data and goes with the instance.
@@ -217,6 +223,43 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+}
+
+/// One network at the top.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Network {
+    /// Another project has it.
+    pub external: bool,
+    /// Nothing leads out of it.
+    pub internal: bool,
+    /// The name under which other projects have a part in it.
+    pub joined: Option<String>,
+}
+
+/// `network_mode`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// Nothing but its own loopback.
+    None,
+    /// The way out, and those of the project that have the same mode.
+    Bridge,
+    /// The host's own network.
+    Host,
+    /// That of another service's instance.
+    Service(String),
+}
+
+/// A service's part in a network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Membership {
+    /// Names there beside the service's own.
+    pub aliases: BTreeSet<String>,
+    /// Nothing leads out of it.
+    pub internal: bool,
+    /// The name under which other projects have a part in it.
+    pub joined: Option<String>,
 }
 
 /// One exposed port.

@@ -17,12 +17,6 @@ pub(super) fn published(at: &At<'_>) -> Result<Vec<Port>, ComposeError> {
     for item in at.items()? {
         let read = if item.is_map() { vec![long(&item)?] } else { short(&item)? };
         for port in read {
-            // The front moves connections; datagrams have none.
-            if port.protocol == Protocol::Udp {
-                return Err(item
-                    .error("publishing a UDP port is not supported")
-                    .with_hint("inside the project every port works without being published"));
-            }
             let same = |old: &&mut Port| {
                 (old.host_ip, old.published, old.target, old.protocol)
                     == (port.host_ip, port.published, port.target, port.protocol)
@@ -50,6 +44,8 @@ fn short(at: &At<'_>) -> Result<Vec<Port>, ComposeError> {
     let (host_ip, host) = match rest {
         None => (None, ""),
         Some(rest) => match rest.rsplit_once(':') {
+            // Text that a variable left empty says no address.
+            Some(("", host)) => (None, host),
             Some((ip, host)) => (Some(address(at, ip)?), host),
             None => (None, rest),
         },
@@ -96,7 +92,10 @@ fn long(at: &At<'_>) -> Result<Port, ComposeError> {
                 }
                 port.published = *hosts.start();
             }
-            "host_ip" => port.host_ip = Some(address(&key, &key.text()?)?),
+            "host_ip" => {
+                let text = key.text()?;
+                port.host_ip = if text.is_empty() { None } else { Some(address(&key, &text)?) };
+            }
             "protocol" => port.protocol = protocol_of(&key, &key.text()?)?,
             _ => port.app_protocol = Some(key.text()?),
         }

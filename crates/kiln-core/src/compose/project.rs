@@ -6,10 +6,10 @@ use super::check;
 use super::error::ComposeError;
 use super::files::{self, Shared};
 use super::interpolate::Variables;
-use super::keys::{self, Keys};
+use super::keys;
 use super::kiln;
 use super::load::LoadRequest;
-use super::model::{KilnSection, Project};
+use super::model::{KilnSection, Network, Project};
 use super::network;
 use super::reader::{At, Context};
 use super::service;
@@ -19,6 +19,7 @@ use super::yaml::{Node, Value};
 /// What services refer to.
 pub(super) struct Sections {
     pub(super) volumes: BTreeMap<String, TopVolume>,
+    pub(super) networks: BTreeMap<String, Network>,
     pub(super) configs: Shared,
     pub(super) secrets: Shared,
     pub(super) kiln: KilnSection,
@@ -83,9 +84,10 @@ pub(super) fn read(
     name: String,
     profiles: Vec<String>,
 ) -> Result<Project, ComposeError> {
+    let mut networks = BTreeMap::new();
     for at in root.entries()? {
         if keys::TOP.admit(&at)? && at.key() == "networks" {
-            at.cx.keep(top_networks(&at));
+            networks = at.cx.keep(network::top(&at, &name)).unwrap_or_default();
         }
     }
     let cx = root.cx;
@@ -116,6 +118,7 @@ pub(super) fn read(
     };
     let mut sections = Sections {
         volumes: BTreeMap::new(),
+        networks,
         configs: shared("configs", false),
         secrets: shared("secrets", true),
         kiln: KilnSection::default(),
@@ -136,6 +139,7 @@ pub(super) fn read(
         dir: root.cx.dir.clone(),
         services: read,
         volumes: own(sections.volumes),
+        networks: sections.networks,
         kiln: sections.kiln,
         ignored: Vec::new(),
         warnings: Vec::new(),
@@ -181,40 +185,6 @@ pub fn valid_volume(name: &str) -> bool {
 fn own(all: BTreeMap<String, TopVolume>) -> BTreeSet<String> {
     let own = all.into_iter().filter(|(_, volume)| matches!(volume, TopVolume::Own { .. }));
     own.map(|(name, _)| name).collect()
-}
-
-fn top_networks(networks: &At<'_>) -> Result<(), ComposeError> {
-    for network in networks.entries()? {
-        network::only_default(&network)?;
-        driver_and_external(&network, &keys::TOP_NETWORK, "bridge")?;
-    }
-    Ok(())
-}
-
-fn driver_and_external(at: &At<'_>, keys: &Keys, driver: &str) -> Result<(), ComposeError> {
-    for at in at.entries()? {
-        // `internal: false` and the like ask for nothing.
-        if is_false(&at) {
-            at.list();
-            continue;
-        }
-        if !keys.admit(&at)? {
-            continue;
-        }
-        match at.key() {
-            "driver" if at.text()? == driver => at.list(),
-            "driver" => {
-                let what = format!("the driver `{}` is not supported", at.text()?);
-                return Err(at.error(what).with_hint("leave `driver` out"));
-            }
-            _ => {
-                return Err(at
-                    .refuse("`external` is not supported")
-                    .with_hint("volumes and networks belong to the project and its stage"));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Whether the value is a plain `false`: a key that switches nothing on.

@@ -31,6 +31,7 @@ pub(super) fn read(at: &At<'_>, sections: &Sections) -> Result<Service, ComposeE
     {
         service.restart = Some(restart);
     }
+    at.cx.keep(network::settle(at, &mut service));
     at.cx.keep(image(at, &mut service));
     at.cx.keep(mounts::no_target_twice(at, &service));
     Ok(service)
@@ -56,7 +57,9 @@ fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(
         "healthcheck" => service.healthcheck = Some(healthcheck(at)?),
         "hostname" => service.hostname = Some(network::hostname(at)?),
         "init" => service.init = at.truth()?,
-        "networks" => service.aliases = network::aliases(at)?,
+        "links" => network::links(at, service)?,
+        "network_mode" => service.network_mode = network::mode(at)?,
+        "networks" => service.networks = network::of_service(at, &sections.networks)?,
         "ports" => service.ports = ports::published(at)?,
         "read_only" => service.read_only = Some(at.truth()?),
         "restart" => service.restart = Some(restart(at)?),

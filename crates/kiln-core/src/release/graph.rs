@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Release, write};
+use super::{Release, ReleasedService, write};
 use crate::canonical::Members;
-use crate::compose::Condition;
+use crate::compose::{Condition, NetworkMode};
 use crate::digest::Digest;
 
 /// Version of instance keys: a key is the sha256 of a canonical text that begins with it.
@@ -87,24 +87,102 @@ impl Release {
     /// with equal keys are interchangeable, so releases share them.
     ///
     /// A service in a loop, or that needs what the release does not have, has no key.
+    ///
+    /// Those that share one network are one: what changes of any of them, or of what it reaches,
+    /// changes the keys of all.
     pub fn instance_keys(&self) -> BTreeMap<String, Digest> {
-        let mut keys: BTreeMap<String, Digest> = BTreeMap::new();
-        'services: for name in self.start_order() {
-            let Some(released) = self.services.get(&name) else { continue };
-            let mut reaches = Vec::new();
-            for dep in released.settings.depends_on.keys() {
-                let Some(key) = keys.get(dep) else { continue 'services };
-                reaches.push((dep.clone(), (*key).into()));
+        let together = self.together();
+        let order = self.start_order();
+        let mut keys = BTreeMap::new();
+        loop {
+            let before = keys.len();
+            for name in &order {
+                if !keys.contains_key(name)
+                    && let Some(key) = self.key_of(name, &together, &keys)
+                {
+                    keys.insert(name.clone(), key);
+                }
             }
-            let text = Members::new()
-                .with("instance", KEY_FORMAT)
-                .with("image", Members::from(&released.image))
-                .with("reaches", Members::of(reaches))
-                .with("service", &name)
-                .with("settings", write::part(&released.settings.resolved()));
-            keys.insert(name, Digest::of(text.bytes()));
+            // Those together may need what comes later in that order; all others have theirs now.
+            if together.is_empty() || keys.len() == before {
+                return keys;
+            }
         }
-        keys
+    }
+
+    /// The key of `name`, if there are those of all that it reaches.
+    fn key_of(
+        &self,
+        name: &str,
+        together: &BTreeMap<String, BTreeSet<String>>,
+        keys: &BTreeMap<String, Digest>,
+    ) -> Option<Digest> {
+        let released = self.services.get(name)?;
+        let alone = BTreeSet::from([name.to_owned()]);
+        let group = together.get(name).unwrap_or(&alone);
+        let mut reaches = BTreeMap::new();
+        let mut others = Vec::new();
+        for member in group {
+            let ReleasedService { image, settings } = self.services.get(member)?;
+            for dep in settings.depends_on.keys().filter(|dep| !group.contains(*dep)) {
+                reaches.insert(dep.clone(), (*keys.get(dep)?).into());
+            }
+            if member != name {
+                let of = Members::new()
+                    .with("image", Members::from(image))
+                    .with("settings", write::part(&settings.resolved()));
+                others.push((member.clone(), of.into()));
+            }
+        }
+        let text = Members::new()
+            .with("instance", KEY_FORMAT)
+            .with("image", Members::from(&released.image))
+            .with("reaches", Members::of(reaches))
+            .with("service", name)
+            .with("settings", write::part(&released.settings.resolved()))
+            .unless(others.is_empty(), "together", Members::of(others));
+        Some(Digest::of(text.bytes()))
+    }
+
+    /// Services whose instances are replaced together, by each of their names: those that share one
+    /// network, and what lies between them. Those that are alone are not there.
+    pub fn together(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut edges: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let mut shares = false;
+        for (name, released) in &self.services {
+            edges
+                .entry(name)
+                .or_default()
+                .extend(released.settings.depends_on.keys().map(|it| &**it));
+            if let Some(NetworkMode::Service(host)) = &released.settings.network_mode {
+                shares = true;
+                edges.entry(name).or_default().insert(host);
+                edges.entry(host).or_default().insert(name);
+            }
+        }
+        if !shares {
+            return BTreeMap::new();
+        }
+        let reach = |from: &str| -> BTreeSet<String> {
+            let (mut seen, mut todo) = (BTreeSet::new(), vec![from]);
+            while let Some(name) = todo.pop() {
+                if seen.insert(name.to_owned()) {
+                    todo.extend(edges.get(name).into_iter().flatten());
+                }
+            }
+            seen
+        };
+        let reached: BTreeMap<&String, BTreeSet<String>> =
+            self.services.keys().map(|name| (name, reach(name))).collect();
+        let both = |name: &String, other: &String| {
+            reached.get(other).is_some_and(|back| back.contains(name))
+        };
+        let groups = reached.iter().map(|(name, there)| {
+            let group: BTreeSet<String> =
+                there.iter().filter(|other| both(name, other)).cloned().collect();
+            ((*name).clone(), group)
+        });
+        groups.filter(|(_, group)| group.len() > 1).collect()
     }
 
     /// One of [`Release::instance_keys`].

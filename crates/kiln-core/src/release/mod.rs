@@ -19,7 +19,9 @@ pub use self::graph::KEY_FORMAT;
 pub use self::read::{ReadError, read};
 
 use crate::canonical::Members;
-use crate::compose::{Dependency, Expose, Limits, Mount, Port, Restart, Tmpfs};
+use crate::compose::{
+    Dependency, Expose, Limits, Membership, Mount, NetworkMode, Port, Restart, Tmpfs,
+};
 use crate::digest::Digest;
 use crate::image::{Healthcheck, ImageId};
 use crate::stage::Policy;
@@ -88,8 +90,14 @@ pub struct Settings {
     pub user: String,
     /// Host name.
     pub hostname: String,
-    /// Names beside the service's own.
+    /// Names beside the service's own on the network `default`, where that is all it is on.
     pub aliases: BTreeSet<String>,
+    /// The networks that it is on, where it is not `default` alone.
+    pub networks: Option<BTreeMap<String, Membership>>,
+    /// Whose network it has, where it is not one of its own.
+    pub network_mode: Option<NetworkMode>,
+    /// Further names of other services, for this one alone.
+    pub links: BTreeMap<String, String>,
     /// Published ports of each stage.
     pub ports: BTreeMap<String, Vec<Port>>,
     /// Ports that are callable: exposed and published targets.

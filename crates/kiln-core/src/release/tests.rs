@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::compose::{Condition, MountSource, Protocol};
+use crate::compose::{Condition, Membership, MountSource, NetworkMode, Protocol};
 
 /// Everything that a service can say, nothing left at its default.
 fn full() -> Settings {
@@ -13,6 +13,10 @@ fn full() -> Settings {
         user: "web:web".into(),
         hostname: "box".into(),
         aliases: BTreeSet::from(["www".to_owned()]),
+        // See `golden_bytes_of_networks`.
+        networks: None,
+        network_mode: None,
+        links: BTreeMap::new(),
         ports: BTreeMap::from([(
             "dev".to_owned(),
             vec![Port {
@@ -109,6 +113,69 @@ fn golden_bytes_of_everything() {
     assert_eq!(text, include_str!("golden/whole.json").trim_end());
     let text = String::from_utf8(small("web").canonical()).unwrap();
     assert_eq!(text, include_str!("golden/small.json").trim_end());
+}
+
+/// What was not known before is written only where it is stated: the vectors above stay.
+#[test]
+fn golden_bytes_of_networks() {
+    let mut release = small("db web");
+    let part = |aliases: &[&str], internal, joined: Option<&str>| Membership {
+        aliases: aliases.iter().map(|it| (*it).to_owned()).collect(),
+        internal,
+        joined: joined.map(str::to_owned),
+    };
+    let mut change = |name: &str, change: &dyn Fn(&mut Settings)| {
+        change(&mut release.services.get_mut(name).unwrap().settings);
+    };
+    change("web", &|web| {
+        let parts = [
+            ("back".to_owned(), part(&["w", "v"], true, None)),
+            ("front".to_owned(), part(&[], false, Some("proxy"))),
+        ];
+        web.networks = Some(BTreeMap::from(parts));
+        web.links = BTreeMap::from([("store".to_owned(), "db".to_owned())]);
+    });
+    change("db", &|db| db.network_mode = Some(NetworkMode::Service("web".into())));
+    let text = String::from_utf8(release.canonical()).unwrap();
+    assert_eq!(text, include_str!("golden/networks.json").trim_end());
+    assert_eq!(read(&release.canonical()).unwrap(), release);
+    for mode in [NetworkMode::None, NetworkMode::Bridge, NetworkMode::Host] {
+        release.services.get_mut("db").unwrap().settings.network_mode = Some(mode);
+        assert_eq!(read(&release.canonical()).unwrap(), release);
+    }
+}
+
+#[test]
+fn those_that_share_a_network_have_one_fate() {
+    let shared = |images: &[&str]| {
+        let mut release = small("net app:net,db db web:net far");
+        let app = release.services.get_mut("app").unwrap();
+        app.settings.network_mode = Some(NetworkMode::Service("net".into()));
+        for name in images {
+            release.services.get_mut(*name).unwrap().image = image("other");
+        }
+        release
+    };
+    let before = shared(&[]).instance_keys();
+    assert_eq!(before.len(), 5);
+    for (changed, expected) in [
+        ("app", "app net web"),
+        ("net", "app net web"),
+        ("db", "app db net web"),
+        ("web", "web"),
+        ("far", "far"),
+    ] {
+        let after = shared(&[changed]).instance_keys();
+        let different = after.keys().filter(|name| before[*name] != after[*name]);
+        assert_eq!(different.cloned().collect::<Vec<_>>().join(" "), expected, "{changed}");
+    }
+    // What lies between the two belongs to them, and neither order of the two is needed for a key.
+    let mut between = small("net app:net,mid mid:net");
+    let app = between.services.get_mut("app").unwrap();
+    app.settings.network_mode = Some(NetworkMode::Service("net".into()));
+    assert_eq!(between.instance_keys().len(), 3);
+    assert_eq!(between.together()["mid"].len(), 3);
+    assert!(small("a:b b").together().is_empty());
 }
 
 #[test]

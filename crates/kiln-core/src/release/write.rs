@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::{FORMAT, PinnedFile, Release, ReleasedService, Settings, Source};
 use crate::canonical::{Json, Members};
 use crate::compose::{
-    Condition, Content, Dependency, Expose, Limits, Mount, MountSource, Port, Protocol, Restart,
-    Tmpfs,
+    Condition, Content, Dependency, Expose, Limits, Membership, Mount, MountSource, NetworkMode,
+    Port, Protocol, Restart, Tmpfs,
 };
 use crate::image::{Healthcheck, ImageId};
 use crate::stage::Policy;
@@ -75,6 +75,9 @@ pub(super) fn part(settings: &Settings) -> Members {
         user,
         hostname,
         aliases,
+        networks,
+        network_mode,
+        links,
         ports: _,
         expose,
         depends_on,
@@ -97,6 +100,7 @@ pub(super) fn part(settings: &Settings) -> Members {
     } = settings;
     let ulimits =
         ulimits.iter().map(|(name, (soft, hard))| (name.clone(), Json::list([*soft, *hard])));
+    let linked = links.iter().map(|(alias, service)| (alias.clone(), service.into()));
     let hosts = extra_hosts.iter().map(|(name, at)| Json::list([name, at]));
     Members::new()
         .unless(aliases.is_empty(), "aliases", Json::list(aliases))
@@ -111,7 +115,10 @@ pub(super) fn part(settings: &Settings) -> Members {
         .unless(hostname.is_empty(), "hostname", hostname)
         .unless(!init, "init", *init)
         .unless(*limits == Limits::default(), "limits", Members::from(limits))
+        .unless(links.is_empty(), "links", Members::of(linked))
         .unless(mounts.is_empty(), "mounts", Json::list(mounts.iter().map(Members::from)))
+        .stated("network_mode", network_mode.as_ref().map(Json::from))
+        .stated("networks", networks.as_ref().map(map))
         .stated("read_only", *read_only)
         .stated("restart", restart.map(Json::from))
         .stated("scratch", *scratch)
@@ -134,6 +141,26 @@ impl From<&Port> for Members {
             .with("protocol", word(*protocol))
             .with("published", *published)
             .with("target", *target)
+    }
+}
+
+impl From<&Membership> for Members {
+    fn from(Membership { aliases, internal, joined }: &Membership) -> Self {
+        Self::new()
+            .unless(aliases.is_empty(), "aliases", Json::list(aliases))
+            .unless(!internal, "internal", *internal)
+            .stated("joined", joined.as_ref())
+    }
+}
+
+impl From<&NetworkMode> for Json {
+    fn from(mode: &NetworkMode) -> Self {
+        match mode {
+            NetworkMode::None => "none".into(),
+            NetworkMode::Bridge => "bridge".into(),
+            NetworkMode::Host => "host".into(),
+            NetworkMode::Service(name) => Members::new().with("service", name).into(),
+        }
     }
 }
 

@@ -264,7 +264,7 @@ fn single_values() {
     let limits: Vec<_> = service.ulimits.into_iter().collect();
     let expected = [("core", (-1, -1)), ("nofile", (1024, 2048)), ("nproc", (100, 100))];
     assert_eq!(limits, expected.map(|(name, pair)| (name.to_owned(), pair)));
-    assert_eq!(service.aliases.into_iter().collect::<Vec<_>>(), ["www"]);
+    assert_eq!(service.networks.unwrap()["default"], ["www".to_owned()].into());
     assert_eq!(service.worker, Some(true));
     assert_eq!(service.place, "compose.yaml:2");
 
@@ -273,7 +273,8 @@ fn single_values() {
     assert_eq!(nothing.read_only, None);
     assert_eq!(nothing.worker, None);
     assert_eq!(nothing.restart, None);
-    assert!(web("networks: [default]").aliases.is_empty());
+    assert!(web("networks: [default]").networks.unwrap()["default"].is_empty());
+    assert_eq!(web("networks: []").networks, None);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod errors;
 mod keys;
 mod loading;
 mod merging;
+mod networks;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -66,7 +66,12 @@ fn rules_by_key() {
         ),
         ("read_only: true", "read_only: false", "read_only", "false"),
         ("user: a", "user: !reset null", "user", "null"),
-        ("networks: [default]", "networks: {default: {aliases: [x]}}", "aliases", r#"["x"]"#),
+        (
+            "networks: [default]",
+            "networks: {default: {aliases: [x]}}",
+            "networks",
+            r#"{"default":["x"]}"#,
+        ),
     ] {
         let value = key(base, over, name);
         assert_eq!(sorted(&value), sorted(expected), "{base} + {over}");

@@ -79,7 +79,7 @@ pub(crate) async fn serve(conn: Conn, stream: TcpStream) {
     let Some(route) = conn.front.route(conn.listener) else { return };
     match route.app {
         App::Http | App::Auto => auto::serve(conn, stream).await,
-        App::Tcp => {
+        App::Tcp | App::Dns => {
             conn.front.count_request(conn.listener);
             tcp(&conn, Rewound::new(stream), None, relay::Kind::Tcp).await;
         }

@@ -3,6 +3,7 @@
 
 mod backend;
 mod client;
+mod datagrams;
 mod drain;
 mod finishing;
 mod h2c;

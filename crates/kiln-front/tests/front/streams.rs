@@ -1,14 +1,13 @@
-//! TCP, who speaks first, upgrades, UDP.
+//! TCP, who speaks first, upgrades.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::net::{Shutdown, TcpListener, TcpStream};
 
-use kiln_front::{App, Drain};
+use kiln_front::App;
 
 use crate::backend::{Backend, lines};
 use crate::client::Client;
-use crate::root::{Root, route, udp, wait_for};
+use crate::root::{Root, route, wait_for};
 
 #[test]
 fn a_server_may_speak_first() {
@@ -163,52 +162,6 @@ fn upgraded_connections_pass_and_stay() {
     client.stream.get_ref().shutdown(Shutdown::Write).unwrap();
     assert_eq!(client.line().unwrap(), "old bye");
     assert!(client.is_closed());
-}
-
-#[test]
-fn datagrams_and_their_answers() {
-    let echo = |name: &'static str| -> SocketAddr {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let addr = socket.local_addr().unwrap();
-        std::thread::spawn(move || {
-            let mut buffer = [0; 1500];
-            while let Ok((count, from)) = socket.recv_from(&mut buffer) {
-                let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
-                socket.send_to(format!("{name} {text}").as_bytes(), from).unwrap();
-            }
-        });
-        addr
-    };
-    let (old, new) = (echo("old"), echo("new"));
-    let mut root = Root::new();
-    let addr = root.apply(vec![udp("dns", old)])[0];
-    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let ask = |text: &str| {
-        client.send_to(text.as_bytes(), addr).unwrap();
-        let mut buffer = [0; 1500];
-        let (count, _) = client.recv_from(&mut buffer).unwrap();
-        String::from_utf8_lossy(&buffer[..count]).into_owned()
-    };
-    assert_eq!(ask("a"), "old a");
-    assert_eq!(ask("b"), "old b");
-    assert_eq!(root.apply(vec![udp("dns", new)])[0], addr);
-    // A client stays while it speaks; one that comes now goes to the release in force.
-    assert_eq!(ask("c"), "old c");
-    let second = UdpSocket::bind("127.0.0.1:0").unwrap();
-    second.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    second.send_to(b"d", addr).unwrap();
-    let mut buffer = [0; 1500];
-    let (count, _) = second.recv_from(&mut buffer).unwrap();
-    assert_eq!(&buffer[..count], b"new d");
-    // The cut at the end of the drain moves those that are left.
-    let drained = root.front.drain(&Drain::of([old], Duration::ZERO)).unwrap();
-    assert_eq!(drained.cut_connections, 1);
-    client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    wait_for("the old one to be left", || {
-        client.send_to(b"e", addr).unwrap();
-        client.recv_from(&mut buffer).is_ok_and(|(count, _)| &buffer[..count] == b"new e")
-    });
 }
 
 #[test]

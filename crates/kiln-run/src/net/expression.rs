@@ -41,6 +41,8 @@ pub(super) enum Term<'a> {
     PairIn(&'a str),
     /// (link group of the incoming interface, destination) is in the set.
     SameGroup(&'a str),
+    /// The link group of the incoming interface has these bits.
+    GroupHas(u32),
     /// (incoming interface, source) is not in the set.
     NotItself(&'a str),
     Counter,
@@ -191,6 +193,11 @@ fn put_term(batch: &mut Batch, term: &Term<'_>) {
                 batch.put_str(1, members);
                 batch.put_be32(2, REG_1);
             });
+        }
+        Term::GroupHas(bits) => {
+            put_meta(batch, META_IIFGROUP, REG_1);
+            put_mask(batch, &bits.to_ne_bytes());
+            put_compare(batch, true, &bits.to_ne_bytes());
         }
         Term::NotItself(sources) => {
             put_meta(batch, META_IIFNAME, REG_1);

@@ -1,7 +1,7 @@
 //! What a root needs of its host: a range, a table, forwarding, and rules in other people's forward
 //! chains. Made by [`Host::setup`], which finds again what an earlier agent made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::conntrack::Forgetter;
 use super::forward;
 use super::message::Batch;
 use super::netlink::{Refused, Socket};
-use super::places::{self, GroupNumbers, Place, Places};
+use super::places::{self, GroupNumbers, Networks, Place, Places};
 use super::range::{Block, Claims, PREFIX, RUN_DIR, Range};
 use super::translation::{Table, delete_table};
 
@@ -94,9 +94,10 @@ impl Host {
         let mut batch = Batch::new();
         for block in range.blocks() {
             batch.unreachable(block.network(), PREFIX);
+            batch.translated(block.virtual_network(), PREFIX + 1);
         }
         route.run(batch).map_err(NetError::Kernel)?;
-        let places = places::found(&links, &range);
+        let places = places::found(&mut nft, &links, &range).map_err(NetError::Translation)?;
         let table = Table::open(&mut nft, &range, places).map_err(NetError::Translation)?;
         let groups = GroupNumbers::default();
         let state = Mutex::new(State { nft, table, groups, seen: None });
@@ -126,6 +127,7 @@ impl Host {
         let block = *range.blocks().last().ok_or_else(missing)?;
         let mut batch = Batch::new();
         batch.unreachable(block.network(), PREFIX);
+        batch.translated(block.virtual_network(), PREFIX + 1);
         route.run(batch).map_err(NetError::Kernel)?;
         let mut state = self.lock();
         let state = &mut *state;
@@ -199,28 +201,36 @@ impl Host {
         )
     }
 
-    /// Lets what is going to have `address` send from it, and reach all others of its group and be
-    /// reached by them. Without a group it reaches the outside only. One that had the address
-    /// before is forgotten. Gives how it is to be attached.
+    /// Lets what is going to have `address` send from it, and reach all others that are on one of
+    /// its networks and be reached by them. On none it reaches the outside only. One that had the
+    /// address before is forgotten. Gives how it is to be attached.
     ///
     /// # Errors
     /// An address that is no instance's; what the kernel refuses. Nothing has changed then.
-    pub fn admit(&self, address: Ipv4Addr, group: Option<&str>) -> Result<NetSpec, NetError> {
+    pub fn admit(
+        &self,
+        address: Ipv4Addr,
+        networks: Option<&Networks>,
+    ) -> Result<NetSpec, NetError> {
         let range = self.range();
         let number = range.number_of(address);
         let spec = number.and_then(|number| self.net_spec(number));
         let mut spec = spec.ok_or(NetError::NotInstance(address))?;
         let mut state = self.lock();
         let State { groups, table, .. } = &mut *state;
-        let group = match group {
-            Some(name) => Some(groups.of(name, table.places()).ok_or(NetError::NoGroup)?),
+        let group = match networks {
+            Some(them) => Some(groups.of(them, table.places()).ok_or(NetError::NoGroup)?),
             None => None,
         };
         if let Some(group) = group {
             spec.group = range.network_group(group);
         }
-        let place = Some(Place { interface: spec.host_ifname.clone(), group });
-        state.write(|nft, table| table.place(nft, address, place)).map_err(NetError::Kernel)?;
+        let interface = spec.host_ifname.clone();
+        let mut places = table.places().clone();
+        places.remove(&address);
+        let place = Place { interface, group, from: BTreeSet::new() };
+        places::put(&mut places, groups, address, Some(place));
+        state.write(|nft, table| table.place(nft, places)).map_err(NetError::Kernel)?;
         Ok(spec)
     }
 
@@ -229,15 +239,18 @@ impl Host {
     /// # Errors
     /// What the kernel refuses.
     pub fn expel(&self, address: Ipv4Addr) -> Result<(), NetError> {
-        self.lock().write(|nft, table| table.place(nft, address, None)).map_err(NetError::Kernel)
+        let mut state = self.lock();
+        let mut places = state.table.places().clone();
+        places.remove(&address);
+        state.write(|nft, table| table.place(nft, places)).map_err(NetError::Kernel)
     }
 
-    /// Admits exactly these (address, group), which are attached already, whatever an earlier agent
-    /// had admitted. Nothing changes between those who reached one another.
+    /// Admits exactly these (address, networks), which are attached already, whatever an earlier
+    /// agent had admitted. Nothing changes between those who reached one another.
     ///
     /// # Errors
     /// As [`Self::admit`].
-    pub fn admit_all(&self, all: &[(Ipv4Addr, String)]) -> Result<(), NetError> {
+    pub fn admit_all(&self, all: &[(Ipv4Addr, Networks)]) -> Result<(), NetError> {
         let mut route = Socket::route().map_err(NetError::socket)?;
         let links = route.links().map_err(NetError::Kernel)?;
         let range = self.range();
@@ -247,10 +260,10 @@ impl Host {
         let mut places = Places::new();
         let mut batch = Batch::new();
         let mut moves = 0;
-        for (address, name) in all {
+        for (address, networks) in all {
             let interface = range.interface_of(*address);
             let interface = interface.ok_or(NetError::NotInstance(*address))?;
-            let group = groups.of(name, table.places()).ok_or(NetError::NoGroup)?;
+            let group = groups.of(networks, table.places()).ok_or(NetError::NoGroup)?;
             // Those of a version that knew no groups.
             let link_group = range.network_group(group);
             if let Some(link) = links.iter().find(|link| link.name == interface)
@@ -259,8 +272,10 @@ impl Host {
                 batch.move_to_group(link.index, link_group);
                 moves += 1;
             }
-            places.insert(*address, Place { interface, group: Some(group) });
+            let from = BTreeSet::new();
+            places.insert(*address, Place { interface, group: Some(group), from });
         }
+        places::settle(&mut places, groups);
         if moves > 0 {
             route.run(batch).map_err(NetError::Kernel)?;
         }
@@ -363,6 +378,7 @@ fn clean(route: &mut Socket, nft: &mut Socket, range: &Range) -> Result<(), NetE
     delete_table(nft, &range.table()).map_err(NetError::Kernel)?;
     let mut batch = Batch::new();
     for block in range.blocks() {
+        batch.not_translated(block.virtual_network(), PREFIX + 1);
         batch.not_unreachable(block.network(), PREFIX);
     }
     route.run(batch).map_err(NetError::Kernel)

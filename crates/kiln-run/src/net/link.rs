@@ -81,6 +81,9 @@ pub(super) struct Pair<'a> {
     pub(super) mtu: Option<u32>,
 }
 
+/// Index of the loopback interface, in every namespace.
+const LOOPBACK: u32 = 1;
+
 impl Batch {
     /// Makes both ends, the inner one directly in `netns`. One queue each: the kernel would make
     /// one for every processor, with its sysfs entries.
@@ -188,6 +191,22 @@ impl Batch {
         self.message("remove the unreachable route", RTM_DELROUTE, 0, &body);
         self.tolerate(Errno::SRCH);
         self.put(RTA_DST, &network.octets());
+    }
+
+    /// Packets of the host's own to the network have a way out, on which they are translated.
+    pub(super) fn translated(&mut self, network: Ipv4Addr, prefix: u8) {
+        let body = route(prefix, RT_SCOPE_LINK, RTN_UNICAST);
+        self.message("add the route to virtual addresses", RTM_NEWROUTE, CREATE | REPLACE, &body);
+        self.put(RTA_DST, &network.octets());
+        self.put_u32(RTA_OIF, LOOPBACK);
+    }
+
+    pub(super) fn not_translated(&mut self, network: Ipv4Addr, prefix: u8) {
+        let body = route(prefix, RT_SCOPE_LINK, RTN_UNICAST);
+        self.message("remove the route to virtual addresses", RTM_DELROUTE, 0, &body);
+        self.tolerate(Errno::SRCH);
+        self.put(RTA_DST, &network.octets());
+        self.put_u32(RTA_OIF, LOOPBACK);
     }
 
     pub(super) fn delete_link(&mut self, name: &str) {

@@ -10,6 +10,7 @@
 //! | `forward` | forward chains of Docker, firewalld and others |
 //! | `conntrack` | flows that must not stay with an old instance |
 //! | `names` | /etc/hosts and /etc/resolv.conf |
+//! | `listening` | where the processes of an instance listen |
 //! | `message`, `netlink` | speaking with the kernel |
 //! | `link` | interfaces, addresses, routes: rtnetlink |
 //! | `nft`, `expression`, `ruleset` | nf_tables: changes, rules, and reading what is there |
@@ -22,6 +23,7 @@ mod expression;
 mod forward;
 mod host;
 mod link;
+pub(crate) mod listening;
 mod message;
 mod names;
 mod netlink;
@@ -40,8 +42,10 @@ use std::path::{Path, PathBuf};
 
 pub use attach::{GATEWAY, INNER_NAME, NetSpec, attach, attach_to, detach, loopback_only};
 pub use host::{Host, RuleWatch};
+pub use listening::Listening;
 pub use names::{ResolvConf, hosts_file, resolv_conf};
 pub use netlink::Refused;
+pub use places::Networks;
 pub use range::{Block, Claims, INSTANCES, PREFIX, RUN_DIR, Range, VIRTUALS};
 
 /// What can go wrong with the network.

@@ -30,7 +30,9 @@ const INTERFACE_NAME: usize = 16;
 
 /// Hooks of the IP families.
 pub(super) const PREROUTING: u32 = 0;
+pub(super) const INPUT: u32 = 1;
 pub(super) const FORWARD: u32 = 2;
+pub(super) const OUTPUT: u32 = 3;
 pub(super) const POSTROUTING: u32 = 4;
 
 const POLICY_ACCEPT: u32 = 1;
@@ -226,6 +228,8 @@ pub(super) enum Element<'a> {
     Pair(Ipv4Addr, Ipv4Addr),
     Member(u32, Ipv4Addr),
     Source(&'a str, Ipv4Addr),
+    /// The bytes of a key.
+    Raw(&'a [u8]),
 }
 
 impl Element<'_> {
@@ -233,6 +237,7 @@ impl Element<'_> {
         match self {
             Self::Pair(a, b) => [a.octets(), b.octets()].concat(),
             Self::Map(key, _) | Self::Key(key) => key.octets().to_vec(),
+            Self::Raw(key) => key.to_vec(),
             Self::Member(group, address) => [group.to_ne_bytes(), address.octets()].concat(),
             Self::Source(interface, address) => {
                 let mut key = vec![0; INTERFACE_NAME];
@@ -247,7 +252,9 @@ impl Element<'_> {
     fn data(&self) -> Option<[u8; 4]> {
         match self {
             Self::Map(_, data) => Some(data.octets()),
-            Self::Key(_) | Self::Pair(..) | Self::Member(..) | Self::Source(..) => None,
+            Self::Key(_) | Self::Pair(..) | Self::Member(..) | Self::Source(..) | Self::Raw(_) => {
+                None
+            }
         }
     }
 }

@@ -14,13 +14,22 @@
 //!     iifname "kl1a2b3c*" ip daddr 127.0.0.0/8 drop }
 //!   chain prerouting  { type nat hook prerouting priority -100;
 //!     iifname "kl1a2b3c*" dnat to ip daddr map @virtual }
+//!   chain output      { type nat hook output priority -100;
+//!     dnat to ip daddr map @virtual
+//!     ip daddr VIRTUALS drop }                       (this one for each block)
 //!   chain unmapped    { type filter hook prerouting priority -90;
 //!     iifname "kl1a2b3c*" ip daddr VIRTUALS meta l4proto tcp reject with tcp reset
 //!     iifname "kl1a2b3c*" ip daddr VIRTUALS reject }  (these two for each block)
+//!   chain input       { type filter hook input priority 0;
+//!     iifname "kl1a2b3c*" iifgroup & 0x8000 == 0x8000 ct state established,related accept
+//!     iifname "kl1a2b3c*" iifgroup & 0x8000 == 0x8000 meta l4proto tcp reject with tcp reset
+//!     iifname "kl1a2b3c*" iifgroup & 0x8000 == 0x8000 reject }
 //!   chain forward     { type filter hook forward priority 0;
 //!     iifname "kl1a2b3c*" oifname "kl1a2b3c*" iifgroup . ip daddr @member accept
 //!     iifname "kl1a2b3c*" oifname "kl1a2b3c*" meta l4proto tcp reject with tcp reset
 //!     iifname "kl1a2b3c*" oifname "kl1a2b3c*" reject
+//!     iifname "kl1a2b3c*" iifgroup & 0x8000 == 0x8000 meta l4proto tcp reject with tcp reset
+//!     iifname "kl1a2b3c*" iifgroup & 0x8000 == 0x8000 reject
 //!     iifname "kl1a2b3c*" accept
 //!     oifname "kl1a2b3c*" ct state established,related accept
 //!     oifname "kl1a2b3c*" drop }
@@ -43,9 +52,10 @@ use super::attach::GATEWAY;
 use super::expression::Term;
 use super::netlink::{Refused, Socket};
 use super::nft::{
-    Element, FORWARD, Hook, IPV4, IPV6, POSTROUTING, PREROUTING, SetKind, Transaction,
+    Element, FORWARD, Hook, INPUT, IPV4, IPV6, OUTPUT, POSTROUTING, PREROUTING, SetKind,
+    Transaction,
 };
-use super::places::{self, MEMBERS, Place, Places, SOURCES};
+use super::places::{self, INSIDE, MEMBERS, Places, SOURCES};
 use super::range::{PREFIX, Range};
 use super::ruleset::ChainName;
 
@@ -53,15 +63,17 @@ const MAP: &str = "virtual";
 const HAIRPIN: &str = "hairpin";
 const NO_IPV6: &str = "nothing";
 /// Raise it with every change of the table: an older agent's table is then replaced.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 const TCP: u8 = 6;
 /// How many rules each chain has, of a root with so many blocks: fewer, and somebody emptied it.
-fn chains(blocks: usize) -> [(&'static str, usize); 5] {
+fn chains(blocks: usize) -> [(&'static str, usize); 7] {
     [
         ("sources", 2),
         ("prerouting", 1),
+        ("output", 1 + blocks),
         ("unmapped", 2 * blocks),
-        ("forward", 6),
+        ("input", 3),
+        ("forward", 8),
         ("postrouting", 1 + blocks),
     ]
 }
@@ -148,7 +160,7 @@ impl Table {
         places::declare(&mut change, &self.name, 3);
         self.rules(&mut change);
         self.add_all(&mut change, &self.map);
-        places::add(&mut change, &self.range, self.places.iter());
+        places::change(&mut change, &self.range, &Places::new(), &self.places);
         change.commit(socket)?;
         self.without_ipv6(socket)
     }
@@ -188,12 +200,32 @@ impl Table {
         change.chain(table, "prerouting", nat(PREROUTING, -100));
         change.rule(table, "prerouting", &[Term::In(ours), Term::TranslateBy(MAP)]);
 
+        // What the host itself calls: who has its network finds the others by their names. Without
+        // an instance behind it a connection fails at once.
+        change.chain(table, "output", nat(OUTPUT, -100));
+        change.rule(table, "output", &[Term::TranslateBy(MAP)]);
+        for block in self.range.blocks() {
+            let virtuals = Term::DestinationIn(block.virtual_network(), PREFIX + 1);
+            change.rule(table, "output", &[virtuals, Term::Drop]);
+        }
+
         change.chain(table, "unmapped", filter(PREROUTING, -90));
         for block in self.range.blocks() {
             let virtuals = Term::DestinationIn(block.virtual_network(), PREFIX + 1);
             let reset = [Term::In(ours), virtuals, Term::Protocol(TCP), Term::TcpReset];
             change.rule(table, "unmapped", &reset);
             change.rule(table, "unmapped", &[Term::In(ours), virtuals, Term::PortUnreachable]);
+        }
+
+        // Nothing leads out of there: not to the host's own servers either.
+        let inside = Term::GroupHas(u32::from(INSIDE));
+        change.chain(table, "input", filter(INPUT, 0));
+        for then in [
+            &[Term::Established, Term::Accept][..],
+            &[Term::Protocol(TCP), Term::TcpReset],
+            &[Term::PortUnreachable],
+        ] {
+            change.rule(table, "input", &[&[Term::In(ours), inside], then].concat());
         }
 
         change.chain(table, "forward", filter(FORWARD, 0));
@@ -207,6 +239,9 @@ impl Table {
             &[Term::PortUnreachable],
         ] {
             change.rule(table, "forward", &[&between, then].concat());
+        }
+        for then in [&[Term::Protocol(TCP), Term::TcpReset][..], &[Term::PortUnreachable]] {
+            change.rule(table, "forward", &[&[Term::In(ours), inside], then].concat());
         }
         change.rule(table, "forward", &[Term::In(ours), Term::Accept]);
         change.rule(table, "forward", &[Term::Out(ours), Term::Established, Term::Accept]);
@@ -295,25 +330,15 @@ impl Table {
 }
 
 impl Table {
-    /// Moves in, moves, or moves out (`None`) in one step.
-    pub(super) fn place(
-        &mut self,
-        socket: &mut Socket,
-        address: Ipv4Addr,
-        new: Option<Place>,
-    ) -> Result<(), Refused> {
-        let old = self.places.get(&address).cloned();
-        if old == new {
+    /// Makes who is where, and who reaches whom, `new` in one step. Only what differs is touched.
+    pub(super) fn place(&mut self, socket: &mut Socket, new: Places) -> Result<(), Refused> {
+        if new == self.places {
             return Ok(());
         }
         let mut change = Transaction::new();
-        places::remove(&mut change, &self.range, old.iter().map(|place| (&address, place)));
-        places::add(&mut change, &self.range, new.iter().map(|place| (&address, place)));
+        places::change(&mut change, &self.range, &self.places, &new);
         let result = change.commit(socket);
-        match new {
-            Some(place) => self.places.insert(address, place),
-            None => self.places.remove(&address),
-        };
+        let old = std::mem::replace(&mut self.places, new);
         let result = match result {
             // Somebody else wrote to the table: make it anew rather than guess.
             Err(refused) if refused.is(Errno::NOENT) || refused.is(Errno::EXIST) => {
@@ -322,10 +347,7 @@ impl Table {
             result => result,
         };
         if result.is_err() {
-            match old {
-                Some(place) => self.places.insert(address, place),
-                None => self.places.remove(&address),
-            };
+            self.places = old;
         }
         result
     }
@@ -334,7 +356,7 @@ impl Table {
     pub(super) fn place_all(&mut self, socket: &mut Socket, new: Places) -> Result<(), Refused> {
         let mut change = Transaction::new();
         places::clear(&mut change, &self.name);
-        places::add(&mut change, &self.range, new.iter());
+        places::change(&mut change, &self.range, &Places::new(), &new);
         change.commit(socket)?;
         self.places = new;
         Ok(())

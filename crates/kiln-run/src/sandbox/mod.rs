@@ -49,7 +49,7 @@ pub(crate) fn namespaces(network: &Network) -> i32 {
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWCGROUP;
-    if *network == Network::Host { own } else { own | libc::CLONE_NEWNET }
+    if network.is_made() { own | libc::CLONE_NEWNET } else { own }
 }
 
 /// Becomes the program of `sandbox`, as pid 1 of fresh [`namespaces`]. Returns what went wrong.

@@ -17,7 +17,7 @@ use super::layer::{Layer, write_content};
 use super::layout::{Entry, What, layout};
 use super::{inside, machine, mounts};
 use crate::error::{Context as _, Fault};
-use crate::spec::{Machine, Network, Sandbox};
+use crate::spec::{Machine, Sandbox};
 use crate::sys;
 
 /// Makes the root of `sandbox` and pivots into it. The calling process has a mount namespace of
@@ -25,7 +25,7 @@ use crate::sys;
 pub(super) fn assemble(sandbox: &Sandbox, scratch: &Path) -> Result<Vec<String>, Fault> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .step(|| "make the mounts private".to_owned())?;
-    if sandbox.network != Network::Host {
+    if sandbox.network.is_made() {
         // While the host's /proc/sys is still there to be written to.
         super::network_defaults()?;
     }

@@ -72,7 +72,7 @@ fn run(socket: &std::os::unix::net::UnixStream) -> Result<(), Fault> {
             }
             let network = match &sandbox.network {
                 Network::Routed(net) => Some(net),
-                Network::None | Network::Host => None,
+                Network::None | Network::Host | Network::With { .. } => None,
             };
             let limits = Some(cgroups.existing(&request.group));
             let place = Place { group: &group, limits, network };

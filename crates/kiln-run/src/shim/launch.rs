@@ -98,6 +98,7 @@ fn start(
     let (stderr, child_stderr) = pipe()?;
     let stdin = sys::null().step(|| "open /dev/null".to_owned())?;
     let into = group.open()?;
+    move_in(&spec.sandbox.network)?;
     let flags = sandbox::namespaces(&spec.sandbox.network);
     let cloned = sys::clone_into(flags, Some(into.as_fd()))
         .step(|| "clone into new namespaces".to_owned())?;
@@ -151,6 +152,20 @@ fn keep_to_devices(group: &mut Group, pid: i32, reporter: &mut Reporter) -> Resu
         reporter.send(&Report::Warning(warning));
     }
     Ok(())
+}
+
+/// Moves this process into the network of another instance, whose program must still be the one
+/// that is meant: what the child inherits. A shim has no other use for its own.
+fn move_in(network: &Network) -> Result<(), Fault> {
+    let Network::With { pid, start_time: began } = *network else { return Ok(()) };
+    let step = || format!("join the network of process {pid}");
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/net")).step(step)?;
+    // Looked at after the namespace was opened: a pid that somebody else got is found out.
+    if start_time(pid) != Some(began) {
+        return Err(Fault::new(step(), "it has ended"));
+    }
+    let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).step(step)
 }
 
 /// What the program needs from outside; it goes on in parallel with the making of its root.

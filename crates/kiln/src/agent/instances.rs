@@ -8,18 +8,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-use kiln_core::compose::{Content, Mount};
+use kiln_core::compose::{Content, Expose, Mount};
 use kiln_core::data::Data;
 use kiln_core::defaults::{Root, learns};
 use kiln_core::exit::Exit;
 use kiln_core::release::{KEY_FORMAT, ReleasedService, Settings};
 use kiln_core::{Digest, Release};
 use kiln_run::logs::LogQuery;
-use kiln_run::net::{GATEWAY, NetSpec};
 use kiln_run::runtime::QUICK;
 use kiln_run::spec::signal_number;
 use kiln_run::{
-    End, FileMount, ImageMount, InstanceSpec, Known, LogLimits, Network, RunError, Running, Sandbox,
+    End, FileMount, ImageMount, InstanceSpec, Known, LogLimits, RunError, Running, Sandbox,
 };
 use serde_json::json;
 
@@ -27,7 +26,7 @@ use super::card::Card;
 use super::claims::Claim;
 use super::stage::{Instance, Life, Role, Stage};
 use super::supervise::{Order, Word, begin};
-use super::{Agent, layer, now_ms, record, volumes};
+use super::{Agent, layer, network, now_ms, record, volumes};
 use crate::report::{Because, Report};
 
 /// How long an instance that may have started is tried to be ended, before it is left as it is.
@@ -43,14 +42,14 @@ pub(crate) fn start(
 ) -> Result<String, Report> {
     let instance = launch(agent, stage, release, service, 0, None)?;
     let id = instance.id.clone();
-    let (running, address) = (instance.running.clone(), instance.address);
+    let known = instance.clone();
     if let Err(illegal) = stage.update(|state| state.join(instance)) {
         // Its slot is gone: nobody knows it, so it may not stay.
-        if let Some(running) = running {
+        if let Some(running) = &known.running {
             let _ = running.kill();
         }
         agent.claims.give_back(&id);
-        agent.addresses.give_back(address);
+        leave_network(agent, &known);
         remove_folder(agent, &id);
         return Err(illegal.into());
     }
@@ -98,7 +97,7 @@ fn launch_as(
     let released = odd.or_else(|| pinned.services.get(service)).ok_or_else(missing)?;
     let key = agent.instance_key(&release, service)?.ok_or_else(missing)?;
     let id = fresh_id(stage, service);
-    let address = agent.addresses.take_instance(&agent.host)?;
+    let (net, address) = network::place(agent, stage, &pinned, &release, service)?;
     let old = instead_of.and_then(|id| stage.state().instances.get(id)?.renewed);
     let folder = stage.folder();
     let renewal = old.unwrap_or_else(|| stage.renewal());
@@ -110,12 +109,16 @@ fn launch_as(
         keyed: KEY_FORMAT,
         born: release,
         address,
+        net,
         life: Life::Starting,
         restarts,
         streak: 0,
         lacks: Vec::new(),
         tainted: None,
         started: now_ms(),
+        open: None,
+        before: before(stage, &release, service, instead_of),
+        silent: false,
         probes: Vec::new(),
         unknown: None,
         inbox: None,
@@ -127,6 +130,7 @@ fn launch_as(
     let mut exec = |instance: &mut Instance| -> Result<Running, Report> {
         let sources = volumes::prepare(agent, of, released, &agent.instance_dir(&id))?;
         instance.data = sources.data;
+        instance.data.0.extend(network::held(&stage.id, service, &released.settings));
         let mut beside = companions(stage, &release, instead_of);
         if odd.is_some() {
             let state = stage.state();
@@ -136,12 +140,17 @@ fn launch_as(
         }
         agent.claims.take(&id, Claim::of(&stage.id, instance), &beside)?;
         let slot = stage.state().slot(&release).cloned();
+        let found = slot.is_some();
         let names = slot.map(|slot| slot.addresses).unwrap_or_default();
         if odd.is_none() {
+            let names = names.clone();
             let card = Card { stage: stage.id.clone(), instance: instance.clone(), names };
             card.write(&agent.instance_dir(&id))?;
         }
-        let mut spec = spec(agent, stage, &pinned, &release, service, released, &id, address)?;
+        // One that is in no slot finds those that serve.
+        let serving = || Some(stage.state().with_role(Role::Active)?.addresses.clone());
+        let names = if found { names } else { serving().unwrap_or_default() };
+        let mut spec = spec(agent, stage, &pinned, released, instance, &names)?;
         spec.sandbox.mounts = sources.mounts;
         spec.sandbox.hold = odd.is_some();
         run(agent, service, &spec, &mut stays)
@@ -157,7 +166,7 @@ fn launch_as(
         Err(report) if stays => return Err(report),
         Err(report) => {
             agent.claims.give_back(&id);
-            leave_network(agent, address);
+            leave_network(agent, &instance);
             remove_folder(agent, &id);
             return Err(report);
         }
@@ -167,6 +176,26 @@ fn launch_as(
     let entry = json!({ "instance": id, "release": release, "exec_us": exec_us });
     record::note(agent, stage, "instance.start", entry);
     Ok(instance)
+}
+
+/// The ports by which a fresh instance of `service` is measured: those of the one in whose place it
+/// starts, else those of what serves. A release that has served before is none that has to prove
+/// itself: there is always a way back to it.
+fn before(
+    stage: &Stage,
+    release: &Digest,
+    service: &str,
+    instead_of: Option<&str>,
+) -> BTreeSet<Expose> {
+    let old = instead_of.and_then(|id| {
+        let state = stage.state();
+        let old = state.instances.get(id)?;
+        Some(old.before.clone())
+    });
+    old.unwrap_or_else(|| match stage.state().pointer.previous.contains(release) {
+        true => BTreeSet::new(),
+        false => stage.served(service),
+    })
 }
 
 /// Starts it. One of which it is not known whether it started is ended first: there may be another
@@ -205,8 +234,12 @@ fn companions(stage: &Stage, release: &Digest, instead_of: Option<&str>) -> BTre
     members.chain(instead_of.map(str::to_owned)).collect()
 }
 
-/// Nobody has the address any more.
-fn leave_network(agent: &Agent, address: Ipv4Addr) {
+/// Nobody has its address any more, if that was its own.
+fn leave_network(agent: &Agent, instance: &Instance) {
+    let address = instance.address;
+    if !instance.net.has_address() {
+        return;
+    }
     if let Err(error) = agent.host.expel(address) {
         agent.log(&format!("taking {address} out of its network: {error}"));
     }
@@ -227,18 +260,16 @@ fn fresh_id(stage: &Stage, service: &str) -> String {
     format!("{}-{}-{service}-{}", stage.id.project, stage.id.stage, &Digest::of(seed).hex()[..8])
 }
 
-#[allow(clippy::too_many_arguments)] // each is one noun of the specification
 fn spec(
     agent: &Agent,
     stage: &Stage,
     release: &Release,
-    digest: &Digest,
-    service: &str,
     released: &ReleasedService,
-    id: &str,
-    address: Ipv4Addr,
+    instance: &Instance,
+    names: &BTreeMap<String, Ipv4Addr>,
 ) -> Result<InstanceSpec, Report> {
     let settings = &released.settings;
+    let Instance { id, service, .. } = instance;
     let dir = agent.instance_dir(id);
     let lower = agent
         .store
@@ -264,20 +295,15 @@ fn spec(
     sandbox.ulimits.clone_from(&settings.ulimits);
     sandbox.capabilities = settings.capabilities();
     sandbox.limits = settings.limits.clone();
-    sandbox.hosts = hosts(stage, release, digest, service, settings, address);
-    sandbox.resolv_conf = agent.resolv_conf();
-    sandbox.network = Network::Routed(net_spec(agent, stage, address)?);
+    let joined = agent.joined_names(stage, &instance.net)?;
+    sandbox.hosts = network::hosts(&stage.id, release, service, instance, names, &joined);
+    sandbox.resolv_conf = network::resolv_conf(agent, &instance.net);
+    sandbox.network = network::of_sandbox(agent, stage, instance)?;
     let mut spec = InstanceSpec::new(id, dir, sandbox);
     spec.stop_signal = settings.stop_signal().to_owned();
     spec.stop_grace = settings.stop_grace();
     spec.log = LogLimits::default();
     Ok(spec)
-}
-
-/// Those of a stage reach one another, and nobody else does.
-fn net_spec(agent: &Agent, stage: &Stage, address: Ipv4Addr) -> Result<NetSpec, Report> {
-    let admitted = agent.host.admit(address, Some(&stage.id.to_string()));
-    admitted.because(|| format!("letting {address} into the network of {}", stage.id))
 }
 
 /// What was mounted from the project's folder, as the release pins it.
@@ -306,47 +332,6 @@ fn files(agent: &Agent, settings: &Settings) -> Vec<FileMount> {
         mode: file.mode,
     };
     settings.files.iter().map(mount).collect()
-}
-
-/// `/etc/hosts`: its own names lead to itself, all others to the stable addresses of its slot.
-fn hosts(
-    stage: &Stage,
-    release: &Release,
-    digest: &Digest,
-    service: &str,
-    settings: &Settings,
-    address: Ipv4Addr,
-) -> String {
-    use std::fmt::Write as _;
-    let mut text =
-        String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    let state = stage.state();
-    // One that is in no slot finds those that serve.
-    let slot = state.slot(digest).or_else(|| state.with_role(Role::Active));
-    let addresses = slot.map(|slot| slot.addresses.clone()).unwrap_or_default();
-    let strangers = addresses.iter().filter(|(name, _)| !release.services.contains_key(*name));
-    for (name, at) in strangers {
-        let _ = writeln!(text, "{at}\t{name}");
-    }
-    for (name, other) in &release.services {
-        let at = if name == service { Some(&address) } else { addresses.get(name) };
-        let Some(at) = at else { continue };
-        let _ = write!(text, "{at}\t{name}");
-        for alias in &other.settings.aliases {
-            let _ = write!(text, " {alias}");
-        }
-        if name == service && settings.hostname != *name {
-            let _ = write!(text, " {}", settings.hostname);
-        }
-        text.push('\n');
-    }
-    for (name, at) in &settings.extra_hosts {
-        // Docker's word for the host as instances see it.
-        let gateway = GATEWAY.to_string();
-        let at = if at == "host-gateway" { &gateway } else { at };
-        let _ = writeln!(text, "{at}\t{name}");
-    }
-    text
 }
 
 /// What it takes to stop one instance.
@@ -440,7 +425,7 @@ fn end_all(stopping: Vec<Stopping>) -> Vec<(String, Known)> {
 pub(crate) fn forget(agent: &Agent, stage: &Stage, id: &str) {
     if let Some(instance) = stage.update(|state| state.forget(id)) {
         agent.claims.give_back(id);
-        leave_network(agent, instance.address);
+        leave_network(agent, &instance);
         layer::note_what_goes(agent, stage, &instance);
         keep_log(agent, stage, &instance);
         remove_folder(agent, id);
@@ -450,7 +435,7 @@ pub(crate) fn forget(agent: &Agent, stage: &Stage, id: &str) {
 /// Gives back what one had that has ended and was in no slot.
 pub(crate) fn clear_away(agent: &Agent, stage: &Stage, instance: &Instance) {
     agent.claims.give_back(&instance.id);
-    leave_network(agent, instance.address);
+    leave_network(agent, instance);
     keep_log(agent, stage, instance);
     remove_folder(agent, &instance.id);
 }

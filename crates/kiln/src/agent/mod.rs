@@ -14,13 +14,15 @@
 //! | [`policy`] | what the root allows a stage |
 //! | [`provision`] | candidate slots: opened, filled, switched to, cleared away |
 //! | [`instances`] | one instance: started, stopped |
+//! | [`joined`] | what other projects find on joined networks |
+//! | [`network`] | which networks an instance is on, and what it finds there by name |
 //! | [`volumes`], [`fill`] | where data lies; a new volume takes what the image has |
 //! | [`layer`] | what instances write beside their volumes |
 //! | [`folder`] | which folder a stage was deployed from |
 //! | [`binds`] | where bind mounts come from |
 //! | [`places`], [`claims`] | what a path really is; who writes it |
 //! | [`supervise`] | ends, fresh instances: one supervisor for each instance |
-//! | [`watch`] | readiness and health |
+//! | [`watch`], [`silence`] | readiness and health; what is said of ports that do not accept |
 //! | [`routes`], [`line`] | what the front answers; the line to it |
 //! | [`addresses`] | which addresses are free |
 //! | [`card`], [`strays`] | what the folder of an instance says it is; instances in no run file |
@@ -44,11 +46,13 @@ mod folder;
 pub(crate) mod git;
 mod images;
 mod instances;
+mod joined;
 mod keys;
 pub(crate) mod layer;
 mod line;
 mod mend;
 pub(crate) mod needs;
+mod network;
 mod places;
 pub(crate) mod policy;
 pub(crate) mod privacy;
@@ -56,10 +60,11 @@ pub(crate) mod provision;
 pub(crate) mod record;
 pub(crate) mod released;
 pub(crate) mod restore;
-mod routes;
+pub(crate) mod routes;
 mod said;
 mod serve;
 pub(crate) mod session;
+pub(crate) mod silence;
 pub(crate) mod stage;
 mod strays;
 mod supervise;
@@ -104,6 +109,8 @@ pub(crate) struct Agent {
     pub addresses: Addresses,
     /// Who writes what.
     pub claims: Claims,
+    /// Where other projects find what serves.
+    pub joined: joined::Joined,
     /// Stages that could not be built up again so far.
     pub troubles: mend::Troubles,
     /// What users were told of the layers of instances.
@@ -262,7 +269,8 @@ impl Agent {
     pub(crate) fn translate(&self, stage: &Stage) -> Result<(), Report> {
         // The lock is taken before the state is read, so that a later state is applied later.
         let mut mapped = lock(&self.mapped);
-        let wanted = stage.state().translation();
+        let mut wanted = stage.state().translation();
+        wanted.extend(self.joined.translation(&stage.id, &stage.state()));
         let changes: Vec<(Ipv4Addr, Option<Ipv4Addr>)> = wanted
             .into_iter()
             .filter(|(address, instance)| mapped.get(address) != instance.as_ref())

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read as _};
 
+use kiln_core::compose::NetworkMode;
 use kiln_core::policy::{RootPolicy, Undoing, undoing};
 use kiln_core::{Release, exit::Exit};
 
@@ -20,6 +21,7 @@ pub(crate) fn judge(
     stage: &StageId,
     release: &Release,
 ) -> Result<(), Report> {
+    host_networks(agent, session, stage, release)?;
     // What states none has the usual ones, which undo nothing.
     let services = release.services.iter().filter_map(|(name, released)| {
         Some((name.as_str(), released.settings.capabilities.as_ref()?))
@@ -51,6 +53,40 @@ pub(crate) fn judge(
         lines.join("`, `"),
         path(agent, stage).display()
     )))
+}
+
+/// The host's own network is nobody's to ask for: it has all ports and all loopback servers of the
+/// machine.
+fn host_networks(
+    agent: &Agent,
+    session: &Session,
+    stage: &StageId,
+    release: &Release,
+) -> Result<(), Report> {
+    let has_it = release
+        .services
+        .iter()
+        .filter(|(_, it)| it.settings.network_mode == Some(NetworkMode::Host));
+    let services: Vec<&String> = has_it.map(|(name, _)| name).collect();
+    if services.is_empty() {
+        return Ok(());
+    }
+    let policy = read(agent, stage)?;
+    for name in services {
+        if !policy.allows_host_network(name) {
+            let message = format!("`{stage}` may not run service `{name}` in the host's network");
+            return Err(Report::refused(message).hint(format!(
+                "leave `network_mode: host` out, or allow it on this root by \
+                 `allow-host-network {name}` in {}, which begins with `kiln-policy 1`",
+                path(agent, stage).display()
+            )));
+        }
+        session.notice(format!(
+            "service `{name}` has the host's network: it reaches all that the machine does, and \
+             the front publishes none of its ports"
+        ));
+    }
+    Ok(())
 }
 
 fn told(one: &Undoing) -> String {

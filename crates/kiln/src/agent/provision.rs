@@ -1,5 +1,6 @@
 //! Candidate slots: opened beside what serves, filled, switched to, or cleared away again.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -12,13 +13,14 @@ use kiln_core::compose::Condition;
 use kiln_core::defaults::Root;
 use kiln_core::exit::Exit;
 use kiln_core::plan::{self, Plan};
+use kiln_core::release::Settings;
 use kiln_core::stage::Share;
 use kiln_core::steps::{Act, way_back};
 
 use super::instances;
 use super::session::Session;
 use super::stage::{Illegal, Instance, Life, Role, Seen, Stage, StageState};
-use super::{Agent, watch, who};
+use super::{Agent, silence, watch, who};
 use crate::deliver::Published;
 use crate::report::Report;
 
@@ -236,7 +238,13 @@ pub(crate) fn weigh(agent: &Agent, stage: &Stage, traffic: &[Share]) -> Result<(
             agent.save(stage);
             agent.routes_changed();
         }
-    })
+    })?;
+    stage.remember_ports();
+    // What other projects call follows the switch.
+    if let Err(report) = agent.translate(stage) {
+        agent.log(&format!("{}: {report}", stage.id));
+    }
+    Ok(())
 }
 
 /// Starts `services` of the slot of `target`, each as soon as what it waits for is there, and
@@ -309,7 +317,7 @@ impl Waiting<'_> {
         let read_only =
             settings.is_some_and(|settings| settings.root(&self.stage.id.stage) == Root::ReadOnly);
         let what = format!("service `{service}` {how}; it gets no traffic");
-        Short { what, instance: Some(Box::new(instance.clone())), read_only }
+        Short { what, instance: Some(Box::new(instance.clone())), read_only, silent: None }
     }
 
     /// Waits until `done` says so, or gives the reason why it will not. What there is to say of that
@@ -369,7 +377,8 @@ impl Waiting<'_> {
 
     fn ready(&self, service: &str, limit: Duration) -> Result<(), Report> {
         let job = plan::is_job(&self.target.release, service);
-        self.until(
+        let late = Cell::new(false);
+        let result = self.until(
             limit,
             |state| {
                 let instance = state.member(&self.target.digest, service)?;
@@ -385,12 +394,63 @@ impl Waiting<'_> {
             },
             |state| match state.member(&self.target.digest, service) {
                 Some(instance) => {
-                    let late = format!("not healthy after {:.1} s", limit.as_secs_f64());
-                    self.not_healthy(instance, service, &late)
+                    late.set(true);
+                    let after = format!("after {:.1} s", limit.as_secs_f64());
+                    let short =
+                        self.not_healthy(instance, service, &format!("not healthy {after}"));
+                    let silent =
+                        self.waits_for_ports(service).map(|it| Box::new((after, it.clone())));
+                    Short { silent, ..short }
                 }
                 None => Short::of(format!("service `{service}` was not there in time")),
             },
-        )
+        );
+        match (result, self.waits_for_ports(service)) {
+            (Err(_), Some(settings))
+                if late.get() && self.serve_silent(service, settings, limit) =>
+            {
+                Ok(())
+            }
+            (result, _) => result,
+        }
+    }
+
+    /// The settings of `service` if its ports alone say whether it is ready.
+    fn waits_for_ports(&self, service: &str) -> Option<&Settings> {
+        let settings = &self.target.release.services.get(service)?.settings;
+        silence::by_ports(settings).then_some(settings)
+    }
+
+    /// In `dev`, where people try things, what opens none of its ports serves all the same, unless
+    /// that takes something away that served before.
+    fn serve_silent(&self, service: &str, settings: &Settings, limit: Duration) -> bool {
+        if self.stage.id.stage != "dev" {
+            return false;
+        }
+        let instance = self.stage.state().member(&self.target.digest, service).cloned();
+        let Some(instance) = instance else { return false };
+        if !silence::lost(&instance, settings).is_empty() {
+            return false;
+        }
+        let said = silence::sentence(&instance, settings);
+        let serves = self.stage.update(|state| {
+            if state.instances.get(&instance.id)?.life != Life::Starting {
+                return None;
+            }
+            state.turn(&instance.id, Life::Ready).ok()?;
+            let instance = state.instances.get_mut(&instance.id)?;
+            (instance.silent, instance.open) = (true, Some(BTreeSet::new()));
+            Some(())
+        });
+        if serves.is_none() {
+            return false;
+        }
+        self.session.notice(format!(
+            "`{service}` is silent after {:.1} s: {said}; it serves all the same, as this is `dev`: \
+             the front opens its ports when they accept",
+            limit.as_secs_f64()
+        ));
+        true
     }
 }
 
@@ -416,16 +476,27 @@ struct Short {
     instance: Option<Box<Instance>>,
     /// Its root file system is read-only.
     read_only: bool,
+    /// Its ports did not accept: after how long, and its settings.
+    silent: Option<Box<(String, Settings)>>,
 }
 
 impl Short {
     fn of(what: String) -> Self {
-        Self { what, instance: None, read_only: false }
+        Self { what, instance: None, read_only: false, silent: None }
     }
 
     /// The gate's refusal: the service, the probe's answers and the last lines of its log.
     fn told(self) -> Report {
         let Some(instance) = self.instance else { return Report::refused(self.what) };
+        let what = match &self.silent {
+            Some(silent) => format!(
+                "service `{}` is silent {}: {}; it gets no traffic",
+                instance.service,
+                silent.0,
+                silence::sentence(&instance, &silent.1)
+            ),
+            None => self.what,
+        };
         let mut log: Vec<String> =
             instance.probes.iter().map(|answer| format!("probe: {answer}")).collect();
         log.extend(
@@ -435,7 +506,7 @@ impl Short {
         let cure = if self.read_only { cure_of(&log, &instance.service) } else { None };
         let again =
             "what served before goes on serving; mend the service and run the same command again";
-        Report::refused(self.what).log(log).hint(cure.unwrap_or_else(|| again.to_owned()))
+        Report::refused(what).log(log).hint(cure.unwrap_or_else(|| again.to_owned()))
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kiln_core::plan;
 use kiln_run::known::boot_id;
-use kiln_run::net::Host;
+use kiln_run::net::{Host, Networks};
 use kiln_run::runtime::{Found, QUICK, Runtime};
 use kiln_run::{End, Known};
 use kiln_store::Store;
@@ -17,10 +17,11 @@ use serde_json::json;
 
 use super::card::Card;
 use super::claims::Claim;
+use super::network::Net;
 use super::provision::retire;
 use super::stage::{Instance, Life, Role, RunFile, Seen, Stage, StageId, Written};
 use super::strays::Strays;
-use super::{Agent, mend, record, supervise};
+use super::{Agent, joined, mend, record, supervise};
 use crate::report::{Because, Report};
 
 /// Where the state of a stage's instances is written.
@@ -79,21 +80,25 @@ pub(crate) fn addresses(root: &Path) -> BTreeSet<Ipv4Addr> {
             taken.extend(card.names.into_values());
         }
     }
+    taken.extend(joined::given(root).into_values());
     taken
 }
 
-/// Addresses of the instances that ran when the agent ended, and the stage of each: by run files,
+/// Addresses of the instances that ran when the agent ended, and the networks of each: by run files,
 /// and by the instances' own cards.
-pub(crate) fn places(root: &Path) -> BTreeMap<Ipv4Addr, String> {
+pub(crate) fn places(root: &Path) -> BTreeMap<Ipv4Addr, Networks> {
     let mut all = BTreeMap::new();
+    let place = |stage: &StageId, instance: &Instance| {
+        instance.net.networks(stage).map(|networks| (instance.address, networks))
+    };
     for folder in std::fs::read_dir(root.join("instances")).into_iter().flatten().flatten() {
         if let Ok(Some(card)) = Card::read(&folder.path()) {
-            all.insert(card.instance.address, card.stage.to_string());
+            all.extend(place(&card.stage, &card.instance));
         }
     }
     for (id, file) in run_files(root) {
         let instances = file.unwrap_or_default().instances;
-        all.extend(instances.iter().map(|instance| (instance.address, id.to_string())));
+        all.extend(instances.iter().filter_map(|instance| place(&id, instance)));
     }
     all
 }
@@ -292,7 +297,9 @@ fn take_over(
         state.found(slots, there, &roles);
     });
     for instance in lost {
-        agent.addresses.give_back(instance.address);
+        if instance.net.has_address() {
+            agent.addresses.give_back(instance.address);
+        }
         let data = json!({ "instance": instance.id, "what": "gone while no agent looked" });
         record::note(agent, stage, "instance.lost", data);
     }
@@ -306,6 +313,7 @@ fn remap(agent: &Agent) {
     let mut all = Vec::new();
     for stage in agent.stages() {
         all.extend(stage.state().translation());
+        all.extend(agent.joined.translation(&stage.id, &stage.state()));
     }
     let mapped: Vec<(Ipv4Addr, Ipv4Addr)> =
         all.iter().filter_map(|(address, instance)| Some((*address, (*instance)?))).collect();
@@ -315,11 +323,28 @@ fn remap(agent: &Agent) {
     }
 }
 
+/// Ends those that have their network by an instance that is gone; fresh ones follow.
+fn end_orphans(agent: &Arc<Agent>, stage: &Stage) {
+    let orphans: Vec<_> = {
+        let state = stage.state();
+        let orphan = |found: &&Instance| match &found.net {
+            Net::With(host) => !state.instances.contains_key(host),
+            _ => false,
+        };
+        let orphans = state.instances.values().filter(orphan);
+        orphans.filter_map(|found| found.running.clone()).collect()
+    };
+    for running in orphans {
+        agent.background(move || drop(running.kill()));
+    }
+}
+
 fn begin_watching(agent: &Arc<Agent>, stage: &Arc<Stage>) {
     let all: Vec<String> = stage.state().instances.keys().cloned().collect();
     for id in all {
         supervise::begin(agent, stage, &id);
     }
+    end_orphans(agent, stage);
 }
 
 /// `kiln shutdown` when no agent runs: clears away what a killed one may have left.

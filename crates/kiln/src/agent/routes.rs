@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use kiln_core::compose::{Port, Protocol};
-use kiln_front::{App, Applied, Behind, Bind, BindFailure, Drain, DrainPolicy, FrontError, Route};
+use kiln_core::compose::{Expose, Port, Protocol};
+use kiln_front::{
+    App, Applied, Behind, Bind, BindFailure, Bound, Drain, DrainPolicy, FrontError, Route,
+};
 
 use super::Agent;
 use super::line::By;
-use super::stage::{Life, Role, Seen, Stage, StageState};
+use super::stage::{Life, Role, Seen, Stage, StageId, StageState};
 use crate::deliver::Published;
 use crate::report::Report;
 
@@ -169,6 +171,12 @@ impl Agent {
         self.routes.aside(|mut front| front.behind())
     }
 
+    /// Where the front listens; nowhere when it cannot be asked.
+    pub(crate) fn bound(&self) -> Vec<Bound> {
+        let asked = self.routes.aside(|mut front| front.table());
+        asked.map(|(_, bound)| bound).unwrap_or_default()
+    }
+
     /// What a user of a stage should know of its front, as sentences: what is still with which
     /// release, and until when; which ports somebody else has.
     pub(crate) fn front_says(&self, stage: &Stage) -> Vec<String> {
@@ -192,7 +200,7 @@ impl Agent {
 
     /// The port that the kernel has chosen for a published port 0, if the front tells.
     pub(crate) fn bound_port(&self, stage: &Stage, service: &str, port: &Port) -> Option<u16> {
-        let id = route_id(stage, service, port);
+        let id = route_id(&stage.id, service, port);
         let (_, bound) = self.routes.aside(|mut front| front.table()).ok()?;
         bound.into_iter().find(|bound| bound.route == id).map(|bound| bound.bound.port())
     }
@@ -266,14 +274,57 @@ fn table(stage: &Stage) -> Vec<Route> {
     let Some(release) = state.releases.get(&slot.release) else { return Vec::new() };
     let mut routes = Vec::new();
     for (service, released) in &release.services {
-        for port in released.settings.ports.get(&stage.id.stage).into_iter().flatten() {
-            routes.push(route(stage, &state, &slot.release.short(), service, port));
+        let ports = released.settings.ports.get(&stage.id.stage).map_or(&[][..], Vec::as_slice);
+        for (port, listen) in listened(ports) {
+            routes.push(route(stage, &state, &slot.release.short(), service, port, listen));
         }
     }
     routes
 }
 
-fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Port) -> Route {
+/// Ports as routes have them: one that is published at several addresses of the host is one, which
+/// listens at all of them. Those that the system chooses are apart, as each has a number of its own.
+fn listened(ports: &[Port]) -> Vec<(&Port, Vec<SocketAddr>)> {
+    let mut all: Vec<(&Port, Vec<SocketAddr>)> = Vec::new();
+    for port in ports {
+        let same = |(other, _): &&mut (&Port, Vec<SocketAddr>)| {
+            port.published != 0
+                && (other.published, other.target, other.protocol)
+                    == (port.published, port.target, port.protocol)
+        };
+        match all.iter_mut().find(same) {
+            Some((_, listens)) => {
+                let more: Vec<_> =
+                    listen(port).into_iter().filter(|at| !listens.contains(at)).collect();
+                listens.extend(more);
+            }
+            None => all.push((port, listen(port))),
+        }
+    }
+    all
+}
+
+/// What a route is called: the same over all releases that publish it.
+pub(crate) fn route_id(stage: &StageId, service: &str, port: &Port) -> String {
+    let Port { host_ip, published, target, .. } = port;
+    let name = protocol(port);
+    match host_ip {
+        Some(ip) if *published == 0 => {
+            let at = SocketAddr::new(*ip, 0);
+            format!("{stage}/{service}:{at}:{target}/{name}")
+        }
+        _ => format!("{stage}/{service}:{published}:{target}/{name}"),
+    }
+}
+
+fn route(
+    stage: &Stage,
+    state: &StageState,
+    slot: &str,
+    service: &str,
+    port: &Port,
+    listen: Vec<SocketAddr>,
+) -> Route {
     let active = state.with_role(Role::Active);
     // One route leads to one instance: the newest.
     let instance =
@@ -281,33 +332,32 @@ fn route(stage: &Stage, state: &StageState, slot: &str, service: &str, port: &Po
     // Nobody waits for what will not come by itself.
     let given_up =
         instance.is_some_and(|found| matches!(found.life, Life::Completed | Life::Failed { .. }));
-    let upstream = instance
+    let lives = instance
         .filter(|instance| matches!(instance.life, Life::Ready | Life::Unhealthy))
-        .filter(|_| !state.is_held())
+        .filter(|_| !state.is_held());
+    // A port is opened when the instance accepts there.
+    let own = Expose { target: port.target, protocol: port.protocol };
+    let upstream = lives
+        .filter(|instance| instance.open.as_ref().is_none_or(|open| open.contains(&own)))
         .map(|instance| SocketAddr::from((instance.address, port.target)));
     let drain = state.pointer.policy.drain(&stage.id.stage);
     let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
-    let name = protocol(port);
     Route {
-        id: route_id(stage, service, port),
-        listen: listen(port),
-        protocol: name,
+        id: route_id(&stage.id, service, port),
+        listen,
+        protocol: protocol(port),
         app: match port.app_protocol.as_deref() {
             Some("http" | "ws" | "http2" | "h2c" | "grpc") => App::Http,
+            Some("dns") if port.protocol == Protocol::Udp => App::Dns,
             Some(_) => App::Tcp,
             None => App::Auto,
         },
         slot: slot.to_owned(),
         upstream,
-        hold: upstream.is_none() && (state.is_held() || !given_up),
+        hold: upstream.is_none() && lives.is_none() && (state.is_held() || !given_up),
         hold_ms: HOLD_MS,
         drain_ms: Some(drain_ms),
     }
-}
-
-fn route_id(stage: &Stage, service: &str, port: &Port) -> String {
-    let Port { published, target, .. } = port;
-    format!("{}/{service}:{published}:{target}/{}", stage.id, protocol(port))
 }
 
 fn holds_port(route: &Route, bind: &Bind) -> bool {

@@ -170,6 +170,7 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
         addresses: Addresses::new(&host.range(), &taken),
         claims: Default::default(),
         layers: Default::default(),
+        joined: super::joined::Joined::of(&root),
         root,
         store,
         runtime,

@@ -13,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use kiln_core::Digest;
+use kiln_core::compose::Expose;
 use kiln_core::data::Data;
 use kiln_core::exit::Exit;
 use kiln_core::plan::Observed;
@@ -21,6 +22,7 @@ pub(crate) use kiln_core::stage::{Illegal, Life, Member, Role, Slot};
 use kiln_store::ledger::Pointer;
 use serde::{Deserialize, Serialize};
 
+use super::network::Net;
 use super::supervise::Word;
 use crate::report::Report;
 
@@ -56,8 +58,11 @@ pub(crate) struct Instance {
     pub keyed: u32,
     /// Release of the slot in which it started and where it looks up names.
     pub born: Digest,
-    /// Its own address.
+    /// Its address; its own, unless it has its network by another one or the host.
     pub address: Ipv4Addr,
+    /// How it is on the network.
+    #[serde(default)]
+    pub net: Net,
     /// How it stands.
     pub life: Life,
     /// Fresh instances that came before it because one ended.
@@ -72,6 +77,16 @@ pub(crate) struct Instance {
     pub tainted: Option<String>,
     /// Unix milliseconds.
     pub started: u64,
+    /// Its ports that accept, of those that can be called; `None`: all count as if they did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<BTreeSet<Expose>>,
+    /// The ports of its service by which it is measured: those that accepted before it, and once it
+    /// is ready its own.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub before: BTreeSet<Expose>,
+    /// None of its ports accepted within the patience, and it serves all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub silent: bool,
     /// The last probes that failed, newest last.
     #[serde(default)]
     pub probes: Vec<String>,
@@ -90,6 +105,37 @@ pub(crate) struct Instance {
     /// The shim's side of it.
     #[serde(skip)]
     pub running: Option<Arc<kiln_run::Running>>,
+}
+
+#[cfg(test)]
+impl Instance {
+    /// One of `service`.
+    pub(crate) fn example(service: &str) -> Self {
+        Self {
+            id: format!("{service}-1"),
+            service: service.to_owned(),
+            key: Digest::of(service),
+            keyed: KEY_FORMAT,
+            born: Digest::of("release"),
+            address: Ipv4Addr::new(10, 0, 0, 99),
+            net: Net::default(),
+            life: Life::Starting,
+            restarts: 0,
+            streak: 0,
+            lacks: Vec::new(),
+            tainted: None,
+            started: 0,
+            open: None,
+            before: BTreeSet::new(),
+            silent: false,
+            probes: Vec::new(),
+            data: Data::default(),
+            renewed: None,
+            unknown: None,
+            inbox: None,
+            running: None,
+        }
+    }
 }
 
 impl Member for Instance {
@@ -172,6 +218,8 @@ pub(crate) struct Stage {
     turn: Mutex<()>,
     saving: Mutex<()>,
     wish: Mutex<Wish>,
+    /// The ports of each service that accepted when it served last.
+    served: Mutex<BTreeMap<String, BTreeSet<Expose>>>,
     state: Mutex<StageState>,
     changed: Condvar,
 }
@@ -181,7 +229,33 @@ impl Stage {
     pub(crate) fn new(id: StageId, pointer: Pointer) -> Self {
         let state = StageState::new(pointer);
         let (turn, saving, wish) = (Mutex::new(()), Mutex::new(()), Mutex::default());
-        Self { id, turn, saving, wish, state: Mutex::new(state), changed: Condvar::new() }
+        let (served, changed) = (Mutex::default(), Condvar::new());
+        Self { id, turn, saving, wish, served, state: Mutex::new(state), changed }
+    }
+
+    /// Which ports of `service` accepted when it served last.
+    pub(crate) fn served(&self, service: &str) -> BTreeSet<Expose> {
+        let known = {
+            let served = self.served.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            served.get(service).cloned()
+        };
+        let state = self.state();
+        // After `down` nothing is lost by what is not there.
+        let Some(active) = state.with_role(Role::Active) else { return BTreeSet::new() };
+        let now = || state.instances.get(active.of(service).last()?)?.open.clone();
+        known.or_else(now).unwrap_or_default()
+    }
+
+    /// What serves now is what the next one is measured by.
+    pub(crate) fn remember_ports(&self) {
+        let state = self.state();
+        let Some(active) = state.with_role(Role::Active) else { return };
+        let open = active.members.iter().filter_map(|(service, ids)| {
+            Some((service.clone(), state.instances.get(ids.last()?)?.open.clone()?))
+        });
+        let open: BTreeMap<_, _> = open.collect();
+        drop(state);
+        *self.served.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = open;
     }
 
     /// Holds what a command wishes while it is carried out. Whoever has the turn may wish.

@@ -9,17 +9,20 @@
 //! stop() ───────────▶ Stop ──────────────────┘
 //! ```
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use kiln_core::Digest;
+use kiln_core::compose::Expose;
 use kiln_core::plan;
 use kiln_core::release::Settings;
 use kiln_run::{End, Known, Running};
 use serde_json::json;
 
+use super::network::{self, Net};
 use super::stage::{Instance, Life, Role, Stage};
 use super::watch::Prober;
 use super::{Agent, instances, record};
@@ -55,8 +58,10 @@ pub(crate) enum Word {
     Known,
     /// It has written more than it may; in words.
     TooMuch(String),
-    /// It has got ready.
-    Ready,
+    /// It has got ready, with these ports that accept.
+    Ready(BTreeSet<Expose>),
+    /// These ports accept by now.
+    Opened(BTreeSet<Expose>),
     /// A probe failed, with this answer.
     Answered(String),
     /// So many probes failed that it counts as unhealthy; the last answer.
@@ -97,8 +102,14 @@ pub(crate) fn begin(agent: &Arc<Agent>, stage: &Arc<Stage>, id: &str) {
             service: instance.service.clone(),
             settings: released.settings.clone(),
             job: plan::is_job(release, &instance.service),
-            address: instance.address,
-            stood: instance.life.clone(),
+            address: match instance.net {
+                Net::Host => Ipv4Addr::LOCALHOST,
+                _ => instance.address,
+            },
+            // One that is silent is still waited for.
+            stood: if instance.silent { Life::Starting } else { instance.life.clone() },
+            open: instance.open.clone(),
+            before: instance.before.clone(),
             doubt: instance.unknown.clone(),
             running,
             inbox,
@@ -191,6 +202,10 @@ struct Supervisor {
     address: Ipv4Addr,
     /// How the instance stood when this began.
     stood: Life,
+    /// Its ports that accepted then.
+    open: Option<BTreeSet<Expose>>,
+    /// The ports of its service that accepted before it.
+    before: BTreeSet<Expose>,
     /// Why it was not known then whether it ran, if it was not.
     doubt: Option<String>,
     running: Arc<Running>,
@@ -248,12 +263,14 @@ impl Supervisor {
             agent: Arc::clone(&self.agent),
             running: Arc::clone(&self.running),
             settings: self.settings.clone(),
+            stage: self.stage.id.stage.clone(),
+            before: self.before.clone(),
             address: self.address,
             to: post.clone(),
             wanted,
         };
-        let stood = self.stood.clone();
-        thread("prober").spawn(move || prober.run(&stood))?;
+        let (stood, open) = (self.stood.clone(), self.open.take());
+        thread("prober").spawn(move || prober.run(&stood, open))?;
         self.probing = Some(probing);
         Ok(())
     }
@@ -295,9 +312,26 @@ impl Supervisor {
             Word::Unknown(why) => self.unknown(Some(why)),
             Word::Known => self.unknown(None),
             Word::Answered(answer) => self.answered(answer),
-            Word::Ready => {
-                self.update(|instance| instance.probes.clear());
+            Word::Ready(open) => {
+                self.update(|instance| {
+                    instance.probes.clear();
+                    // By these the one that may take its place is measured: what somebody opened
+                    // later, a debugger say, need not be there again.
+                    instance.before.clone_from(&open);
+                    (instance.silent, instance.open) = (false, Some(open));
+                });
                 self.set(Life::Ready);
+            }
+            Word::Opened(open) => {
+                let life = self.update(|instance| {
+                    instance.open = Some(open);
+                    instance.life.clone()
+                });
+                // It stands as it did; the front opens what is new.
+                if let Some(life) = life {
+                    self.set(life);
+                    self.stage.remember_ports();
+                }
             }
             Word::Unhealthy(answer) => {
                 self.finding("instance.unhealthy", &answer);
@@ -391,6 +425,7 @@ impl Supervisor {
             Some(None) => return Next::Listen,
             Some(Some(counted)) => counted,
         };
+        self.end_guests();
         let how = self.ended_for.take().unwrap_or_else(|| words(end));
         let log = instances::last_lines(&self.id, Some(&self.running), 5);
         let data = json!({ "instance": self.id, "how": how, "log": log });
@@ -401,6 +436,18 @@ impl Supervisor {
             return Next::Done;
         }
         self.start_again(end, how, restarts, if lived >= LIVED { 0 } else { streak })
+    }
+
+    /// Those that have their network by this one have none any more: they end, and start again in
+    /// that of the one that takes its place.
+    fn end_guests(&self) {
+        let guests = network::guests(&self.stage.state(), &self.id);
+        for id in guests {
+            let running = self.stage.state().instances.get(&id).and_then(|it| it.running.clone());
+            if let Some(running) = running {
+                self.agent.background(move || drop(running.kill()));
+            }
+        }
     }
 
     /// Tries, backed off, to have a fresh one in its place, until that works or nobody wants it.

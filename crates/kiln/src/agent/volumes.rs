@@ -27,7 +27,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::claims::Claim;
 use super::places::Mounts;
 use super::stage::{Seen as _, Stage, StageId};
-use super::{Agent, binds, fill};
+use super::{Agent, binds, fill, network};
 use crate::report::{Because, Report};
 
 /// Below the folder of a stage's volumes: those without a name.
@@ -219,6 +219,7 @@ pub(crate) fn data(
                 data.0.push(Held { name: name(mount), spots });
             }
         }
+        data.0.extend(network::held(&stage.id, service, &released.settings));
         all.insert(service.clone(), data);
     }
     Ok(all)

@@ -1,7 +1,8 @@
 //! Whether an instance is ready, and from then on healthy: one thread for each that has something
 //! to be asked. What it finds goes to the instance's supervisor; it decides nothing.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -10,11 +11,12 @@ use kiln_core::compose::{Expose, Protocol};
 use kiln_core::exit::Exit;
 use kiln_core::image::Healthcheck;
 use kiln_core::release::Settings;
+use kiln_run::net::Listening;
 use kiln_run::{ExecSpec, Running};
 
-use super::Agent;
 use super::stage::Life;
 use super::supervise::Word;
+use super::{Agent, silence};
 use crate::report::Report;
 
 /// How long a service without a health check may take until its ports accept.
@@ -42,11 +44,22 @@ pub(crate) fn patience(check: &Healthcheck) -> Duration {
         .saturating_add(timeout.min(interval))
 }
 
+/// A first release is ready when one of its ports accepts and nothing has begun to listen for so
+/// long.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// How often ports that do not accept yet are asked again.
+const LATE: Duration = Duration::from_millis(500);
+
 /// What a prober looks at.
 pub(super) struct Prober {
     pub(super) agent: Arc<Agent>,
     pub(super) running: Arc<Running>,
     pub(super) settings: Settings,
+    /// The stage's name.
+    pub(super) stage: String,
+    /// Ports that accepted before this instance.
+    pub(super) before: BTreeSet<Expose>,
     pub(super) address: Ipv4Addr,
     /// Where its findings go.
     pub(super) to: Sender<Word>,
@@ -55,16 +68,18 @@ pub(super) struct Prober {
 }
 
 impl Prober {
-    /// Probes from how the instance stood: one that an agent before this one saw ready is not new.
-    pub(super) fn run(self, stood: &Life) {
+    /// Probes from how the instance stood, and which of its ports accepted: one that an agent
+    /// before this one saw ready is not new.
+    pub(super) fn run(self, stood: &Life, open: Option<BTreeSet<Expose>>) {
         let retries = self.retries();
-        let failures = match stood {
-            Life::Ready => Some(0),
-            Life::Unhealthy => Some(retries),
-            _ => self.until_ready().then_some(0),
+        let found = match stood {
+            // Those of which nothing is known count as open.
+            Life::Ready => Some((0, open.unwrap_or_else(|| self.published()))),
+            Life::Unhealthy => Some((retries, open.unwrap_or_else(|| self.published()))),
+            _ => self.until_ready().map(|open| (0, open)),
         };
-        if let (Some(failures), Some(check)) = (failures, &self.settings.healthcheck) {
-            self.while_ready(check, retries, failures);
+        if let Some((failures, open)) = found {
+            self.while_ready(retries, failures, open);
         }
     }
 
@@ -83,59 +98,118 @@ impl Prober {
         let _ = self.to.send(word);
     }
 
-    /// Probes until ready. False: nobody wants to know any more.
-    fn until_ready(&self) -> bool {
+    /// Probes until ready, and gives the ports that accept. `None`: nobody wants to know any more.
+    fn until_ready(&self) -> Option<BTreeSet<Expose>> {
         let mut pause = PROBE_FIRST;
         let began = Instant::now();
+        let (mut quiet, mut seen) = (Quiet::default(), BTreeSet::new());
         loop {
-            let ready = match self.probe() {
-                Ok(()) if self.nothing_to_ask() => began.elapsed() >= SETTLE,
-                Ok(()) => true,
-                Err(answer) => {
-                    self.say(Word::Answered(answer));
-                    false
-                }
+            let ready = if self.settings.healthcheck.is_some() {
+                self.check().map(|()| self.accepting(&self.settings.expose))
+            } else if silence::by_ports(&self.settings) {
+                self.ports(&mut quiet, &mut seen)
+            } else if began.elapsed() >= SETTLE {
+                Ok(BTreeSet::new())
+            } else {
+                Err(String::new())
             };
-            if ready {
-                self.say(Word::Ready);
-                return true;
+            match ready {
+                Ok(open) => {
+                    self.say(Word::Ready(open.clone()));
+                    return Some(open);
+                }
+                Err(answer) if answer.is_empty() => {}
+                Err(answer) => self.say(Word::Answered(answer)),
             }
             if !self.rest(pause) {
-                return false;
+                return None;
             }
             pause = (pause * 2).min(PROBE_LAST);
         }
     }
 
-    /// Probes at the interval.
-    fn while_ready(&self, check: &Healthcheck, retries: u32, mut failures: u32) {
-        let interval = nanos(check.interval, Duration::from_secs(30));
-        while self.rest(interval) {
-            match self.probe() {
-                Ok(()) if failures >= retries => {
-                    failures = 0;
-                    self.say(Word::Healthy);
-                }
-                Ok(()) => failures = 0,
-                Err(answer) => {
-                    failures = failures.saturating_add(1);
-                    self.say(Word::Answered(answer.clone()));
-                    if failures == retries {
-                        self.say(Word::Unhealthy(answer));
-                    }
-                }
+    /// Whether its ports say that it is ready: all of them accept, or those that did before; where
+    /// none did before, one of them does, and nothing new has begun to listen for a while.
+    fn ports(
+        &self,
+        quiet: &mut Quiet,
+        seen: &mut BTreeSet<Expose>,
+    ) -> Result<BTreeSet<Expose>, String> {
+        let wanted = &self.settings.expose;
+        let open = self.accepting(wanted);
+        if open != *seen {
+            self.say(Word::Opened(open.clone()));
+            seen.clone_from(&open);
+        }
+        let mut before = self.before.intersection(wanted).peekable();
+        let first = before.peek().is_none();
+        if open.is_superset(wanted) || !first && before.all(|port| open.contains(port)) {
+            return Ok(open);
+        }
+        if first && !open.is_empty() {
+            let listening = self.running.listening().unwrap_or_default();
+            if quiet.since(listening) >= QUIET {
+                return Ok(open);
+            }
+        }
+        let missing = wanted.difference(&open).map(|port| port.target.to_string());
+        Err(format!("nothing accepts on {}", missing.collect::<Vec<_>>().join(", ")))
+    }
+
+    /// The ports that the front publishes.
+    fn published(&self) -> BTreeSet<Expose> {
+        let ports = self.settings.ports.get(&self.stage).into_iter().flatten();
+        ports.map(|port| Expose { target: port.target, protocol: port.protocol }).collect()
+    }
+
+    /// Probes at the interval, and looks for published ports that begin to accept.
+    fn while_ready(&self, retries: u32, mut failures: u32, mut open: BTreeSet<Expose>) {
+        let check = self.settings.healthcheck.as_ref();
+        let interval = check.map(|check| nanos(check.interval, Duration::from_secs(30)));
+        let mut shut: BTreeSet<Expose> = self.published().difference(&open).copied().collect();
+        let mut due = Instant::now() + interval.unwrap_or_default();
+        loop {
+            let left = interval.map(|_| due.saturating_duration_since(Instant::now()));
+            let late = (!shut.is_empty()).then_some(LATE);
+            // Nothing is left to be asked.
+            let Some(pause) = left.into_iter().chain(late).min() else { return };
+            if !self.rest(pause) {
+                return;
+            }
+            let more = if shut.is_empty() { BTreeSet::new() } else { self.accepting(&shut) };
+            if !more.is_empty() {
+                shut.retain(|port| !more.contains(port));
+                open.extend(more);
+                self.say(Word::Opened(open.clone()));
+            }
+            if let Some(interval) = interval
+                && Instant::now() >= due
+            {
+                failures = self.judge(retries, failures);
+                due = Instant::now() + interval;
             }
         }
     }
 
-    fn nothing_to_ask(&self) -> bool {
-        let tcp = |expose: &Expose| expose.protocol == Protocol::Tcp;
-        self.settings.healthcheck.is_none() && !self.settings.expose.iter().any(tcp)
+    /// One probe of an instance that got ready: how many have failed in a row now.
+    fn judge(&self, retries: u32, failures: u32) -> u32 {
+        match self.check() {
+            Ok(()) if failures >= retries => self.say(Word::Healthy),
+            Ok(()) => {}
+            Err(answer) => {
+                self.say(Word::Answered(answer.clone()));
+                if failures.saturating_add(1) == retries {
+                    self.say(Word::Unhealthy(answer));
+                }
+                return failures.saturating_add(1);
+            }
+        }
+        0
     }
 
-    /// One probe: the health check, else whether every callable TCP port accepts.
-    fn probe(&self) -> Result<(), String> {
-        let Some(check) = &self.settings.healthcheck else { return self.ports_accept() };
+    /// The health check, once.
+    fn check(&self) -> Result<(), String> {
+        let Some(check) = &self.settings.healthcheck else { return Ok(()) };
         let argv = match check.test.split_first() {
             Some((kind, rest)) if kind == "CMD" => rest.to_vec(),
             Some((kind, rest)) if kind == "CMD-SHELL" => {
@@ -160,14 +234,44 @@ impl Prober {
         Err(format!("exit {}: {}", outcome.code, output.trim()).trim_end_matches(": ").to_owned())
     }
 
-    fn ports_accept(&self) -> Result<(), String> {
-        for expose in &self.settings.expose {
-            if expose.protocol == Protocol::Tcp {
-                let at = SocketAddr::from((self.address, expose.target));
-                TcpStream::connect_timeout(&at, Duration::from_secs(1))
-                    .map_err(|error| format!("port {}: {error}", expose.target))?;
+    /// Those of `ports` that accept. Nobody can be asked whether a datagram is welcome, so of UDP
+    /// it is whether somebody has the port.
+    fn accepting(&self, ports: &BTreeSet<Expose>) -> BTreeSet<Expose> {
+        let udp = ports.iter().any(|port| port.protocol == Protocol::Udp);
+        let bound =
+            if udp { self.running.listening().unwrap_or_default() } else { BTreeSet::new() };
+        let has_it = |target: u16| {
+            bound.iter().any(|(protocol, at)| {
+                let reached = at.ip().is_unspecified() || at.ip() == IpAddr::V4(self.address);
+                *protocol == Protocol::Udp && at.port() == target && reached
+            })
+        };
+        let accepts = |port: &&Expose| match port.protocol {
+            Protocol::Udp => has_it(port.target),
+            Protocol::Tcp => {
+                let at = SocketAddr::from((self.address, port.target));
+                TcpStream::connect_timeout(&at, Duration::from_secs(1)).is_ok()
             }
+        };
+        ports.iter().filter(accepts).copied().collect()
+    }
+}
+
+/// Since when nothing new listens.
+#[derive(Debug, Default)]
+struct Quiet {
+    known: BTreeSet<Listening>,
+    since: Option<Instant>,
+}
+
+impl Quiet {
+    /// How long `listening` has had nothing new.
+    fn since(&mut self, listening: BTreeSet<Listening>) -> Duration {
+        let news = listening.iter().any(|it| !self.known.contains(it));
+        if news || self.since.is_none() {
+            self.since = Some(Instant::now());
         }
-        Ok(())
+        self.known = listening;
+        self.since.map(|since| since.elapsed()).unwrap_or_default()
     }
 }

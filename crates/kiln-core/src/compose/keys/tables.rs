@@ -34,12 +34,17 @@ pub(super) const ALL: &[&Keys] = &[
     &KILN_TEST,
     &KILN_STRATEGY,
     &KILN_SERVICE,
+    &KILN_NETWORK,
 ];
 
 const DEPLOY_LIMITS: &str =
     "limits belong under deploy.resources.limits, or mem_limit, cpus, pids_limit";
 const HOST_OWNED: &str = "an instance has namespaces, names and devices of its own";
-const ONE_NETWORK: &str = "every service is on the one network `default`, by its name and aliases";
+const OTHER_PROJECTS: &str =
+    "declare that project's network as `external` and be on it: its services are found by name";
+/// What is listed of addresses that somebody asked for.
+pub(in crate::compose) const OWN_ADDRESSES: &str =
+    "Kiln gives addresses; a service is found by its name";
 
 pub(in crate::compose) const TOP: Keys = Keys {
     name: "Top level",
@@ -47,7 +52,7 @@ pub(in crate::compose) const TOP: Keys = Keys {
         honoured("configs", ""),
         honoured("include", "files and lists of files, `project_directory`, `env_file`"),
         honoured("name", "`-p` and `COMPOSE_PROJECT_NAME` win over it"),
-        honoured("networks", "only `default`"),
+        honoured("networks", "see [network](network.md)"),
         honoured("secrets", ""),
         honoured("services", ""),
         honoured("volumes", ""),
@@ -90,8 +95,16 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
             "a base of `x-kiln.bases`, else an image from a registry ([images.md](images.md)); beside `build` it is only a tag, and listed",
         ),
         honoured("init", ""),
+        honoured(
+            "links",
+            "`SERVICE` or `SERVICE:ALIAS`: a name for this service alone, and a dependency",
+        ),
         honoured("mem_limit", "as `deploy.resources.limits.memory`; at least 6 MB"),
-        honoured("networks", "only `default`, with `aliases`"),
+        honoured(
+            "network_mode",
+            "`none`, `bridge`, `service:NAME`; `host` by the root's own policy",
+        ),
+        honoured("networks", "those of the top level and `default`, each with `aliases`"),
         honoured("pids_limit", "as `deploy.resources.limits.pids`; 0 and less is no limit"),
         honoured("platform", "this machine's; any other is refused"),
         honoured(
@@ -132,6 +145,7 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         listed("label_file", ""),
         listed("labels", ""),
         listed("logging", "Kiln keeps its own logs"),
+        listed("mac_address", ""),
         listed("pull_policy", ""),
         listed("pull_refresh_after", ""),
         listed("stdin_open", ""),
@@ -157,21 +171,15 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         refused("dns_opt", "names come from the host's resolvers"),
         refused("dns_search", "names come from the host's resolvers"),
         refused("domainname", "write the full name into `hostname`"),
-        refused("external_links", ONE_NETWORK),
+        refused("external_links", OTHER_PROJECTS),
         refused("gpus", HOST_OWNED),
         refused("group_add", "write `user: USER:GROUP`"),
         refused("ipc", HOST_OWNED).unless(&["private", "shareable"]),
         refused("isolation", "").unless(&["default"]),
-        refused(
-            "links",
-            "services find each other by name; an alias goes under networks.default.aliases",
-        ),
-        refused("mac_address", ONE_NETWORK),
         refused("mem_reservation", DEPLOY_LIMITS),
         refused("mem_swappiness", DEPLOY_LIMITS).unless(&["0"]),
         refused("memswap_limit", DEPLOY_LIMITS),
         refused("models", ""),
-        refused("network_mode", ONE_NETWORK).unless(&["bridge", "default"]),
         refused("oom_kill_disable", DEPLOY_LIMITS),
         refused("oom_score_adj", DEPLOY_LIMITS).unless(&["0"]),
         refused("pid", HOST_OWNED),
@@ -263,7 +271,7 @@ pub(in crate::compose) const PORT: Keys = Keys {
     keys: &[
         honoured("app_protocol", ""),
         honoured("host_ip", ""),
-        honoured("protocol", "TCP; publishing a UDP port is refused"),
+        honoured("protocol", "`tcp` or `udp`"),
         honoured("published", "one port; without it the system chooses"),
         honoured("target", ""),
         listed("mode", ""),
@@ -381,16 +389,20 @@ pub(in crate::compose) const TOP_VOLUME: Keys = Keys {
 pub(in crate::compose) const TOP_NETWORK: Keys = Keys {
     name: "`networks` at the top",
     keys: &[
-        honoured("driver", "`bridge`, listed"),
-        honoured("external", "`false`, listed"),
+        honoured("driver", "`bridge` and `overlay`, listed: there is one machine"),
+        honoured("enable_ipv4", "`true`, listed"),
+        honoured(
+            "enable_ipv6",
+            "listed: instances reach one another by IPv4, published ports have IPv6",
+        ),
+        honoured("external", "a network that another project shares"),
+        honoured("internal", "neither the outside nor the host is reached from there"),
+        honoured("name", "other projects may have a part in it by this name"),
+        honoured("x-kiln", "see below"),
         listed("attachable", ""),
+        listed("driver_opts", ""),
+        listed("ipam", ""),
         listed("labels", ""),
-        listed("name", ""),
-        refused("driver_opts", ONE_NETWORK),
-        refused("enable_ipv4", ONE_NETWORK),
-        refused("enable_ipv6", ONE_NETWORK),
-        refused("internal", ONE_NETWORK),
-        refused("ipam", "Kiln claims its addresses by itself"),
     ],
 };
 
@@ -398,14 +410,14 @@ pub(in crate::compose) const NETWORK: Keys = Keys {
     name: "`networks` of a service",
     keys: &[
         honoured("aliases", ""),
+        listed("driver_opts", ""),
         listed("gw_priority", ""),
+        listed("interface_name", ""),
+        listed("ipv4_address", OWN_ADDRESSES),
+        listed("ipv6_address", OWN_ADDRESSES),
+        listed("link_local_ips", OWN_ADDRESSES),
+        listed("mac_address", OWN_ADDRESSES),
         listed("priority", ""),
-        refused("driver_opts", ONE_NETWORK),
-        refused("interface_name", ONE_NETWORK),
-        refused("ipv4_address", "addresses are Kiln's to give; use the service's name"),
-        refused("ipv6_address", "addresses are Kiln's to give; use the service's name"),
-        refused("link_local_ips", "addresses are Kiln's to give; use the service's name"),
-        refused("mac_address", ONE_NETWORK),
     ],
 };
 
@@ -519,4 +531,12 @@ pub(in crate::compose) const KILN_SERVICE: Keys = Keys {
         ),
         honoured("worker", "nobody can call it, whatever it exposes"),
     ],
+};
+
+pub(in crate::compose) const KILN_NETWORK: Keys = Keys {
+    name: "`x-kiln` of a network",
+    keys: &[honoured(
+        "joinable",
+        "other projects may have a part in it, as `PROJECT_NETWORK` unless `name` says otherwise",
+    )],
 };

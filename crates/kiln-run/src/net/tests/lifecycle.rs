@@ -67,7 +67,9 @@ fn two_roots_do_not_touch_each_other() {
 
         let (a, c) = (first.instance(1), first.instance(2));
         let b = Namespace::new();
-        let b_spec = second.admit(second.range().instance(1).unwrap(), Some("all")).unwrap();
+        let b_spec = second
+            .admit(second.range().instance(1).unwrap(), Some(&crate::net::Networks::one("all")))
+            .unwrap();
         attach_to(b.fd(), &b_spec).unwrap();
         let server = b.run(|| super::world::Server::start("b", 80));
         let _own = c.serve("c", 80);

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::world::{OUTSIDE, PATIENCE, Server, UPLINK, World, ask, on_a_host, outside};
-use crate::net::GATEWAY;
 use crate::net::message::Batch;
 use crate::net::netlink::Socket;
+use crate::net::{GATEWAY, Networks};
 
 #[test]
 fn instances_reach_one_another_by_virtual_address() {
@@ -224,7 +224,7 @@ fn only_those_of_a_group_reach_one_another() {
         // An address changes hands while a datagram's sender goes on: no flow of before is a way in.
         let (text, from) = (a2.namespace.run(udp), a.spec.address);
         assert_eq!(datagram(&text, from, 80).unwrap().0, "a");
-        world.host.admit(from, Some("b")).unwrap();
+        world.host.admit(from, Some(&Networks::one("b"))).unwrap();
         assert!(datagram(&text, from, 80).is_err());
         world.host.expel(from).unwrap();
         assert!(b.ask(from, 80).is_err());
@@ -232,7 +232,7 @@ fn only_those_of_a_group_reach_one_another() {
         // The next agent knows names, not numbers: all move in at once, wherever they were.
         let again = crate::net::Host::setup_in(world.run.path(), world.root.path()).unwrap();
         let named = |instance: &super::world::Instance, name: &str| {
-            (instance.spec.address, name.to_owned())
+            (instance.spec.address, Networks::one(name))
         };
         again.admit_all(&[named(&a, "b"), named(&a2, "a"), named(&b, "b")]).unwrap();
         assert!(b.ask(from, 80).is_ok() && a2.ask(from, 80).is_err());
@@ -245,6 +245,77 @@ fn only_those_of_a_group_reach_one_another() {
 }
 
 #[test]
+fn by_networks_and_nothing_leads_out_of_those_that_are_internal() {
+    on_a_host(|| {
+        let outside = outside();
+        let world = World::new();
+        let _server = outside.run(|| Server::start("outside", 80));
+        let on = |names: &[&str], inside| Networks {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            inside,
+        };
+        let front = world.instance_on(1, Some(&on(&["front"], false)));
+        let back = world.instance_on(2, Some(&on(&["back"], true)));
+        let both = world.instance_on(3, Some(&on(&["front", "back"], false)));
+        let _servers = [front.serve("front", 80), back.serve("back", 80), both.serve("both", 80)];
+        let reaches = |from: &super::world::Instance, to: &super::world::Instance| {
+            from.ask(to.spec.address, 80).is_ok()
+        };
+        let judge = || {
+            assert!(reaches(&front, &both) && reaches(&both, &front));
+            assert!(reaches(&back, &both) && reaches(&both, &back));
+            assert!(!reaches(&front, &back) && !reaches(&back, &front));
+            assert!(front.ask(OUTSIDE, 80).is_ok() && both.ask(OUTSIDE, 80).is_ok());
+            let refused = back.ask(OUTSIDE, 80).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        };
+        judge();
+        // The host reaches what is inside, and is not reached from there.
+        assert!(ask(back.spec.address, 80).is_ok());
+        let host = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = host.local_addr().unwrap().port();
+        assert!(both.namespace.run(|| connect(GATEWAY, port)).is_ok());
+        let refused = back.namespace.run(|| connect(GATEWAY, port)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        // The next agent finds it so before it knows any name, and goes on with it.
+        let again = crate::net::Host::setup_in(world.run.path(), world.root.path()).unwrap();
+        judge();
+        again
+            .admit_all(&[
+                (front.spec.address, on(&["front"], false)),
+                (back.spec.address, on(&["back"], true)),
+                (both.spec.address, on(&["front", "back"], false)),
+            ])
+            .unwrap();
+        judge();
+        assert!(again.ensure().unwrap().is_empty(), "all is in order");
+        drop(again);
+        world.host.teardown().unwrap();
+    });
+}
+
+fn connect(to: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
+    TcpStream::connect_timeout(&(to, port).into(), PATIENCE)
+}
+
+#[test]
+fn the_host_calls_by_virtual_address_too() {
+    on_a_host(|| {
+        let world = World::new();
+        let _outside = outside();
+        let (one, two) = (world.instance(1), world.instance(2));
+        let _servers = [one.serve("one", 80), two.serve("two", 80)];
+        let at = world.virtual_address(0);
+        assert!(ask(at, 80).is_err(), "nobody is behind it");
+        world.map(0, &one);
+        assert!(ask(at, 80).unwrap().starts_with("one "));
+        world.map(0, &two);
+        assert!(ask(at, 80).unwrap().starts_with("two "));
+        world.host.teardown().unwrap();
+    });
+}
+
+#[test]
 fn a_thousand_instances_cost_a_thousand_times_one() {
     on_a_host(|| {
         let world = World::new();
@@ -252,7 +323,7 @@ fn a_thousand_instances_cost_a_thousand_times_one() {
             let begun = Instant::now();
             for n in from..to {
                 let address = world.host.range().instance(n).unwrap();
-                world.host.admit(address, Some("all")).unwrap();
+                world.host.admit(address, Some(&Networks::one("all"))).unwrap();
             }
             begun.elapsed()
         };

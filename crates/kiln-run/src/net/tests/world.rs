@@ -15,7 +15,7 @@ use crate::net::attach::attach_to;
 use crate::net::link::Pair;
 use crate::net::message::Batch;
 use crate::net::netlink::Socket;
-use crate::net::{Host, NetSpec};
+use crate::net::{Host, NetSpec, Networks};
 
 /// Longer than anything here takes, shorter than a TCP handshake that lost its first packet.
 pub(super) const PATIENCE: Duration = Duration::from_millis(2500);
@@ -94,9 +94,13 @@ impl World {
     }
 
     pub(super) fn instance_of(&self, n: u32, group: Option<&str>) -> Instance {
+        self.instance_on(n, group.map(Networks::one).as_ref())
+    }
+
+    pub(super) fn instance_on(&self, n: u32, networks: Option<&Networks>) -> Instance {
         let namespace = Namespace::new();
         let address = self.host.range().instance(n).unwrap();
-        let spec = self.host.admit(address, group).unwrap();
+        let spec = self.host.admit(address, networks).unwrap();
         attach_to(namespace.fd(), &spec).unwrap();
         Instance { namespace, spec }
     }

@@ -140,11 +140,13 @@ impl<'a> Lone<'a> {
             agent: Arc::clone(self.agent),
             running: Arc::clone(&self.running),
             settings,
+            stage: self.stage.id.stage.clone(),
+            before: self.instance.before.clone(),
             address: self.instance.address,
             to,
             wanted: closed,
         };
-        std::thread::spawn(move || prober.run(&Life::Starting));
+        std::thread::spawn(move || prober.run(&Life::Starting, None));
         let mut deadline = Instant::now() + limit;
         let mut ready = false;
         let stood = loop {
@@ -152,7 +154,7 @@ impl<'a> Lone<'a> {
             if let Known::Ended(end) = self.running.wait_for(LOOK) {
                 break Stood::Ended(end);
             }
-            if !ready && words.try_iter().any(|word| matches!(word, Word::Ready)) {
+            if !ready && words.try_iter().any(|word| matches!(word, Word::Ready(_))) {
                 ready = true;
                 deadline = Instant::now() + AFTERWARDS;
             }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::serve::ports;
 use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
+use crate::agent::silence::{self, SILENT};
 use crate::agent::stage::{Instance, Life, Role, Stage, StageState};
 use crate::agent::{Agent, layer, released};
 use crate::answers;
@@ -18,10 +19,22 @@ use crate::report::{Because, Report};
 /// `kiln ps`: every instance, with its slots.
 pub(super) fn ps(agent: &Agent, project: Option<&str>) -> Answer {
     let mut instances = Vec::new();
+    let mut published = Vec::new();
     for stage in agent.stages() {
         if project.is_some_and(|project| project != stage.id.project) {
             continue;
         }
+        let serving = {
+            let state = stage.state();
+            let active = state.with_role(Role::Active);
+            active.and_then(|slot| state.releases.get(&slot.release).cloned())
+        };
+        let open = serving.map(|release| ports(agent, &release, &stage.id));
+        published.extend(open.into_iter().flatten().map(|port| answers::StagePort {
+            project: stage.id.project.clone(),
+            stage: stage.id.stage.clone(),
+            port,
+        }));
         let state = stage.state();
         instances.extend(state.instances.values().map(|instance| answers::Placed {
             project: stage.id.project.clone(),
@@ -29,7 +42,7 @@ pub(super) fn ps(agent: &Agent, project: Option<&str>) -> Answer {
             instance: describe(&state, instance),
         }));
     }
-    Answer::of(&answers::Ps { instances })
+    Answer::of(&answers::Ps { instances, ports: published })
 }
 
 fn describe(state: &StageState, instance: &Instance) -> answers::Instance {
@@ -40,8 +53,14 @@ fn describe(state: &StageState, instance: &Instance) -> answers::Instance {
         .map(|slot| answers::Slot { role: state.role(&slot.release), release: slot.release })
         .filter(|slot| slot.role != Role::Names)
         .collect();
+    let silent = instance.silent.then(|| {
+        let released = state.releases.get(&instance.born)?.services.get(&instance.service)?;
+        Some(silence::sentence(instance, &released.settings))
+    });
+    let silent = silent.flatten();
     let (word, how) = match (&instance.unknown, &instance.life) {
         (Some(why), _) => ("unknown", Some(why)),
+        (None, Life::Ready) if silent.is_some() => (SILENT, silent.as_ref()),
         (None, life @ (Life::BackOff { how } | Life::Failed { how })) => (life.word(), Some(how)),
         (None, life) => (life.word(), None),
     };
@@ -80,6 +99,8 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
     // All that may wait, for a disk or the front, before the state is looked at.
     let release = agent.release(&active);
     let (front, ledger) = (agent.front_says(stage), damaged(agent)?);
+    let served = release.as_ref().map(|release| ports(agent, release, &stage.id));
+    let served = served.unwrap_or_default();
     let state = stage.state();
     let names: BTreeSet<String> = match &release {
         Ok(release) => release.services.keys().cloned().collect(),
@@ -113,7 +134,7 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
         paused,
         trouble: agent.troubles.of(&stage.id),
         services,
-        ports: release.map(|release| ports(&release, &stage.id.stage)).unwrap_or_default(),
+        ports: served,
         scope: agent.host.range().scope().to_owned(),
         backing: agent.store.backing().to_string(),
     };

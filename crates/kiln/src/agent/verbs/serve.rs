@@ -1,6 +1,7 @@
 //! `up`, `plan` and `rollback`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,9 @@ use kiln_core::{Digest, Release};
 use super::build::known_services;
 use super::{Answer, load_and_tell, nothing_serves, with_turn};
 use crate::agent::provision::Patience;
+use crate::agent::routes::route_id;
 use crate::agent::session::Session;
+use crate::agent::silence::SILENT;
 use crate::agent::stage::{Instance, Seen, Stage, StageId, Wish};
 use crate::agent::{Agent, binds, folder, released, volumes};
 use crate::answers;
@@ -87,9 +90,10 @@ pub(super) fn up(
         }
         say_unknown(session, &stage);
         say_lacking(session, &stage, &target, &done);
+        say_joined(agent, session, &stage, &project);
         let front = agent.front_says(&stage);
         let written = agent.layers.news(agent, &stage, &target.digest);
-        Ok(outcome(&stage, &target, &done, Some(front), written, began))
+        Ok(outcome(agent, &stage, &target, &done, Some(front), written, began))
     })
 }
 
@@ -130,7 +134,22 @@ fn say_lacking(session: &Session, stage: &Stage, target: &Published, done: &Conv
     }
 }
 
+/// A network from elsewhere that nobody has is no error: who has it may come later.
+fn say_joined(agent: &Agent, session: &Session, stage: &Stage, project: &Project) {
+    let external = project.networks.iter().filter(|(_, network)| network.external);
+    for (key, network) in external {
+        let name = network.joined.as_ref().unwrap_or(key);
+        if !agent.is_joined(&stage.id, name) {
+            session.notice(format!(
+                "network `{key}`: no other project of this root has a part in `{name}` now; what \
+                 comes later is found by instances that start after it"
+            ));
+        }
+    }
+}
+
 fn outcome(
+    agent: &Agent,
     stage: &Stage,
     target: &Published,
     done: &Converged,
@@ -138,10 +157,12 @@ fn outcome(
     written: BTreeMap<String, Written>,
     began: Instant,
 ) -> Answer {
+    let ports = ports(agent, &target.release, &stage.id);
     let state = stage.state();
     let services = target.release.services.keys().map(|name| {
         let did = if done.plan.share.contains_key(name) { "kept" } else { "started" };
-        let health = state.member(&target.digest, name).map(|i| i.life.word().to_owned());
+        let word = |found: &Instance| if found.silent { SILENT } else { found.life.word() };
+        let health = state.member(&target.digest, name).map(|found| word(found).to_owned());
         (name.clone(), answers::Did { did: did.to_owned(), health })
     });
     Answer::of(&answers::Up {
@@ -153,7 +174,7 @@ fn outcome(
         source: target.release.source.clone(),
         differences: target.differences.iter().map(ToString::to_string).collect(),
         services: services.collect(),
-        ports: ports(&target.release, &stage.id.stage),
+        ports,
         paused: done.plan.paused.clone(),
         written,
         front,
@@ -162,17 +183,24 @@ fn outcome(
 }
 
 /// Where clients find the release.
-pub(super) fn ports(release: &Release, stage: &str) -> Vec<answers::Port> {
+pub(super) fn ports(agent: &Agent, release: &Release, stage: &StageId) -> Vec<answers::Port> {
     let mut all = Vec::new();
+    let open = agent.bound();
     for (service, released) in &release.services {
-        for port in released.settings.ports.get(stage).into_iter().flatten() {
+        for port in released.settings.ports.get(&stage.stage).into_iter().flatten() {
             let host = port.host_ip.map_or("localhost".to_owned(), |ip| match ip {
                 std::net::IpAddr::V6(ip) => format!("[{ip}]"),
                 std::net::IpAddr::V4(ip) => ip.to_string(),
             });
+            let id = route_id(stage, service, port);
+            let asked = |at: &SocketAddr| port.host_ip.is_none_or(|ip| ip == at.ip());
+            let bound = open.iter().filter(|it| it.route == id && asked(&it.asked));
+            let bound: Vec<SocketAddr> = bound.map(|it| it.bound).collect();
+            let chosen = bound.first().map_or(port.published, SocketAddr::port);
             all.push(answers::Port {
                 service: service.clone(),
-                address: format!("{host}:{}", port.published),
+                address: format!("{host}:{chosen}"),
+                bound,
                 target: port.target,
                 protocol: port.protocol,
             });
@@ -226,7 +254,7 @@ pub(super) fn rollback(
         let release = agent.release(&digest)?;
         let target = Published::of(digest, release);
         let done = converge(agent, session, stage, &target, Reason::Rollback, patience(timeout))?;
-        Ok(outcome(stage, &target, &done, None, BTreeMap::new(), began))
+        Ok(outcome(agent, stage, &target, &done, None, BTreeMap::new(), began))
     })
 }
 
@@ -259,7 +287,7 @@ pub(super) fn restart(
         let patience = patience(timeout);
         let done = converge(agent, session, stage, &target, Reason::Restart, patience)?;
         drop(wishing);
-        Ok(outcome(stage, &target, &done, None, BTreeMap::new(), began))
+        Ok(outcome(agent, stage, &target, &done, None, BTreeMap::new(), began))
     })
 }
 

@@ -147,10 +147,14 @@ fn lines(lines: &[String]) -> String {
 
 fn addresses(ports: &[answers::Port]) -> String {
     let mut out = String::new();
-    for answers::Port { service, address, protocol, .. } in ports {
+    for answers::Port { service, address, protocol, bound, target } in ports {
+        let later = match bound.is_empty() {
+            true => format!(" (not open: nothing accepts on {target} yet)"),
+            false => String::new(),
+        };
         let _ = match protocol {
-            Protocol::Tcp => writeln!(out, "  {service:<12} http://{address}/"),
-            Protocol::Udp => writeln!(out, "  {service:<12} {address}/udp"),
+            Protocol::Tcp => writeln!(out, "  {service:<12} http://{address}/{later}"),
+            Protocol::Udp => writeln!(out, "  {service:<12} {address}/udp{later}"),
         };
     }
     out
@@ -266,6 +270,9 @@ fn ps(found: &answers::Ps) -> String {
         let here = found.instances.iter().filter(|it| it.project == project && it.stage == stage);
         rows.extend(here.map(|placed| instance_row(&placed.instance)));
         out.push_str(&table(&rows));
+        let here = found.ports.iter().filter(|it| it.project == project && it.stage == stage);
+        let ports: Vec<answers::Port> = here.map(|it| it.port.clone()).collect();
+        out.push_str(&addresses(&ports));
     }
     out
 }

@@ -1,0 +1,179 @@
+//! Joined networks: at which addresses the services of one project are found by those of others.
+//!
+//! A name of a slot leads to the instance of that slot. What another project calls leads to what
+//! serves now, so it is an address of its own: it belongs to the stage and the service, follows
+//! every switch, and stays until the root is shut down, for somebody may have it in `/etc/hosts`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use kiln_run::known::boot_id;
+use serde::{Deserialize, Serialize};
+
+use super::network::{self, Net};
+use super::stage::{Life, Role, Stage, StageId, StageState};
+use super::{Agent, lock};
+use crate::report::{Because, Report};
+
+/// The addresses that were given, by stage and service.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    path: PathBuf,
+    given: Mutex<Given>,
+    /// Held while more are given: whoever only looks does not wait for the disk.
+    giving: Mutex<()>,
+}
+
+/// By `PROJECT/STAGE SERVICE`.
+type Given = BTreeMap<String, Ipv4Addr>;
+
+/// What is written, so that the next agent goes on with it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct File {
+    /// The boot of the machine under which it was written: under another one nobody knows them.
+    boot: String,
+    addresses: Given,
+}
+
+fn path(root: &Path) -> PathBuf {
+    root.join("run").join("joined.json")
+}
+
+fn key(stage: &StageId, service: &str) -> String {
+    format!("{stage} {service}")
+}
+
+/// What an earlier agent of this boot has given.
+pub(crate) fn given(root: &Path) -> BTreeMap<String, Ipv4Addr> {
+    let Ok(text) = std::fs::read(path(root)) else { return Given::new() };
+    let file: File = serde_json::from_slice(&text).unwrap_or_default();
+    if boot_id().is_ok_and(|boot| boot == file.boot) { file.addresses } else { Given::new() }
+}
+
+impl Joined {
+    /// Those of `root`.
+    pub(crate) fn of(root: &Path) -> Self {
+        Self { path: path(root), given: Mutex::new(given(root)), giving: Mutex::default() }
+    }
+
+    /// Where those of `stage` are found, with where each leads now.
+    pub(crate) fn translation(
+        &self,
+        stage: &StageId,
+        state: &StageState,
+    ) -> Vec<(Ipv4Addr, Option<Ipv4Addr>)> {
+        let own = format!("{stage} ");
+        let given = lock(&self.given);
+        let of_stage = given.iter().filter_map(|(key, at)| Some((key.strip_prefix(&own)?, *at)));
+        of_stage.map(|(service, at)| (at, serving(state, service))).collect()
+    }
+
+    fn write(&self, given: &Given) -> std::io::Result<()> {
+        let parent = self.path.parent().unwrap_or(&self.path);
+        std::fs::create_dir_all(parent)?;
+        let part = tempfile::NamedTempFile::new_in(parent)?;
+        let file = File { boot: boot_id()?, addresses: given.clone() };
+        std::io::Write::write_all(&mut &part, &serde_json::to_vec(&file)?)?;
+        part.persist(&self.path)?;
+        Ok(())
+    }
+}
+
+/// The address of the newest instance of `service` that serves.
+fn serving(state: &StageState, service: &str) -> Option<Ipv4Addr> {
+    let found = state.with_role(Role::Active)?.of(service).iter().rev().find_map(|id| {
+        let lives = |life: &Life| !matches!(life, Life::BackOff { .. } | Life::Failed { .. });
+        state.instances.get(id).filter(|found| lives(&found.life))
+    });
+    found.map(|found| found.address)
+}
+
+impl Agent {
+    /// The names that an instance of `stage` finds on its joined networks, beside those of its own
+    /// project: what serves in the stages of that name of others.
+    pub(crate) fn joined_names(
+        &self,
+        stage: &Stage,
+        net: &Net,
+    ) -> Result<Vec<(Ipv4Addr, Vec<String>)>, Report> {
+        let shared = network::joined(net);
+        let mut all = Vec::new();
+        if shared.is_empty() {
+            return Ok(all);
+        }
+        for other in self.neighbours(&stage.id) {
+            let found = on(&other, &shared);
+            let services: Vec<&String> = found.iter().map(|(service, _)| service).collect();
+            let addresses = self.joined_addresses(&other.id, &services)?;
+            self.translate(&other)?;
+            let names = found.into_iter().map(|(service, mut names)| {
+                names.insert(0, service);
+                names
+            });
+            all.extend(addresses.into_iter().zip(names));
+        }
+        Ok(all)
+    }
+
+    /// Whether a stage of another project serves something on the network that is joined as `name`.
+    pub(crate) fn is_joined(&self, stage: &StageId, name: &str) -> bool {
+        let shared = BTreeSet::from([network::joined_name(stage, name)]);
+        self.neighbours(stage).iter().any(|other| !on(other, &shared).is_empty())
+    }
+
+    /// Stages of the same name of other projects.
+    fn neighbours(&self, stage: &StageId) -> Vec<std::sync::Arc<Stage>> {
+        let mut all = self.stages();
+        all.retain(|other| other.id.stage == stage.stage && other.id.project != stage.project);
+        all
+    }
+
+    /// The addresses at which services of `stage` are found by other projects, in their order.
+    fn joined_addresses(
+        &self,
+        stage: &StageId,
+        services: &[&String],
+    ) -> Result<Vec<Ipv4Addr>, Report> {
+        let _alone = lock(&self.joined.giving);
+        let mut given = lock(&self.joined.given).clone();
+        let keys: Vec<String> = services.iter().map(|service| key(stage, service)).collect();
+        let missing: Vec<&String> = keys.iter().filter(|key| !given.contains_key(*key)).collect();
+        if !missing.is_empty() {
+            let fresh = self.addresses.take_virtuals(&self.host, missing.len())?;
+            let mut more = given.clone();
+            more.extend(missing.into_iter().cloned().zip(fresh.iter().copied()));
+            // Written before anybody knows them: the next agent must not give them to others.
+            let written = self
+                .joined
+                .write(&more)
+                .because(|| format!("writing {}", self.joined.path.display()));
+            if let Err(report) = written {
+                fresh.into_iter().for_each(|address| self.addresses.give_back(address));
+                return Err(report);
+            }
+            *lock(&self.joined.given) = more.clone();
+            given = more;
+        }
+        Ok(keys.iter().filter_map(|key| given.get(key).copied()).collect())
+    }
+}
+
+/// Services of what serves in `stage` that are on one of the networks `shared`, with their aliases
+/// there.
+fn on(stage: &Stage, shared: &BTreeSet<String>) -> Vec<(String, Vec<String>)> {
+    let state = stage.state();
+    let release =
+        state.with_role(Role::Active).and_then(|slot| state.releases.get(&slot.release).cloned());
+    drop(state);
+    let Some(release) = release else { return Vec::new() };
+    release
+        .services
+        .keys()
+        .filter_map(|name| {
+            let aliases = network::aliases_on(&stage.id, &release, name, shared)?;
+            Some((name.clone(), aliases))
+        })
+        .collect()
+}
