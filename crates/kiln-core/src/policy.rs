@@ -30,6 +30,8 @@ pub struct RootPolicy {
     capabilities: BTreeMap<String, BTreeSet<String>>,
     /// Services that may have the host's network.
     host_network: BTreeSet<String>,
+    /// Services that may run without the filter of system calls.
+    unconfined: BTreeSet<String>,
 }
 
 /// Why a policy file cannot be read.
@@ -43,8 +45,8 @@ pub struct PolicyError {
 }
 
 impl RootPolicy {
-    /// Reads a file: `kiln-policy 1`, then `allow-capability SERVICE NAME` or
-    /// `allow-host-network SERVICE` a line, and comments after `#`.
+    /// Reads a file: `kiln-policy 1`, then `allow-capability SERVICE NAME`, `allow-host-network
+    /// SERVICE` or `allow-unconfined SERVICE` a line, and comments after `#`.
     ///
     /// # Errors
     /// For anything else: a rule that is not understood must not be left out.
@@ -63,6 +65,9 @@ impl RootPolicy {
                     }
                     headed = true;
                 }
+                ["allow-unconfined", service] => {
+                    policy.unconfined.insert((*service).to_owned());
+                }
                 ["allow-capability", service, name] => {
                     let upper = name.to_ascii_uppercase();
                     let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
@@ -76,8 +81,8 @@ impl RootPolicy {
                     policy.host_network.insert((*service).to_owned());
                 }
                 _ => {
-                    let message = "only `allow-capability SERVICE NAME` and \
-                                   `allow-host-network SERVICE` are known";
+                    let message = "only `allow-capability SERVICE NAME`, `allow-host-network \
+                                   SERVICE` and `allow-unconfined SERVICE` are known";
                     return Err(wrong(message.to_owned()));
                 }
             }
@@ -92,6 +97,11 @@ impl RootPolicy {
     /// Whether a service may have the host's network. Nothing but this allows it, in any stage.
     pub fn allows_host_network(&self, service: &str) -> bool {
         self.host_network.contains(service)
+    }
+
+    /// Whether a service may run without the filter of system calls.
+    pub fn allows_unconfined(&self, service: &str) -> bool {
+        self.unconfined.contains(service)
     }
 
     fn allows(&self, service: &str, capability: &str) -> bool {
@@ -173,6 +183,8 @@ mod tests {
         assert!(!policy.allows("db", "BPF") && !policy.allows("web", "SYS_ADMIN"));
         let policy = RootPolicy::parse("kiln-policy 1\nallow-host-network dns\n").unwrap();
         assert!(policy.allows_host_network("dns") && !policy.allows_host_network("db"));
+        let policy = RootPolicy::parse("kiln-policy 1\nallow-unconfined db\n").unwrap();
+        assert!(policy.allows_unconfined("db") && !policy.allows_unconfined("web"));
         for (text, line) in [
             ("", 1),
             ("kiln-policy 2\n", 1),

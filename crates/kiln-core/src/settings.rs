@@ -125,6 +125,10 @@ pub fn settings(
         capabilities: capabilities(&service.cap_add, &service.cap_drop),
         extra_hosts: service.extra_hosts.clone(),
         limits: service.limits.clone(),
+        groups: service.groups.clone(),
+        sysctls: service.sysctls.clone(),
+        dns: service.dns.clone(),
+        unconfined: service.unconfined,
         files,
         worker,
     };

@@ -24,7 +24,7 @@ pub(crate) const TOP: &str = "kiln";
 /// manager nor a logout takes them along.
 pub(crate) const SHIMS: &str = "shims";
 
-const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "cpuset"];
 /// Of the cpu controller, in microseconds: the kernel's default.
 const PERIOD: u64 = 100_000;
 
@@ -92,14 +92,24 @@ impl Cgroups {
 
     /// The group `name`, made if it is missing, with `limits`.
     pub(crate) fn group(&self, name: &str, limits: &Limits) -> Result<Group, Fault> {
-        let group = Group { cgroups: self.clone(), name: name.to_owned(), v1: Vec::new() };
+        let group = Group {
+            cgroups: self.clone(),
+            name: name.to_owned(),
+            v1: Vec::new(),
+            unmet: Vec::new(),
+        };
         make(&group.path()).step(|| format!("make the control group {name}"))?;
         group.limit(limits)
     }
 
     /// The new group `name` below one that must be there: an instance's, which may just end.
     pub(crate) fn below(&self, name: &str) -> Result<Group, Fault> {
-        let group = Group { cgroups: self.clone(), name: name.to_owned(), v1: Vec::new() };
+        let group = Group {
+            cgroups: self.clone(),
+            name: name.to_owned(),
+            v1: Vec::new(),
+            unmet: Vec::new(),
+        };
         fs::create_dir(group.path()).step(|| format!("make the control group {name}"))?;
         Ok(group)
     }
@@ -113,7 +123,7 @@ impl Cgroups {
                 v1.push(path);
             }
         }
-        Group { cgroups: self.clone(), name: name.to_owned(), v1 }
+        Group { cgroups: self.clone(), name: name.to_owned(), v1, unmet: Vec::new() }
     }
 
     /// Names of the groups directly below `parent`, in any hierarchy.
@@ -150,7 +160,23 @@ pub(crate) struct Group {
     name: String,
     /// v1 groups that the program has to be attached to.
     v1: Vec<PathBuf>,
+    /// What was asked for and cannot be given here, in words.
+    unmet: Vec<String>,
 }
+
+/// What becomes of a setting that this machine does not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Nothing runs without it.
+    Must,
+    /// Nobody asked for it.
+    Try,
+    /// It is told.
+    Tell,
+}
+
+/// A file of a group and what is written to it.
+type Setting = (&'static str, String, Need);
 
 impl Group {
     fn path(&self) -> PathBuf {
@@ -164,57 +190,41 @@ impl Group {
             .step(|| format!("open the control group {}", self.name))
     }
 
+    /// What was asked for and cannot be given here.
+    pub(crate) fn unmet(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.unmet)
+    }
+
     fn limit(mut self, limits: &Limits) -> Result<Self, Fault> {
-        let quota = limits.nano_cpus.map(|nano| (nano / (1_000_000_000 / PERIOD)).max(1_000));
-        for controller in CONTROLLERS {
-            let (v1, v2): (Vec<_>, Vec<_>) = match controller {
-                "memory" => (
-                    setting(limits.memory, |bytes| {
-                        let with_swap = bytes.saturating_mul(2).to_string();
-                        vec![
-                            ("memory.limit_in_bytes", bytes.to_string(), true),
-                            ("memory.memsw.limit_in_bytes", with_swap, false),
-                        ]
-                    }),
-                    setting(limits.memory, |bytes| {
-                        vec![
-                            ("memory.max", bytes.to_string(), true),
-                            ("memory.swap.max", bytes.to_string(), false),
-                        ]
-                    }),
-                ),
-                "cpu" => (
-                    setting(quota, |quota| {
-                        vec![
-                            ("cpu.cfs_period_us", PERIOD.to_string(), true),
-                            ("cpu.cfs_quota_us", quota.to_string(), true),
-                        ]
-                    }),
-                    setting(quota, |quota| vec![("cpu.max", format!("{quota} {PERIOD}"), true)]),
-                ),
-                _ => (
-                    setting(limits.pids, |most| vec![("pids.max", most.to_string(), true)]),
-                    setting(limits.pids, |most| vec![("pids.max", most.to_string(), true)]),
-                ),
-            };
-            if !v2.is_empty() {
-                self.apply(controller, &v1, &v2)?;
+        for (controller, v1, v2) in [
+            ("memory", memory_v1(limits), memory_v2(limits)),
+            ("cpu", cpu_v1(limits), cpu_v2(limits)),
+            ("pids", pids(limits), pids(limits)),
+            ("cpuset", cpuset(limits), cpuset(limits)),
+        ] {
+            if v2.is_empty() && v1.is_empty() {
+                continue;
+            }
+            let optional = v1.iter().chain(&v2).all(|(_, _, need)| *need != Need::Must);
+            match self.apply(controller, &v1, &v2) {
+                Err(fault) if optional => {
+                    self.unmet.push(format!("{}: {}", fault.step, fault.message));
+                }
+                done => done?,
             }
         }
         Ok(self)
     }
 
-    fn apply(
-        &mut self,
-        controller: &str,
-        v1: &[(&str, String, bool)],
-        v2: &[(&str, String, bool)],
-    ) -> Result<(), Fault> {
+    fn apply(&mut self, controller: &str, v1: &[Setting], v2: &[Setting]) -> Result<(), Fault> {
         let mount = self.cgroups.v1.iter().find(|(name, _)| *name == controller);
         let (path, settings) = match mount {
             Some((_, mount)) => {
                 let path = mount.join(&self.name);
                 make(&path).step(|| format!("make {}", path.display()))?;
+                if controller == "cpuset" {
+                    inherit_cpuset(mount, &self.name)?;
+                }
                 if !self.v1.contains(&path) {
                     self.v1.push(path.clone());
                 }
@@ -225,12 +235,16 @@ impl Group {
                 (self.path(), v2)
             }
         };
-        for (file, value, needed) in settings {
+        for (file, value, need) in settings {
             let file = path.join(file);
+            let step = || format!("write `{value}` to {}", file.display());
             match fs::write(&file, value) {
                 // Swap accounting may be off.
-                Err(_) if !needed => {}
-                done => done.step(|| format!("write `{value}` to {}", file.display()))?,
+                Err(_) if *need == Need::Try => {}
+                Err(error) if *need == Need::Tell => {
+                    self.unmet.push(format!("this machine does not {}: {error}", step()));
+                }
+                done => done.step(step)?,
             }
         }
         Ok(())
@@ -431,11 +445,96 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
-fn setting<T>(
-    value: Option<u64>,
-    make: impl FnOnce(u64) -> Vec<(&'static str, T, bool)>,
-) -> Vec<(&'static str, T, bool)> {
-    value.map(make).unwrap_or_default()
+/// Memory and swap together, in bytes; as much swap as memory where nobody says.
+fn with_swap(limits: &Limits) -> Option<(i64, Need)> {
+    match (limits.swap, limits.memory) {
+        (Some(swap), _) => Some((swap, Need::Tell)),
+        (None, Some(memory)) => {
+            let both = i64::try_from(memory.saturating_mul(2)).unwrap_or(i64::MAX);
+            Some((both, Need::Try))
+        }
+        (None, None) => None,
+    }
+}
+
+fn memory_v1(limits: &Limits) -> Vec<Setting> {
+    let Limits { memory, reservation, .. } = limits;
+    let mut all = Vec::new();
+    all.extend(memory.map(|bytes| ("memory.limit_in_bytes", bytes.to_string(), Need::Must)));
+    let swap = with_swap(limits).map(|(both, need)| (both.to_string(), need));
+    all.extend(swap.map(|(both, need)| ("memory.memsw.limit_in_bytes", both, need)));
+    let soft = reservation.map(|bytes| bytes.to_string());
+    all.extend(soft.map(|bytes| ("memory.soft_limit_in_bytes", bytes, Need::Tell)));
+    all
+}
+
+fn memory_v2(limits: &Limits) -> Vec<Setting> {
+    let Limits { memory, reservation, .. } = limits;
+    let mut all = Vec::new();
+    all.extend(memory.map(|bytes| ("memory.max", bytes.to_string(), Need::Must)));
+    if let Some((both, need)) = with_swap(limits) {
+        let memory = i64::try_from(memory.unwrap_or(0)).unwrap_or(i64::MAX);
+        let swap = if both < 0 { "max".to_owned() } else { (both - memory).max(0).to_string() };
+        all.push(("memory.swap.max", swap, need));
+    }
+    all.extend(reservation.map(|bytes| ("memory.low", bytes.to_string(), Need::Tell)));
+    all
+}
+
+/// Microseconds of cpu time in a period, and the period.
+fn quota(limits: &Limits) -> Option<(u64, u64)> {
+    let period = limits.period.unwrap_or(PERIOD);
+    let of_period = |nano: u64| u128::from(nano) * u128::from(period) / 1_000_000_000;
+    let quota = limits.nano_cpus.map(|nano| u64::try_from(of_period(nano)).unwrap_or(u64::MAX));
+    quota.map(|quota| (quota.max(1_000), period))
+}
+
+fn cpu_v1(limits: &Limits) -> Vec<Setting> {
+    let mut all = Vec::new();
+    if let Some((quota, period)) = quota(limits) {
+        all.push(("cpu.cfs_period_us", period.to_string(), Need::Must));
+        all.push(("cpu.cfs_quota_us", quota.to_string(), Need::Must));
+    }
+    all.extend(limits.shares.map(|shares| ("cpu.shares", shares.to_string(), Need::Tell)));
+    all
+}
+
+fn cpu_v2(limits: &Limits) -> Vec<Setting> {
+    let mut all = Vec::new();
+    let quota = quota(limits).map(|(quota, period)| format!("{quota} {period}"));
+    all.extend(quota.map(|text| ("cpu.max", text, Need::Must)));
+    // 2 to 262144 become 1 to 10000, as in runc and systemd.
+    let weight = |shares: u64| 1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142;
+    let weight = limits.shares.map(|shares| weight(shares).to_string());
+    all.extend(weight.map(|weight| ("cpu.weight", weight, Need::Tell)));
+    all
+}
+
+fn pids(limits: &Limits) -> Vec<Setting> {
+    limits.pids.map(|most| ("pids.max", most.to_string(), Need::Must)).into_iter().collect()
+}
+
+fn cpuset(limits: &Limits) -> Vec<Setting> {
+    let cpus = limits.cpuset.clone();
+    cpus.map(|cpus| ("cpuset.cpus", cpus, Need::Tell)).into_iter().collect()
+}
+
+/// A new group of the v1 controller has neither cpus nor memory: it gets those of its parent.
+fn inherit_cpuset(mount: &Path, name: &str) -> Result<(), Fault> {
+    let mut path = mount.to_owned();
+    for part in Path::new(name) {
+        let parent = path.clone();
+        path.push(part);
+        for file in ["cpuset.mems", "cpuset.cpus"] {
+            let step = || format!("take over {file} to {}", path.display());
+            let own = fs::read_to_string(path.join(file)).step(step)?;
+            if own.trim().is_empty() {
+                let above = fs::read_to_string(parent.join(file)).step(step)?;
+                fs::write(path.join(file), above.trim()).step(step)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `mkdir -p` with one call where the parent is there, which is nearly always. Another root's
@@ -488,13 +587,39 @@ mod tests {
         // A folder stands in for a pure cgroup2 mount, which a hybrid machine does not have.
         let dir = tempfile::tempdir().unwrap();
         let cgroups = Cgroups { unified: dir.path().to_owned(), v1: Vec::new(), devices: None };
-        let limits =
-            Limits { memory: Some(1 << 20), nano_cpus: Some(1_500_000_000), pids: Some(7) };
+        let limits = Limits {
+            memory: Some(1 << 20),
+            nano_cpus: Some(1_500_000_000),
+            pids: Some(7),
+            ..Limits::default()
+        };
         cgroups.group("kiln/x/y", &limits).unwrap();
         let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
+        assert_eq!(read("kiln/x/y/memory.swap.max"), "1048576");
         assert_eq!(read("kiln/x/y/memory.max"), "1048576");
         assert_eq!(read("kiln/x/y/cpu.max"), "150000 100000");
         assert_eq!(read("kiln/x/y/pids.max"), "7");
         assert_eq!(read("kiln/x/cgroup.subtree_control"), "+pids");
+        let limits = Limits {
+            period: Some(50_000),
+            shares: Some(1024),
+            cpuset: Some("0-1".into()),
+            reservation: Some(5),
+            swap: Some(3 << 20),
+            ..limits
+        };
+        let mut group = cgroups.group("kiln/x/z", &limits).unwrap();
+        assert_eq!(read("kiln/x/z/cpu.max"), "75000 50000");
+        assert_eq!(read("kiln/x/z/cpu.weight"), "39");
+        assert_eq!(read("kiln/x/z/cpuset.cpus"), "0-1");
+        assert_eq!(read("kiln/x/z/memory.low"), "5");
+        assert_eq!(read("kiln/x/z/memory.swap.max"), "2097152");
+        assert!(group.unmet().is_empty());
+        // What nothing depends on is told where it cannot be given.
+        fs::create_dir_all(dir.path().join("kiln/x/w/cpu.weight")).unwrap();
+        let limits = Limits { shares: Some(2), swap: Some(-1), ..Limits::default() };
+        let unmet = cgroups.group("kiln/x/w", &limits).unwrap().unmet();
+        assert!(unmet.len() == 1 && unmet[0].contains("cpu.weight"), "{unmet:?}");
+        assert_eq!(read("kiln/x/w/memory.swap.max"), "max");
     }
 }

@@ -84,6 +84,15 @@ pub struct Sandbox {
     pub capabilities: BTreeSet<String>,
     /// Memory, cpu, pids.
     pub limits: Limits,
+    /// Groups beside the user's own, names of the image's `/etc/group` or numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// Kernel settings of its own namespaces.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctls: BTreeMap<String, String>,
+    /// Without the filter of system calls.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unconfined: bool,
     /// Text of `/etc/hosts`.
     pub hosts: String,
     /// Text of `/etc/resolv.conf`.
@@ -249,6 +258,9 @@ impl Sandbox {
             ulimits: BTreeMap::new(),
             capabilities: DEFAULT_CAPABILITIES.iter().map(|&name| name.to_owned()).collect(),
             limits: Limits::default(),
+            groups: Vec::new(),
+            sysctls: BTreeMap::new(),
+            unconfined: false,
             hosts: "127.0.0.1\tlocalhost\n::1\tlocalhost\n".to_owned(),
             resolv_conf: String::new(),
             network: Network::None,

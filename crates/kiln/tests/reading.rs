@@ -141,3 +141,45 @@ fn what_is_no_file_is_not_waited_for() {
         .expect_code(2)
         .expect_stderr("--env-file");
 }
+
+#[test]
+fn what_is_not_required_may_fail() {
+    let world = common::world();
+    let compose = |required: bool| {
+        format!(
+            "services:\n  mig: {{ image: busybox, restart: \"no\", command: [busybox, sh, -c, exit 3] }}\n  \
+             app:\n    image: busybox\n    command: [busybox, sleep, \"1000\"]\n    \
+             depends_on: {{ mig: {{ condition: service_completed_successfully, required: {required} }} }}\n"
+        )
+    };
+    let project = common::project(&world, "d3", &compose(false));
+    world.kiln_in(&project, ["up"]).expect_done().expect_stderr("`required: false`");
+    let ps = world.kiln_in(&project, ["ps", "--json"]).expect_done().stdout;
+    assert!(ps.contains("\"app\""), "{ps}");
+    world.kiln_in(&project, ["down"]).expect_done();
+    project.write("compose.yaml", format!("{}{}", compose(true), common::BUSYBOX));
+    world.kiln_in(&project, ["up"]).expect_code(1).expect_stderr("`mig`");
+    world.shutdown().expect_done();
+}
+
+#[test]
+fn namespaces_reach_the_program() {
+    let world = common::world();
+    let compose = "services:\n  a:\n    image: busybox\n    user: \"${U:-}\"\n    group_add: [\"44\"]\n    \
+                   sysctls: { net.ipv4.ip_default_ttl: 77 }\n    dns: 10.9.8.7\n    dns_search: [a.example]\n    \
+                   security_opt: [\"seccomp:unconfined\"]\n    mem_limit: 64m\n    memswap_limit: 64m\n    \
+                   cpu_shares: 512\n    command: [busybox, sleep, \"1000\"]\n";
+    let project = common::project(&world, "spaces", compose);
+    world
+        .kiln_in(&project, ["up"])
+        .expect_done()
+        .expect_stderr("without the filter of system calls");
+    let script = "busybox id -G; busybox cat /proc/sys/net/ipv4/ip_default_ttl /etc/resolv.conf; \
+                  busybox grep Seccomp: /proc/self/status";
+    let said = world.kiln_in(&project, ["exec", "-T", "a", "busybox", "sh", "-c", script]);
+    let said = said.expect_done().stdout;
+    for line in ["0 44", "77", "nameserver 10.9.8.7", "search a.example", "Seccomp:\t0"] {
+        assert!(said.lines().any(|found| found == line), "{line}\n{said}");
+    }
+    world.shutdown().expect_done();
+}

@@ -14,11 +14,17 @@ const MIN_MEMORY: u64 = 6 << 20;
 /// Reads `mem_limit`, `cpus`, `pids_limit` and `deploy.resources` of `service`.
 pub(super) fn read(service: &At<'_>) -> Result<Limits, ComposeError> {
     let mut limits = Limits::default();
-    for (key, limit) in [("mem_limit", "memory"), ("cpus", "cpus"), ("pids_limit", "pids")] {
+    for (key, limit) in [
+        ("mem_limit", "memory"),
+        ("cpus", "cpus"),
+        ("pids_limit", "pids"),
+        ("mem_reservation", "reservation"),
+    ] {
         if let Some(at) = service.get(key).filter(|at| !at.is_unset()) {
             set(&mut limits, limit, &at)?;
         }
     }
+    cpu_time(service, &mut limits)?;
     let Some(deploy) = service.get("deploy") else { return Ok(limits) };
     let Some(resources) = deploy.get("resources") else { return Ok(limits) };
     for section in resources.entries()? {
@@ -32,16 +38,94 @@ pub(super) fn read(service: &At<'_>) -> Result<Limits, ComposeError> {
         };
         for at in section.entries()? {
             if section_keys.admit(&at)? && !at.is_unset() {
-                set(&mut limits, at.key(), &at)?;
+                let reserved = section.key() == "reservations";
+                set(&mut limits, if reserved { "reservation" } else { at.key() }, &at)?;
             }
         }
     }
+    swap(service, &mut limits)?;
     Ok(limits)
+}
+
+/// `cpu_quota` and `cpu_period` are `cpus` in other words; `cpu_shares` and `cpuset` stand alone.
+fn cpu_time(service: &At<'_>, limits: &mut Limits) -> Result<(), ComposeError> {
+    const PERIODS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
+    let number = |key: &'static str| -> Result<Option<i64>, ComposeError> {
+        let Some(at) = service.get(key).filter(|at| !at.is_unset()) else { return Ok(None) };
+        Ok(Some(micro(&at)?).filter(|number| *number > 0))
+    };
+    let period = number("cpu_period")?.and_then(|period| u64::try_from(period).ok());
+    if let Some(at) = service.get("cpu_period")
+        && let Some(period) = period.filter(|period| !PERIODS.contains(period))
+    {
+        return Err(at.error(format!("a period of {period} µs is none")).with_hint("1ms to 1s"));
+    }
+    limits.period = period;
+    if let Some(quota) = number("cpu_quota")?.and_then(|quota| u64::try_from(quota).ok()) {
+        let period = u128::from(period.unwrap_or(100_000));
+        let nano = u64::try_from(u128::from(quota) * 1_000_000_000 / period).ok();
+        if limits.nano_cpus.is_some() && limits.nano_cpus != nano {
+            let error = service.refuse("`cpus` and `cpu_quota` say different things");
+            return Err(error.with_hint("keep one of the two"));
+        }
+        limits.nano_cpus = nano;
+    }
+    if let Some(at) = service.get("cpu_shares").filter(|at| !at.is_unset()) {
+        limits.shares =
+            Some(at.number("a weight, 1024 is the usual one")?).filter(|shares| *shares > 0);
+    }
+    if let Some(at) = service.get("cpuset").filter(|at| !at.is_unset()) {
+        let text = at.text()?;
+        let part = |part: &str| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            first.parse::<u16>().ok().zip(last.parse::<u16>().ok()).is_some_and(|(a, b)| a <= b)
+        };
+        if !text.split(',').all(part) {
+            return Err(at
+                .error(format!("`{text}` is no list of cpus"))
+                .with_hint("for example 0-2,4"));
+        }
+        limits.cpuset = Some(text);
+    }
+    Ok(())
+}
+
+/// Microseconds, as a number or a duration.
+fn micro(at: &At<'_>) -> Result<i64, ComposeError> {
+    let text = at.text()?;
+    let whole = text.parse::<i64>().ok();
+    let span = || units::duration(&text).and_then(|nano| i64::try_from(nano / 1_000).ok());
+    whole.or_else(span).ok_or_else(|| at.expected("a number of microseconds"))
+}
+
+/// Memory and swap together; it means nothing without a limit of memory.
+fn swap(service: &At<'_>, limits: &mut Limits) -> Result<(), ComposeError> {
+    let Some(at) = service.get("memswap_limit").filter(|at| !at.is_unset()) else { return Ok(()) };
+    if at.text()? == "-1" {
+        limits.swap = Some(-1);
+        return Ok(());
+    }
+    let bytes = i64::try_from(at.bytes()?).map_err(|_| at.expected("a size in bytes"))?;
+    let memory = limits.memory.and_then(|memory| i64::try_from(memory).ok());
+    match memory {
+        _ if bytes == 0 => {}
+        None => {
+            return Err(at
+                .refuse("a limit of memory and swap together needs one of memory")
+                .with_hint("add `mem_limit`"));
+        }
+        Some(memory) if bytes < memory => {
+            return Err(at.error("memory and swap together are less than the memory alone"));
+        }
+        Some(_) => limits.swap = Some(bytes),
+    }
+    Ok(())
 }
 
 fn set(limits: &mut Limits, limit: &str, at: &At<'_>) -> Result<(), ComposeError> {
     let (slot, value) = match limit {
         "memory" => (&mut limits.memory, memory(at)?),
+        "reservation" => (&mut limits.reservation, memory(at)?),
         "cpus" => (&mut limits.nano_cpus, cpus(at)?),
         _ => (&mut limits.pids, pids(at)?),
     };

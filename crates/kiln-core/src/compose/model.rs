@@ -125,6 +125,14 @@ pub struct Service {
     pub extra_hosts: Vec<(String, String)>,
     /// Memory, cpu and pids limits.
     pub limits: Limits,
+    /// `group_add`: names of the image's groups, or numbers.
+    pub groups: BTreeSet<String>,
+    /// `sysctls` of the instance's own namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    /// `dns`, `dns_search`, `dns_opt`.
+    pub dns: Dns,
+    /// `security_opt: [seccomp:unconfined]`.
+    pub unconfined: bool,
     /// `configs` and `secrets`.
     pub files: Vec<FileMount>,
     /// `network_mode`.
@@ -411,6 +419,40 @@ pub struct Limits {
     /// Number of processes and threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids: Option<u64>,
+    /// Microseconds in which `nano_cpus` is counted (`cpu_period`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub period: Option<u64>,
+    /// Weight against others, 1024 is the usual one (`cpu_shares`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shares: Option<u64>,
+    /// The cpus that it runs on, for example `0-2,4` (`cpuset`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpuset: Option<String>,
+    /// Bytes that are left to it when memory is short (`mem_reservation`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<u64>,
+    /// Bytes of memory and swap together; -1 is no limit (`memswap_limit`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap: Option<i64>,
+}
+
+/// Where names are looked up that are none of the project's; what is empty is the host's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dns {
+    /// Name servers.
+    pub servers: Vec<std::net::IpAddr>,
+    /// Domains that are tried; `.` is none.
+    pub search: Vec<String>,
+    /// Options of resolv.conf(5).
+    pub options: Vec<String>,
+}
+
+impl Dns {
+    /// Whether nothing was stated.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One config or secret, mounted read-only as a file.

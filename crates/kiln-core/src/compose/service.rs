@@ -7,7 +7,7 @@ use super::model::{Condition, Dependency, Restart, Service};
 use super::project::Sections;
 use super::reader::At;
 use super::units::Words;
-use super::{build, environment, files, keys, limits, mounts, network, ports, units};
+use super::{build, environment, files, keys, limits, mounts, namespaces, network, ports, units};
 use crate::image::Healthcheck;
 
 /// `profiles` of a service.
@@ -65,7 +65,10 @@ fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(
         "restart" => service.restart = Some(restart(at)?),
         "scale" => one_replica(at)?,
         "secrets" => service.files.extend(files::mounts(at, &sections.secrets, true)?),
-        "security_opt" => security_opt(at)?,
+        "security_opt" => namespaces::security(at, service)?,
+        "group_add" => service.groups = namespaces::groups(at)?,
+        "sysctls" => service.sysctls = namespaces::sysctls(at)?,
+        "dns" | "dns_search" | "dns_opt" => namespaces::dns(at, &mut service.dns)?,
         "shm_size" => service.shm_size = Some(at.bytes()?),
         "stop_grace_period" => service.stop_grace_period = Some(at.duration()?),
         "platform" => super::build::platform(at)?,
@@ -261,13 +264,15 @@ fn deploy(at: &At<'_>) -> Result<Option<Restart>, ComposeError> {
             continue;
         }
         match key.key() {
-            "restart_policy" => restart = Some(restart_policy(&key)?),
+            "restart_policy" => restart = at.cx.keep(restart_policy(&key)),
             "mode" if key.text()? == "replicated" => key.list(),
             "mode" => {
                 let what = format!("the mode `{}` is not supported", key.text()?);
-                return Err(key.error(what).with_hint("leave `mode` out"));
+                at.cx.refuse(key.error(what).with_hint("leave `mode` out: there is one instance"));
             }
-            "replicas" => one_replica(&key)?,
+            "replicas" => {
+                at.cx.keep(one_replica(&key));
+            }
             // `limits` reads the resources, as they stand beside keys of the service.
             _ => {}
         }
@@ -294,22 +299,4 @@ fn restart_policy(at: &At<'_>) -> Result<Restart, ComposeError> {
             .error(format!("`{other}` is no condition of a restart"))
             .with_hint("one of none, on-failure, any")),
     }
-}
-
-/// `no-new-privileges` is always on; nothing else can be asked for.
-fn security_opt(at: &At<'_>) -> Result<(), ComposeError> {
-    for item in at.items()? {
-        let text = item.text()?;
-        match text.as_str() {
-            "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true" => {
-                item.list()
-            }
-            _ => {
-                return Err(item
-                    .error(format!("`{text}` is not supported"))
-                    .with_hint("no-new-privileges and a seccomp profile are always on"));
-            }
-        }
-    }
-    Ok(())
 }

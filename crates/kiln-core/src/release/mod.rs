@@ -20,7 +20,7 @@ pub use self::read::{ReadError, read};
 
 use crate::canonical::Members;
 use crate::compose::{
-    Dependency, Expose, Limits, Membership, Mount, NetworkMode, Port, Restart, Tmpfs,
+    Dependency, Dns, Expose, Limits, Membership, Mount, NetworkMode, Port, Restart, Tmpfs,
 };
 use crate::digest::Digest;
 use crate::image::{Healthcheck, ImageId};
@@ -132,6 +132,14 @@ pub struct Settings {
     pub extra_hosts: Vec<(String, String)>,
     /// Memory, cpu, pids.
     pub limits: Limits,
+    /// Groups beside the user's own: names of the image, or numbers.
+    pub groups: BTreeSet<String>,
+    /// Kernel settings of its own namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    /// Where names are looked up that are none of the project's.
+    pub dns: Dns,
+    /// Without the filter of system calls.
+    pub unconfined: bool,
     /// Configs and secrets, pinned.
     pub files: Vec<PinnedFile>,
     /// Nobody can call it; it never runs in two slots.

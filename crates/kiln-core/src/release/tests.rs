@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::compose::{Condition, Membership, MountSource, NetworkMode, Protocol};
+use crate::compose::{Condition, Dns, Membership, MountSource, NetworkMode, Protocol};
 
 /// Everything that a service can say, nothing left at its default.
 fn full() -> Settings {
@@ -64,7 +64,11 @@ fn full() -> Settings {
         ulimits: BTreeMap::from([("nofile".to_owned(), (-1, 1024))]),
         capabilities: Some(BTreeSet::from(["CHOWN".to_owned()])),
         extra_hosts: vec![("other".into(), "host-gateway".into())],
-        limits: Limits { memory: Some(1), nano_cpus: Some(2), pids: Some(3) },
+        limits: Limits { memory: Some(1), nano_cpus: Some(2), pids: Some(3), ..Limits::default() },
+        groups: BTreeSet::new(),
+        sysctls: BTreeMap::new(),
+        dns: Dns::default(),
+        unconfined: false,
         files: vec![PinnedFile {
             target: "/etc/x".into(),
             digest: Digest::of("x"),
@@ -104,6 +108,40 @@ fn whole() -> Release {
     let policy = Policy { keep: Some(3), drain: Some(5) };
     release.proposes.insert("prod".into(), policy);
     release
+}
+
+/// What came later is written only where it is stated.
+#[test]
+fn later_settings_are_written_where_they_are_stated() {
+    let settings = Settings {
+        argv: vec!["x".into()],
+        groups: BTreeSet::from(["audio".into(), "7".into()]),
+        sysctls: BTreeMap::from([("net.core.somaxconn".into(), "5".into())]),
+        dns: Dns {
+            servers: vec!["10.0.0.2".parse().unwrap()],
+            search: vec!["x.org".into()],
+            options: vec!["ndots:2".into()],
+        },
+        unconfined: true,
+        limits: Limits {
+            period: Some(50_000),
+            shares: Some(512),
+            cpuset: Some("0-1".into()),
+            reservation: Some(5),
+            swap: Some(-1),
+            ..Limits::default()
+        },
+        ..Settings::default()
+    };
+    let text = String::from_utf8(Members::from(&settings).bytes()).unwrap();
+    assert_eq!(
+        text,
+        r#"{"argv":["x"],"dns":{"options":["ndots:2"],"search":["x.org"],"servers":["10.0.0.2"]},"groups":["7","audio"],"limits":{"cpuset":"0-1","period":50000,"reservation":5,"shares":512,"swap":-1},"sysctls":{"net.core.somaxconn":"5"},"unconfined":true}"#
+    );
+    let read: Settings = serde_json::from_str(&text).unwrap();
+    assert_eq!(read, settings);
+    let none = Settings { argv: vec!["x".into()], ..Settings::default() };
+    assert_eq!(Members::from(&none).bytes(), br#"{"argv":["x"]}"#);
 }
 
 /// The bytes of a release are its identity: they change with [`FORMAT`] and never otherwise.

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::{FORMAT, PinnedFile, Release, ReleasedService, Settings, Source};
 use crate::canonical::{Json, Members};
 use crate::compose::{
-    Condition, Content, Dependency, Expose, Limits, Membership, Mount, MountSource, NetworkMode,
-    Port, Protocol, Restart, Tmpfs,
+    Condition, Content, Dependency, Dns, Expose, Limits, Membership, Mount, MountSource,
+    NetworkMode, Port, Protocol, Restart, Tmpfs,
 };
 use crate::image::{Healthcheck, ImageId};
 use crate::stage::Policy;
@@ -95,12 +95,17 @@ pub(super) fn part(settings: &Settings) -> Members {
         capabilities,
         extra_hosts,
         limits,
+        groups,
+        sysctls,
+        dns,
+        unconfined,
         files,
         worker,
     } = settings;
     let ulimits =
         ulimits.iter().map(|(name, (soft, hard))| (name.clone(), Json::list([*soft, *hard])));
     let linked = links.iter().map(|(alias, service)| (alias.clone(), service.into()));
+    let sysctls = sysctls.iter().map(|(name, value)| (name.clone(), Json::from(value)));
     let hosts = extra_hosts.iter().map(|(name, at)| Json::list([name, at]));
     Members::new()
         .unless(aliases.is_empty(), "aliases", Json::list(aliases))
@@ -108,9 +113,11 @@ pub(super) fn part(settings: &Settings) -> Members {
         .stated("capabilities", capabilities.as_ref().map(Json::list))
         .unless(depends_on.is_empty(), "depends_on", map(depends_on))
         .unless(env.is_empty(), "env", Json::list(env))
+        .unless(dns.is_empty(), "dns", Members::from(dns))
         .unless(expose.is_empty(), "expose", Json::list(expose.iter().map(Members::from)))
         .unless(extra_hosts.is_empty(), "extra_hosts", Json::list(hosts))
         .unless(files.is_empty(), "files", Json::list(files.iter().map(Members::from)))
+        .unless(groups.is_empty(), "groups", Json::list(groups))
         .stated("healthcheck", healthcheck.as_ref().map(Members::from))
         .unless(hostname.is_empty(), "hostname", hostname)
         .unless(!init, "init", *init)
@@ -125,8 +132,10 @@ pub(super) fn part(settings: &Settings) -> Members {
         .stated("shm_size", *shm_size)
         .stated("stop_grace", *stop_grace)
         .stated("stop_signal", stop_signal.as_ref())
+        .unless(settings.sysctls.is_empty(), "sysctls", Members::of(sysctls))
         .unless(tmpfs.is_empty(), "tmpfs", Json::list(tmpfs.iter().map(Members::from)))
         .unless(settings.ulimits.is_empty(), "ulimits", Members::of(ulimits))
+        .unless(!unconfined, "unconfined", *unconfined)
         .unless(user.is_empty(), "user", user)
         .unless(!worker, "worker", *worker)
         .unless(working_dir.is_empty(), "working_dir", working_dir)
@@ -257,8 +266,27 @@ impl From<Restart> for Json {
 }
 
 impl From<&Limits> for Members {
-    fn from(Limits { memory, nano_cpus, pids }: &Limits) -> Self {
-        Self::new().stated("memory", *memory).stated("nano_cpus", *nano_cpus).stated("pids", *pids)
+    fn from(limits: &Limits) -> Self {
+        let Limits { memory, nano_cpus, pids, period, shares, cpuset, reservation, swap } = limits;
+        Self::new()
+            .stated("cpuset", cpuset.as_ref())
+            .stated("memory", *memory)
+            .stated("nano_cpus", *nano_cpus)
+            .stated("period", *period)
+            .stated("pids", *pids)
+            .stated("reservation", *reservation)
+            .stated("shares", *shares)
+            .stated("swap", *swap)
+    }
+}
+
+impl From<&Dns> for Members {
+    fn from(Dns { servers, search, options }: &Dns) -> Self {
+        let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+        Self::new()
+            .unless(options.is_empty(), "options", Json::list(options))
+            .unless(search.is_empty(), "search", Json::list(search))
+            .unless(servers.is_empty(), "servers", Json::list(&servers))
     }
 }
 

@@ -293,7 +293,7 @@ fn restarts() {
 
 #[test]
 fn limits() {
-    let all = |memory, nano_cpus, pids| Limits { memory, nano_cpus, pids };
+    let all = |memory, nano_cpus, pids| Limits { memory, nano_cpus, pids, ..Limits::default() };
     for (yaml, expected) in [
         (
             "mem_limit: 64m\ncpus: 0.5\npids_limit: 100",
@@ -308,6 +308,29 @@ fn limits() {
             all(Some(1 << 30), None, None),
         ),
         ("mem_limit: 0\npids_limit: -1", all(None, None, None)),
+        ("cpu_quota: 50000", all(None, Some(500_000_000), None)),
+        (
+            "cpu_quota: 10000\ncpu_period: 20ms\ncpu_shares: 512\ncpuset: 0-2,4",
+            Limits {
+                period: Some(20_000),
+                shares: Some(512),
+                cpuset: Some("0-2,4".into()),
+                ..all(None, Some(500_000_000), None)
+            },
+        ),
+        (
+            "mem_limit: 64m\nmemswap_limit: 128m\nmem_reservation: 32m",
+            Limits {
+                reservation: Some(32 << 20),
+                swap: Some(128 << 20),
+                ..all(Some(64 << 20), None, None)
+            },
+        ),
+        ("memswap_limit: -1", Limits { swap: Some(-1), ..Limits::default() }),
+        (
+            "deploy: {resources: {reservations: {memory: 20M, cpus: '0.5'}}}",
+            Limits { reservation: Some(20 << 20), ..Limits::default() },
+        ),
     ] {
         assert_eq!(web(yaml).limits, expected, "{yaml}");
     }
@@ -474,4 +497,22 @@ fn kiln_section() {
             format!("compose.yaml:10: x-kiln.stages.prod.strategy: {note}"),
         ]
     );
+}
+
+#[test]
+fn namespaces() {
+    let text = |list: &[&str]| list.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>();
+    let service =
+        web("group_add: [audio, 44, audio]\nsysctls: [net.core.somaxconn=1024]\ndns: 10.0.0.2\n\
+         dns_search: [a.org, .]\ndns_opt: [\"ndots:2\"]\n\
+         security_opt: [\"no-new-privileges:true\", apparmor=unconfined, seccomp=unconfined]");
+    assert_eq!(service.groups.into_iter().collect::<Vec<_>>(), ["44", "audio"]);
+    assert_eq!(service.sysctls["net.core.somaxconn"], "1024");
+    assert_eq!(service.dns.servers, ["10.0.0.2".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(service.dns.search, text(&["a.org", "."]));
+    assert_eq!(service.dns.options, text(&["ndots:2"]));
+    assert!(service.unconfined);
+    let map = web("sysctls: {net.ipv4.ip_forward: 1, kernel.shmmax: 5, fs.mqueue.msg_max: 7}");
+    assert_eq!(map.sysctls.len(), 3);
+    assert!(!web("user: x").unconfined);
 }

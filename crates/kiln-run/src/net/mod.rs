@@ -43,7 +43,7 @@ use std::path::{Path, PathBuf};
 pub use attach::{GATEWAY, INNER_NAME, NetSpec, attach, attach_to, detach, loopback_only};
 pub use host::{Host, RuleWatch};
 pub use listening::Listening;
-pub use names::{ResolvConf, hosts_file, resolv_conf};
+pub use names::{ResolvConf, hosts_file, resolv_conf, with_dns};
 pub use netlink::Refused;
 pub use places::Networks;
 pub use range::{Block, Claims, INSTANCES, PREFIX, RUN_DIR, Range, VIRTUALS};

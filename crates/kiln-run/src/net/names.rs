@@ -4,6 +4,8 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
+use kiln_core::compose::Dns;
+
 use super::NetError;
 
 /// The text of an instance's `/etc/hosts`. Its own names lead to its own address, so that calling
@@ -100,9 +102,51 @@ fn usable(text: &str) -> ResolvConf {
     ResolvConf { text: kept, warning }
 }
 
+/// `text` with the servers, domains and options of `dns` in the place of those that it names.
+pub fn with_dns(text: &str, dns: &Dns) -> String {
+    let replaced = |line: &str| match line.split_ascii_whitespace().next() {
+        Some("nameserver") => !dns.servers.is_empty(),
+        Some("search" | "domain") => !dns.search.is_empty(),
+        Some("options") => !dns.options.is_empty(),
+        _ => false,
+    };
+    let mut out: String =
+        text.lines().filter(|line| !replaced(line)).map(|line| format!("{line}\n")).collect();
+    for server in &dns.servers {
+        out.push_str(&format!("nameserver {server}\n"));
+    }
+    // A dot alone: none.
+    let search: Vec<&str> =
+        dns.search.iter().map(String::as_str).filter(|domain| *domain != ".").collect();
+    if !search.is_empty() {
+        out.push_str(&format!("search {}\n", search.join(" ")));
+    }
+    if !dns.options.is_empty() {
+        out.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_for_takes_the_place_of_the_hosts() {
+        let host = "# c\nnameserver 10.0.0.1\nsearch a.org\noptions edns0\n";
+        assert_eq!(with_dns(host, &Dns::default()), host);
+        let dns = Dns {
+            servers: vec![IpAddr::from([1, 1, 1, 1]), IpAddr::from([8, 8, 8, 8])],
+            search: vec!["x.org".into(), "y.org".into()],
+            options: vec!["ndots:2".into()],
+        };
+        assert_eq!(
+            with_dns(host, &dns),
+            "# c\nnameserver 1.1.1.1\nnameserver 8.8.8.8\nsearch x.org y.org\noptions ndots:2\n"
+        );
+        let none = Dns { search: vec![".".into()], ..Dns::default() };
+        assert_eq!(with_dns(host, &none), "# c\nnameserver 10.0.0.1\noptions edns0\n");
+    }
 
     #[test]
     fn own_names_lead_home() {

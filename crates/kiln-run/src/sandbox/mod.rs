@@ -139,3 +139,17 @@ fn network_defaults() -> Result<(), Fault> {
     let _ = std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
     Ok(())
 }
+
+/// Sets what is asked for in namespaces that are the instance's own, and nothing else.
+fn set_sysctls(sandbox: &Sandbox) -> Result<(), Fault> {
+    for (name, value) in &sandbox.sysctls {
+        let step = || format!("set the kernel setting `{name}` to `{value}`");
+        let of_host = sandbox.network == Network::Host && name.starts_with("net.");
+        if of_host || !kiln_core::compose::is_own_sysctl(name) {
+            return Err(Fault::new(step(), "it is not one of the instance's own namespaces"));
+        }
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        std::fs::write(path, value).step(step)?;
+    }
+    Ok(())
+}

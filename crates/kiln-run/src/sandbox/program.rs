@@ -43,7 +43,8 @@ pub(super) struct Prepared {
     identity: Identity,
     capabilities: CapabilitySet,
     ulimits: std::collections::BTreeMap<String, (i64, i64)>,
-    seccomp: Seccomp,
+    /// `None`: it runs without.
+    seccomp: Option<Seccomp>,
     init: bool,
     hold: bool,
     /// The root, which is also that of the calling process.
@@ -55,7 +56,7 @@ impl Prepared {
     pub(super) fn new(sandbox: &Sandbox) -> Result<Self, Fault> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open("/", flags, Mode::empty()).step(|| "open the root".into())?;
-        let identity = lookup(root.as_fd(), &sandbox.user)?;
+        let identity = lookup(root.as_fd(), &sandbox.user, &sandbox.groups)?;
         let mut env = sandbox.env.clone();
         for (name, value) in
             [("PATH", DEFAULT_PATH), ("HOME", &identity.home), ("HOSTNAME", &sandbox.hostname)]
@@ -83,7 +84,7 @@ impl Prepared {
             path,
             cwd: if sandbox.cwd.is_empty() { "/".to_owned() } else { sandbox.cwd.clone() },
             capabilities: privileges::capability_set(&sandbox.capabilities)?,
-            seccomp: Seccomp::compile(&sandbox.capabilities),
+            seccomp: (!sandbox.unconfined).then(|| Seccomp::compile(&sandbox.capabilities)),
             ulimits: sandbox.ulimits.clone(),
             init: sandbox.init,
             hold: sandbox.hold,
@@ -129,7 +130,9 @@ impl Prepared {
         }
         umask(Mode::from(0o022));
         set_no_new_privs(true).step(|| "set no_new_privs".to_owned())?;
-        self.seccomp.install()?;
+        if let Some(filter) = &self.seccomp {
+            filter.install()?;
+        }
         if joiner {
             // Only now anybody in the instance sees a process, and it may do no more than they.
             step_inside(reporter)?;

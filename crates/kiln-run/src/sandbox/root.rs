@@ -29,6 +29,7 @@ pub(super) fn assemble(sandbox: &Sandbox, scratch: &Path) -> Result<Vec<String>,
         // While the host's /proc/sys is still there to be written to.
         super::network_defaults()?;
     }
+    super::set_sysctls(sandbox)?;
     let hostname = format!("{}\n", sandbox.hostname);
     let image =
         Opened::open(&sandbox.lower).step(|| format!("mount the image {:?}", sandbox.lower))?;

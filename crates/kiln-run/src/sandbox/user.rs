@@ -27,10 +27,35 @@ pub(super) struct Identity {
     pub(super) home: String,
 }
 
-/// Resolves `user` against the files in `root`.
-pub(super) fn lookup(root: BorrowedFd<'_>, user: &str) -> Result<Identity, Fault> {
+/// Resolves `user`, and the groups that it is in `besides`, against the files in `root`.
+pub(super) fn lookup(
+    root: BorrowedFd<'_>,
+    user: &str,
+    besides: &[String],
+) -> Result<Identity, Fault> {
     let read = |path| inside::read_text(root, path, MOST).map(Option::unwrap_or_default);
-    identity(user, &read("/etc/passwd")?, &read("/etc/group")?)
+    let group = read("/etc/group")?;
+    let mut identity = identity(user, &read("/etc/passwd")?, &group)?;
+    add_groups(&mut identity, besides, &group)?;
+    Ok(identity)
+}
+
+fn add_groups(identity: &mut Identity, besides: &[String], group: &str) -> Result<(), Fault> {
+    for wanted in besides {
+        let step = || format!("add the group `{wanted}`");
+        let known = match numeric(wanted).map_err(|message| Fault::new(step(), message))? {
+            Some(gid) => Some(gid),
+            None => group_id(wanted, group),
+        };
+        let gid = known.ok_or_else(|| {
+            let message = "no such name in the image's /etc/group; use a number or add the group";
+            Fault::new(step(), message)
+        })?;
+        if !identity.groups.contains(&gid) {
+            identity.groups.push(gid);
+        }
+    }
+    Ok(())
 }
 
 fn identity(user: &str, passwd: &str, group: &str) -> Result<Identity, Fault> {
@@ -133,6 +158,16 @@ mod tests {
             let expected = Identity { uid, gid, groups, home: home.to_owned() };
             assert_eq!(found, expected, "{user}");
         }
+    }
+
+    #[test]
+    fn groups_are_added() {
+        let mut found = identity("redis:9", PASSWD, GROUP).unwrap();
+        add_groups(&mut found, &["ssl".into(), "44".into(), "9".into()], GROUP).unwrap();
+        assert_eq!(found.groups, [9, 102, 44]);
+        let fault = add_groups(&mut found, &["none".into()], GROUP).unwrap_err();
+        assert!(fault.step.contains("`none`"), "{fault:?}");
+        assert!(add_groups(&mut found, &["4294967295".into()], GROUP).is_err());
     }
 
     #[test]

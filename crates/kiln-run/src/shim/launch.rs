@@ -148,7 +148,8 @@ fn start(
 
 /// While the root is being made, which opens no device.
 fn keep_to_devices(group: &mut Group, pid: i32, reporter: &mut Reporter) -> Result<(), Fault> {
-    if let Some(warning) = group.keep_to_devices(Others::Refused, Some(pid))? {
+    let unheld = group.keep_to_devices(Others::Refused, Some(pid))?;
+    for warning in unheld.into_iter().chain(group.unmet()) {
         reporter.send(&Report::Warning(warning));
     }
     Ok(())

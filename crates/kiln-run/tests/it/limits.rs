@@ -69,3 +69,36 @@ fn ulimits_are_set_and_a_raise_that_is_refused_is_told() {
     assert_eq!(told, most.is_some() && !may_raise, "{:?}", running.warnings());
     running.wait();
 }
+
+#[test]
+fn weights_and_sets_reach_the_group_or_are_told() {
+    let kit = Kit::new();
+    let mut spec = kit.spec("echo ready; grep Cpus_allowed_list /proc/self/status; sleep 30");
+    spec.sandbox.limits = Limits {
+        memory: Some(64 << 20),
+        reservation: Some(32 << 20),
+        swap: Some(64 << 20),
+        shares: Some(512),
+        cpuset: Some("0".into()),
+        ..Limits::default()
+    };
+    let running = kit.start_ready(&spec);
+    let told = running.warnings().join("\n");
+    let read = |file: &str| {
+        let found = kit.groups().into_iter().map(|group| group.join(file));
+        found
+            .filter_map(|path| std::fs::read_to_string(path).ok())
+            .map(|text| text.trim().to_owned())
+            .collect::<Vec<_>>()
+    };
+    for (v1, v2, name) in [
+        (("cpu.shares", "512"), ("cpu.weight", "20"), "cpu.shares"),
+        (("cpuset.cpus", "0"), ("cpuset.cpus", "0"), "cpuset"),
+        (("memory.soft_limit_in_bytes", "33554432"), ("memory.low", "33554432"), "memory"),
+    ] {
+        let set = [v1, v2].iter().any(|(file, value)| read(file).iter().any(|text| text == value));
+        assert!(set || told.contains(name), "{name}: {told}");
+    }
+    running.kill();
+    kit.assert_clean();
+}

@@ -225,3 +225,46 @@ fn links_serve_as_well_as_images() {
     assert!(lines[0].contains("Read-only file system"), "{lines:?}");
     assert!(!dir.join("made").exists() && !dir.join("proc").exists(), "the tree is untouched");
 }
+
+#[test]
+fn groups_are_added_and_own_kernel_settings_set() {
+    let kit = Kit::new();
+    let mut spec = kit.spec(
+        "id -G; cat /proc/sys/net/ipv4/ip_default_ttl /proc/sys/kernel/shmmni /proc/sys/fs/mqueue/msg_max",
+    );
+    spec.sandbox.groups = vec!["44".into(), "7".into()];
+    let wanted =
+        [("net.ipv4.ip_default_ttl", "77"), ("kernel.shmmni", "99"), ("fs.mqueue.msg_max", "11")];
+    spec.sandbox.sysctls =
+        wanted.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
+    let host = || std::fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl").unwrap();
+    let before = host();
+    assert_eq!(kit.run_spec(&spec), (0, ["0 44 7", "77", "99", "11"].map(str::to_owned).to_vec()));
+    assert_eq!(host(), before);
+    for (name, value) in
+        [("kernel.panic", "1"), ("net.nothing.here", "1"), ("net.ipv4.ip_default_ttl", "x")]
+    {
+        let mut spec = kit.spec("true");
+        spec.sandbox.sysctls = [(name.to_owned(), value.to_owned())].into();
+        let error = kit.runtime.start(&spec).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+    let mut spec = kit.spec("true");
+    spec.sandbox.groups = vec!["nobody-has-it".into()];
+    assert!(kit.runtime.start(&spec).unwrap_err().to_string().contains("nobody-has-it"));
+    kit.assert_clean();
+}
+
+#[test]
+fn without_the_filter_a_program_may_ask_for_more() {
+    let kit = Kit::new();
+    let script = "grep Seccomp: /proc/self/status; grep NoNewPrivs /proc/self/status";
+    let mode = |unconfined: bool| {
+        let mut spec = kit.spec(script);
+        spec.sandbox.unconfined = unconfined;
+        kit.run_spec(&spec).1
+    };
+    assert_eq!(mode(false), ["Seccomp:\t2", "NoNewPrivs:\t1"]);
+    assert_eq!(mode(true), ["Seccomp:\t0", "NoNewPrivs:\t1"]);
+    kit.assert_clean();
+}

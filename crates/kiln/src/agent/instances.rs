@@ -297,8 +297,12 @@ fn spec(
     sandbox.limits = settings.limits.clone();
     let joined = agent.joined_names(stage, &instance.net)?;
     sandbox.hosts = network::hosts(&stage.id, release, service, instance, names, &joined);
-    sandbox.resolv_conf = network::resolv_conf(agent, &instance.net);
+    sandbox.resolv_conf =
+        kiln_run::net::with_dns(&network::resolv_conf(agent, &instance.net), &settings.dns);
     sandbox.network = network::of_sandbox(agent, stage, instance)?;
+    sandbox.groups = settings.groups.iter().cloned().collect();
+    sandbox.sysctls.clone_from(&settings.sysctls);
+    sandbox.unconfined = settings.unconfined;
     let mut spec = InstanceSpec::new(id, dir, sandbox);
     spec.stop_signal = settings.stop_signal().to_owned();
     spec.stop_grace = settings.stop_grace();

@@ -22,6 +22,7 @@ pub(crate) fn judge(
     release: &Release,
 ) -> Result<(), Report> {
     host_networks(agent, session, stage, release)?;
+    judge_unconfined(agent, session, stage, release)?;
     // What states none has the usual ones, which undo nothing.
     let services = release.services.iter().filter_map(|(name, released)| {
         Some((name.as_str(), released.settings.capabilities.as_ref()?))
@@ -84,6 +85,38 @@ fn host_networks(
         session.notice(format!(
             "service `{name}` has the host's network: it reaches all that the machine does, and \
              the front publishes none of its ports"
+        ));
+    }
+    Ok(())
+}
+
+/// The same for services that ask to run without the filter of system calls.
+fn judge_unconfined(
+    agent: &Agent,
+    session: &Session,
+    stage: &StageId,
+    release: &Release,
+) -> Result<(), Report> {
+    let asking = release.services.iter().filter(|(_, released)| released.settings.unconfined);
+    let names: Vec<&String> = asking.map(|(name, _)| name).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let policy = if stage.stage == "dev" { None } else { Some(read(agent, stage)?) };
+    let refused = |name: &&&String| policy.as_ref().is_some_and(|it| !it.allows_unconfined(name));
+    if let Some(name) = names.iter().find(refused) {
+        return Err(Report::refused(format!(
+            "`{stage}` may not run service `{name}` without the filter of system calls"
+        ))
+        .hint(format!(
+            "leave `seccomp:unconfined` out of `security_opt`, or allow it on this root by \
+             `allow-unconfined {name}` in {}, which begins with `kiln-policy 1`",
+            path(agent, stage).display()
+        )));
+    }
+    for name in names {
+        session.notice(format!(
+            "service `{name}` runs without the filter of system calls: more of the kernel is open to it"
         ));
     }
     Ok(())

@@ -266,7 +266,8 @@ pub(crate) fn start(
         let result = waiting.dependencies(service, patience).and_then(|()| {
             let node = session.begin("start", service, "starting");
             let result = instances::start(agent, stage, target.digest, service)
-                .and_then(|_| waiting.ready(service, patience.of(&target.release, service)));
+                .and_then(|_| waiting.ready(service, patience.of(&target.release, service)))
+                .or_else(|report| waiting.done_without(service, report));
             node.end(&result, &words(stage, target, service));
             result
         });
@@ -368,10 +369,34 @@ impl Waiting<'_> {
             let limit = limit.saturating_add(Duration::from_secs(60));
             self.until(
                 limit,
-                |state| state.member(&self.target.digest, dep).filter(|i| met(i)).map(|_| Ok(())),
+                |state| {
+                    let instance = state.member(&self.target.digest, dep)?;
+                    let without = !dependency.required && has_failed(instance);
+                    (met(instance) || without).then_some(Ok(()))
+                },
                 |_| Short::of(format!("`{service}` waited too long for `{dep}`")),
             )?;
         }
+        Ok(())
+    }
+
+    /// `required: false`: a service that has failed ends nothing when all that wait for it go on
+    /// without it.
+    fn done_without(&self, service: &str, report: Report) -> Result<(), Report> {
+        let all = self.target.release.services.values();
+        let mut waiting = all.filter_map(|other| other.settings.depends_on.get(service)).peekable();
+        let optional = waiting.peek().is_some() && waiting.all(|dependency| !dependency.required);
+        let failed =
+            self.stage.state().member(&self.target.digest, service).is_some_and(has_failed);
+        // Without words, it only gave up with the others.
+        let gave_up = report.message.is_empty() || self.session.check().is_err();
+        if !(optional && failed) || gave_up {
+            return Err(report);
+        }
+        self.session.notice(format!(
+            "{}; what waits for it goes on without it (`required: false`)",
+            report.message
+        ));
         Ok(())
     }
 
@@ -451,6 +476,15 @@ impl Waiting<'_> {
             limit.as_secs_f64()
         ));
         true
+    }
+}
+
+/// Whether an instance has ended for good, or so often that nobody waits for it any longer.
+fn has_failed(instance: &Instance) -> bool {
+    match &instance.life {
+        Life::Failed { .. } => true,
+        Life::BackOff { .. } => instance.restarts >= TRIES,
+        _ => false,
     }
 }
 

@@ -39,7 +39,6 @@ pub(super) const ALL: &[&Keys] = &[
 
 const DEPLOY_LIMITS: &str =
     "limits belong under deploy.resources.limits, or mem_limit, cpus, pids_limit";
-const HOST_OWNED: &str = "an instance has namespaces, names and devices of its own";
 const OTHER_PROJECTS: &str =
     "declare that project's network as `external` and be on it: its services are found by name";
 /// What is listed of addresses that somebody asked for.
@@ -73,9 +72,16 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
             "a list, or text that is split as a shell does; `[]` drops the image's",
         ),
         honoured("configs", ""),
+        honoured("cpu_period", "with `cpu_quota`; microseconds"),
+        honoured("cpu_quota", "microseconds in a period, as `cpus` in other words"),
+        honoured("cpu_shares", "1024 is the usual weight"),
         honoured("cpus", "as `deploy.resources.limits.cpus`; different values are an error"),
+        honoured("cpuset", "for example `0-2,4`"),
         honoured("depends_on", "list or long form; loops are an error"),
         honoured("deploy", "see below"),
+        honoured("dns", "instead of the host's name servers; names of services come from the slot"),
+        honoured("dns_opt", ""),
+        honoured("dns_search", ""),
         honoured("entrypoint", "as `command`"),
         honoured("env_file", "one, a list, or the long form"),
         honoured(
@@ -88,6 +94,7 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
             "extra_hosts",
             "list (`name=address`, `name:address`) or map; `host-gateway` is the host's address",
         ),
+        honoured("group_add", "names of the image's groups, or numbers"),
         honoured("healthcheck", ""),
         honoured("hostname", ""),
         honoured(
@@ -100,6 +107,8 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
             "`SERVICE` or `SERVICE:ALIAS`: a name for this service alone, and a dependency",
         ),
         honoured("mem_limit", "as `deploy.resources.limits.memory`; at least 6 MB"),
+        honoured("mem_reservation", "as `deploy.resources.reservations.memory`"),
+        honoured("memswap_limit", "memory and swap together; -1 is no limit"),
         honoured(
             "network_mode",
             "`none`, `bridge`, `service:NAME`; `host` by the root's own policy",
@@ -122,10 +131,14 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         ),
         honoured("scale", "only 1, listed"),
         honoured("secrets", ""),
-        honoured("security_opt", "only `no-new-privileges`, which is always on, listed"),
+        honoured(
+            "security_opt",
+            "`seccomp:unconfined`, in other stages than `dev` by the root's policy; `no-new-privileges` is always on; `apparmor` and `label` are listed",
+        ),
         honoured("shm_size", ""),
         honoured("stop_grace_period", ""),
         honoured("stop_signal", ""),
+        honoured("sysctls", "`net.*`, `fs.mqueue.*`, `kernel.shm*`, `kernel.msg*`, `kernel.sem`"),
         honoured(
             "tmpfs",
             "options `size=` (bytes or `50%` of the machine's memory), `mode=`, `uid=`, `gid=`, `exec` (as without it), `noexec`; `rw`, `nosuid`, `nodev` are listed",
@@ -150,49 +163,43 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         listed("pull_refresh_after", ""),
         listed("stdin_open", ""),
         listed("tty", ""),
-        refused("blkio_config", DEPLOY_LIMITS),
-        refused("cgroup", HOST_OWNED).unless(&["private"]),
-        refused("cgroup_parent", HOST_OWNED),
+        refused("blkio_config", "weights and rates of disks are not given; leave it out"),
+        refused("cgroup", "leave it out: a group of its own is what every instance has")
+            .unless(&["private"]),
+        refused("cgroup_parent", "limits belong in the service itself"),
         refused("cpu_count", "write `cpus`").unless(&["0"]),
         refused("cpu_percent", "write `cpus`").unless(&["0"]),
-        refused("cpu_period", "write `cpus`"),
-        refused("cpu_quota", "write `cpus`"),
         refused("cpu_rt_period", "write `cpus`").unless(&["0"]),
         refused("cpu_rt_runtime", "write `cpus`").unless(&["0"]),
-        refused("cpu_shares", "write `cpus`"),
-        refused("cpuset", "write `cpus`"),
-        refused("credential_spec", ""),
-        refused("device_cgroup_rules", HOST_OWNED),
-        refused("devices", HOST_OWNED),
+        refused("credential_spec", "it is for Windows; leave it out"),
         refused(
-            "dns",
-            "names of services come from the slot, all others from the host's resolvers",
+            "device_cgroup_rules",
+            "leave it out: an instance has the usual devices and no others",
         ),
-        refused("dns_opt", "names come from the host's resolvers"),
-        refused("dns_search", "names come from the host's resolvers"),
+        refused("devices", "leave it out: an instance has the usual devices and no others"),
         refused("domainname", "write the full name into `hostname`"),
         refused("external_links", OTHER_PROJECTS),
-        refused("gpus", HOST_OWNED),
-        refused("group_add", "write `user: USER:GROUP`"),
-        refused("ipc", HOST_OWNED).unless(&["private", "shareable"]),
-        refused("isolation", "").unless(&["default"]),
-        refused("mem_reservation", DEPLOY_LIMITS),
+        refused("gpus", "run what needs a GPU outside, and name its address in `extra_hosts`"),
+        refused("ipc", "write `shm_size` for room; services share files by a volume")
+            .unless(&["private", "shareable"]),
+        refused("isolation", "it is for Windows; leave it out").unless(&["default"]),
         refused("mem_swappiness", DEPLOY_LIMITS).unless(&["0"]),
-        refused("memswap_limit", DEPLOY_LIMITS),
-        refused("models", ""),
+        refused("models", "run it as a service with an image of its own"),
         refused("oom_kill_disable", DEPLOY_LIMITS),
         refused("oom_score_adj", DEPLOY_LIMITS).unless(&["0"]),
-        refused("pid", HOST_OWNED),
+        refused(
+            "pid",
+            "leave it out: `kiln exec` looks into an instance, and no instance out of it",
+        ),
         refused("post_start", "do it in the image's entrypoint"),
         refused("pre_stop", "do it when the program gets its stop signal"),
         refused("privileged", "name what it needs in `cap_add`"),
-        refused("provider", ""),
+        refused("provider", "run it as a service with an image of its own"),
         refused("runtime", "Kiln runs instances itself").unless(&["runc"]),
-        refused("storage_opt", ""),
-        refused("sysctls", HOST_OWNED),
+        refused("storage_opt", "write `x-kiln.scratch` for the size of the throw-away layer"),
         refused("use_api_socket", ""),
-        refused("userns_mode", HOST_OWNED),
-        refused("uts", HOST_OWNED),
+        refused("userns_mode", "write `user` for who it runs as"),
+        refused("uts", "write `hostname`"),
         refused("volumes_from", "name the volumes in both services"),
     ],
 };
@@ -448,7 +455,7 @@ pub(in crate::compose) const RESTART_POLICY: Keys = Keys {
 
 pub(in crate::compose) const RESOURCES: Keys = Keys {
     name: "`deploy.resources`",
-    keys: &[honoured("limits", ""), honoured("reservations", "nothing of it has an effect")],
+    keys: &[honoured("limits", ""), honoured("reservations", "")],
 };
 
 pub(in crate::compose) const LIMITS: Keys = Keys {
@@ -459,10 +466,10 @@ pub(in crate::compose) const LIMITS: Keys = Keys {
 pub(in crate::compose) const RESERVATIONS: Keys = Keys {
     name: "`deploy.resources.reservations`",
     keys: &[
+        honoured("memory", "left to it when memory is short"),
         listed("cpus", ""),
-        listed("memory", ""),
-        refused("devices", HOST_OWNED),
-        refused("generic_resources", ""),
+        refused("devices", "run what needs a GPU outside, and name its address in `extra_hosts`"),
+        refused("generic_resources", "leave it out"),
     ],
 };
 
