@@ -199,9 +199,9 @@ fn a_port_that_is_taken_says_by_whom() {
 #[test]
 fn a_bind_mount_that_is_not_there() {
     refused(
-        "services:\n  web: { image: busybox, command: [sleep, '9'], volumes: ['./none:/data'] }\n",
+        "services:\n  web: { image: busybox, command: [sleep, '9'], volumes: ['./none:/bin/busybox'] }\n",
         2,
-        &["none", "is not there"],
+        &["none", "is not there", "create it: the image has a file at /bin/busybox"],
     );
 }
 

@@ -222,3 +222,47 @@ fn the_layer_lies_on_the_disk_and_goes_with_its_instance() {
     let gone = |dir: &Path| (!dir.exists()).then_some(());
     wait_until(PATIENCE, "the layer to be gone", || gone(&dir));
 }
+
+#[test]
+fn what_fails_on_a_read_only_root_is_told_what_to_write_and_learns_beside_what_serves() {
+    let world = world();
+    let keys = ["read_only: true", "tmpfs: [/tmp]", "volumes: ['data:/data']"];
+    let good = service("app", &keys, "echo one > /data/kept");
+    let rest = "volumes: { data: {} }\n";
+    let project = made(&world, "learns", &[good, rest.to_owned()]);
+    world.kiln_in(&project, ["up"]).expect_done();
+    let before = instance(&world, &project, "app", "active").unwrap();
+
+    let script =
+        "echo two > /data/kept; mkdir -p /app/cache/pages || exit 3; echo x > /app/cache/pages/x
+        getent hosts app || cat /etc/hosts";
+    let bad = service("app", &keys, script);
+    let compose = format!("name: learns\nservices:\n{bad}{rest}{}", common::BUSYBOX);
+    project.write("compose.yaml", compose);
+    let data = world.root().join("volumes/learns/dev/data/kept");
+    let refused = world.kiln_in(&project, ["up"]).expect_code(4);
+    for part in ["its log names /app/cache", "x-kiln: { volatile", "kiln up --learn app"] {
+        assert!(refused.stderr.contains(part), "`{part}` in {}", refused.stderr);
+    }
+    // What served is back, as it had its data; learning does not touch that.
+    world.kiln_in(&project, ["exec", "app", "sh", "-c", "echo mine > /data/kept"]).expect_done();
+    let serving = instance(&world, &project, "app", "active").unwrap();
+    let learnt = world.kiln_in(&project, ["up", "--learn", "app"]).expect_done();
+    for part in ["it got ready", "/app/cache/", "volumes: [\"app-cache:/app/cache\"]"] {
+        assert!(learnt.stdout.contains(part), "`{part}` in {}", learnt.stdout);
+    }
+    assert_eq!(std::fs::read_to_string(&data).unwrap(), "mine\n");
+    let now = instances(&world, &project);
+    assert_eq!(now.len(), 1, "the one that learnt is gone: {now:?}");
+    assert_eq!(now[0]["id"], serving["id"]);
+    assert_ne!(before["id"], serving["id"], "it was replaced under the pause, and back again");
+    let json = world.kiln_in(&project, ["up", "--learn", "app", "--json"]).expect_done().json();
+    assert_eq!((&json["good"], &json["service"]), (&true.into(), &"app".into()));
+    world.kiln_in(&project, ["up", "--learn", "nobody"]).expect_code(2);
+
+    // One that fails with a layer, too: the end of its log is shown.
+    project.edit("compose.yaml", "mkdir -p /app/cache/pages || exit 3", "echo no luck; exit 3");
+    let failed = world.kiln_in(&project, ["up", "--learn", "app"]).expect_code(1);
+    assert!(failed.stdout.contains("status 3") && failed.stdout.contains("no luck"));
+    wait_until(PATIENCE, "its folder to be gone", || world.scratch().is_empty().then_some(()));
+}
