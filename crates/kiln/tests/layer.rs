@@ -173,23 +173,26 @@ fn names_of_a_stranger_are_bounded_and_do_nothing() {
 #[test]
 fn what_the_image_has_below_run_is_there() {
     let world = world();
-    let script = "echo run=$(stat -c %u:%g:%a /run/mysqld) $(cat /run/mysqld/file)
-        touch /run/mysqld/new && echo in=memory";
-    let project = made(&world, "run", &[service("db", &["read_only: false"], script)]);
+    let project = made(&world, "run", &[service("db", &["read_only: false"], ":")]);
     project.write("img/file", "text");
     project.edit("img/Dockerfile", "COPY keep /app/", "COPY --chown=70:71 file /run/mysqld/");
-    let said = |text: &str| {
+    let look = "stat -c '%u:%g %a' /run/mysqld /run/mysqld/file; cat /run/mysqld/file
+        echo; touch /run/mysqld/new && echo written; grep -c ' /run ' /proc/mounts";
+    let found = || {
         world.kiln_in(&project, ["up"]).expect_done();
-        let logs = world.kiln_in(&project, ["logs", "db"]).expect_done().stdout;
-        assert!(logs.contains(text), "`{text}` in {logs}");
+        let exec = world.kiln_in(&project, ["exec", "db", "sh", "-c", look]);
+        exec.stdout.rsplit_once("written\n").map(|(a, b)| (a.to_owned(), b.trim().to_owned()))
     };
-    said("text");
+    let (bare, mounts) = found().unwrap();
+    assert!(bare.contains("70:71") && bare.contains("text"), "{bare}");
+    assert_eq!(mounts, "0");
     // The same where memory lies over it by default, with and without a layer.
-    project.edit("compose.yaml", "    read_only: false\n", "");
-    said("text");
-    project.edit("compose.yaml", "x-kiln:\n", "x-kiln:\n  read_only: true\n");
-    said("text");
-    said("in=memory");
+    for (from, to) in
+        [("    read_only: false\n", ""), ("x-kiln:\n", "x-kiln:\n  read_only: true\n")]
+    {
+        project.edit("compose.yaml", from, to);
+        assert_eq!(found(), Some((bare.clone(), "1".to_owned())));
+    }
 }
 
 #[test]

@@ -230,6 +230,7 @@ fn what_is_mounted_read_only_from_the_project_is_part_of_its_release() {
     assert_eq!(up(), first, "nothing changed");
     // What is read through a link that leads out is nobody's content.
     fs::write(outside.join("file"), "x").unwrap();
+    project.write("conf/.git/x", "how it was checked out");
     assert_eq!(up(), first);
     for (file, text) in [("conf/deep/file", "second\n"), ("one.txt", "two\n")] {
         let before = up();

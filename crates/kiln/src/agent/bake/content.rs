@@ -23,6 +23,9 @@ use crate::report::{Because, Report};
 const FILES: usize = 20_000;
 const BYTES: u64 = 256 << 20;
 
+/// Git's own folder.
+const GIT: &str = ".git";
+
 /// Pins the content of what `settings` mount.
 pub(super) fn pin(agent: &Agent, project: &Project, settings: &mut Settings) -> Result<(), Report> {
     for mount in &mut settings.mounts {
@@ -67,7 +70,9 @@ fn folder(agent: &Agent, path: &Path) -> Result<Option<Content>, Report> {
     if is_too_much(path) {
         return Ok(None);
     }
-    let snapshot = Snapshot::take(&agent.store, path, &Ignore::default()).because(doing)?;
+    // It tells how a checkout was made, and is in no commit.
+    let ignore = Ignore::of(&[format!("**/{GIT}")]).map_err(Report::failed)?;
+    let snapshot = Snapshot::take(&agent.store, path, &ignore).because(doing)?;
     let files: Vec<(Vec<u8>, Digest)> = snapshot
         .tree
         .entries
@@ -94,6 +99,9 @@ fn is_too_much(path: &Path) -> bool {
             else {
                 return true;
             };
+            if entry.file_name() == GIT {
+                continue;
+            }
             files += 1;
             if kind.is_dir() {
                 todo.push(entry.path());
