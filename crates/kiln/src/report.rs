@@ -102,6 +102,12 @@ impl Report {
         self
     }
 
+    /// From what went wrong at a registry, with what to do.
+    pub(crate) fn of_registry(error: &kiln_remote::registry::Error) -> Self {
+        let exit = if error.is_usage() { Exit::Usage } else { Exit::Failed };
+        Self { hint: error.hint(), ..Self::from_error(exit, error) }
+    }
+
     /// From an error whose causes have not been printed into its own message.
     pub(crate) fn from_error(exit: Exit, error: &dyn std::error::Error) -> Self {
         let mut report = Self::new(exit, error.to_string());

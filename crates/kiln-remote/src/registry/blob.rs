@@ -219,7 +219,8 @@ impl<'c> Blob<'c> {
             return Err(Error::Answer { name: self.reference.to_string(), url, what });
         }
         let wire = self.client.wire();
-        (wire.told)(&format!("{}: the connection broke, going on", self.reference.registry()));
+        let registry = self.reference.registry();
+        wire.watch.told(&format!("{registry}: the connection broke, going on"));
         wire.sleep(wire.patience.pause * self.broken.0).map_err(Error::from)?;
         self.begin(hasher)
     }

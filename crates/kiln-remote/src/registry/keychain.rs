@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -27,6 +28,8 @@ pub struct HostKeychain<'a> {
     files: Vec<(PathBuf, File)>,
     helpers: Vec<String>,
     env: BTreeMap<String, String>,
+    /// What helpers have answered, by helper and registry: a safe is opened once.
+    answers: Mutex<BTreeMap<(String, String), Option<Credential>>>,
     cancel: &'a AtomicBool,
 }
 
@@ -78,7 +81,8 @@ impl<'a> HostKeychain<'a> {
             }
         }
         let helpers = helpers.iter().filter(|name| *name != THE_FILES).cloned().collect();
-        Ok(Self { files, helpers, env: env.clone(), cancel })
+        let answers = Mutex::default();
+        Ok(Self { files, helpers, env: env.clone(), answers, cancel })
     }
 
     /// Which files have something for a registry or what is in it.
@@ -88,13 +92,20 @@ impl<'a> HostKeychain<'a> {
     }
 
     fn ask(&self, helper: &str, registry: &str) -> Result<Option<Credential>, Error> {
+        let key = (helper.to_owned(), registry.to_owned());
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = answers.get(&key) {
+            return Ok(known.clone());
+        }
         let helper = Helper { name: helper, env: &self.env, cancel: self.cancel };
+        let mut found = None;
         for server in servers(registry) {
-            if let Some(found) = helper.get(server)? {
-                return Ok(Some(found));
+            if found.is_none() {
+                found = helper.get(server)?;
             }
         }
-        Ok(None)
+        answers.insert(key, found.clone());
+        Ok(found)
     }
 }
 

@@ -6,7 +6,7 @@
 //! # fn main() -> Result<(), kiln_remote::registry::Error> {
 //! let registries = Arc::new(Registries::of_host(&std::env::vars().collect::<BTreeMap<_, _>>())?);
 //! let cancel = AtomicBool::new(false);
-//! let client = Client::new(registries, &Anonymous, &|_| {}, &cancel);
+//! let client = Client::new(registries, &Anonymous, &|_: &str| {}, &cancel);
 //! let (reference, index) = client.look_up("postgres:16")?;
 //! println!("{reference} is {} ({})", index.digest, index.media_type);
 //! # let (digest, size) = (index.digest, 0);
@@ -28,9 +28,11 @@
 //! | [`keychain`] · `helper` | the files in which users have them · the programs that keep them |
 //! | [`login`] | keeping them where Docker keeps them |
 //! | [`client`] | resolves references, fetches documents |
+//! | `manifest` | what kind of manifest a document is |
 //! | [`blob`] | a blob as a reader |
 //! | `auth` · [`challenge`] | what a registry has to be shown · how it says so |
 //! | `wire` · `address` | one request and its answer · where it goes |
+//! | `patience` | how long and how often |
 //! | [`error`] | what can go wrong |
 
 mod address;
@@ -44,6 +46,8 @@ pub mod error;
 mod helper;
 pub mod keychain;
 pub mod login;
+mod manifest;
+mod patience;
 pub mod reference;
 pub mod registries;
 mod wire;
@@ -53,6 +57,6 @@ pub use client::{Client, DOCUMENT_BYTES, Document, Resolved};
 pub use credentials::{Anonymous, Credential, Keychain};
 pub use error::Error;
 pub use keychain::HostKeychain;
+pub use patience::{Patience, Watch};
 pub use reference::Reference;
 pub use registries::{Places, Registries};
-pub use wire::Patience;

@@ -14,6 +14,7 @@ use ureq::{Agent, Body};
 
 use super::address::Address;
 use super::error::{Error, clean};
+use super::patience::{Patience, Watch};
 use super::registries::Registries;
 use crate::http;
 
@@ -23,42 +24,6 @@ pub(super) const LOOK: Duration = Duration::from_millis(50);
 const REDIRECTS: usize = 10;
 /// Most of an error's text that is read.
 const ERROR_BYTES: u64 = 8 << 10;
-
-/// How patient the client is. Tests are less so.
-#[derive(Debug, Clone, Copy)]
-pub struct Patience {
-    /// How long a connection may take to come about, TLS and all.
-    pub connect: Duration,
-    /// How long a server may say nothing.
-    pub stall: Duration,
-    /// How long a document may take, from the first byte asked to the last.
-    pub document: Duration,
-    /// How often is tried what may go better the next time.
-    pub tries: u32,
-    /// The first pause; each is twice as long as the one before.
-    pub pause: Duration,
-    /// The longest pause that a server may ask for.
-    pub longest_pause: Duration,
-    /// The fewest bytes of a blob that have to come within [`Patience::window`].
-    pub least: u64,
-    /// See [`Patience::least`].
-    pub window: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(30),
-            stall: Duration::from_secs(60),
-            document: Duration::from_secs(120),
-            tries: 5,
-            pause: Duration::from_millis(250),
-            longest_pause: Duration::from_secs(60),
-            least: 16 << 10,
-            window: Duration::from_secs(60),
-        }
-    }
-}
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -124,7 +89,7 @@ pub(super) struct Wire<'a> {
     pub(super) registries: Arc<Registries>,
     pub(super) cancel: &'a AtomicBool,
     pub(super) patience: Patience,
-    pub(super) told: &'a (dyn Fn(&str) + Sync),
+    pub(super) watch: &'a dyn Watch,
     agents: Mutex<BTreeMap<Channel, Agent>>,
 }
 
@@ -144,9 +109,9 @@ impl<'a> Wire<'a> {
         registries: Arc<Registries>,
         patience: Patience,
         cancel: &'a AtomicBool,
-        told: &'a (dyn Fn(&str) + Sync),
+        watch: &'a dyn Watch,
     ) -> Self {
-        Self { registries, cancel, patience, told, agents: Mutex::default() }
+        Self { registries, cancel, patience, watch, agents: Mutex::default() }
     }
 
     /// Asks, follows redirects, and tries again what may go better the next time. Every answer
@@ -179,7 +144,8 @@ impl<'a> Wire<'a> {
     pub(super) fn sleep(&self, pause: Duration) -> Result<(), Failure> {
         let until = Instant::now() + pause;
         if pause > Duration::from_secs(2) {
-            (self.told)(&format!("the registry asks to wait {} s", pause.as_secs()));
+            let seconds = pause.as_secs();
+            self.watch.told(&format!("the registry asks to be left alone for {seconds} s"));
         }
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             self.check().map_err(Failure::Other)?;

@@ -164,14 +164,14 @@ fn silence_has_an_end_and_the_user_need_not_wait_for_it() {
     let host = host(&[], &[]);
     let server = hang();
     let few = Patience { tries: 2, stall: Duration::from_millis(300), ..patience() };
-    let impatient = Client::patient(Arc::clone(&host), &Anonymous, &|_| {}, &NEVER, few);
+    let impatient = Client::patient(Arc::clone(&host), &Anonymous, &|_: &str| {}, &NEVER, few);
     let name = reference(&format!("{}/app:1", server.host()));
     refused(impatient.resolve(&name), "silent for too long");
 
     let server = hang();
     let name = reference(&format!("{}/app:1", server.host()));
     let cancel = AtomicBool::new(false);
-    let patient = Client::new(Arc::clone(&host), &Anonymous, &|_| {}, &cancel);
+    let patient = Client::new(Arc::clone(&host), &Anonymous, &|_: &str| {}, &cancel);
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| patient.resolve(&name));
         kiln_testkit::wait_until(Duration::from_secs(30), "a request", || {
@@ -193,7 +193,7 @@ fn a_blob_that_hangs_ends_when_the_user_wants() {
     });
     let host = host(&[], &[]);
     let cancel = AtomicBool::new(false);
-    let client = Client::new(Arc::clone(&host), &Anonymous, &|_| {}, &cancel);
+    let client = Client::new(Arc::clone(&host), &Anonymous, &|_: &str| {}, &cancel);
     let name = reference(&format!("{}/app:1", server.host()));
     let mut reader = client.blob(&name, &Digest::of("x"), 1_000_000, &|_| {}).unwrap();
     std::thread::scope(|scope| {
@@ -217,7 +217,7 @@ fn a_trickle_is_no_answer() {
     });
     let host = host(&[], &[]);
     let window = Patience { window: Duration::from_millis(700), ..patience() };
-    let client = Client::patient(Arc::clone(&host), &Anonymous, &|_| {}, &NEVER, window);
+    let client = Client::patient(Arc::clone(&host), &Anonymous, &|_: &str| {}, &NEVER, window);
     let name = reference(&format!("{}/app:1", server.host()));
     refused(blob(&client, &name, &noise(1_000_000)), "bytes have come in");
 }
@@ -431,4 +431,34 @@ fn what_a_registry_says_controls_no_terminal() {
     let server = always("403 No", &[], br#"{"errors":[{"message":"\u001b[2Jgone\r\nx"}]}"#);
     let error = resolve(&server).unwrap_err().to_string();
     assert!(error.contains("[2Jgone") && !error.contains(char::is_control), "{error:?}");
+}
+
+#[test]
+fn a_web_site_is_no_registry_to_log_in_to() {
+    let known = Known::password("user", "secret");
+    let host = host(&[], &[]);
+    let server = always("200 OK", &["Content-Type: text/html; charset=utf-8"], b"<html>");
+    refused(client(&host, &known).check(&server.host()), "a page for people");
+    assert!(server.asked().iter().all(|request| request.header("authorization").is_none()));
+    let server = always("200 OK", &["Content-Type: application/json"], b"{}");
+    client(&host, &known).check(&server.host()).unwrap();
+}
+
+#[test]
+fn a_document_that_breaks_off_is_asked_for_again() {
+    let times = AtomicUsize::new(0);
+    let server = Server::start(move |_, stream| {
+        if times.fetch_add(1, Ordering::Relaxed) > 0 {
+            return send(stream, "200 OK", &[MANIFEST], NOTHING);
+        }
+        let length = NOTHING.len();
+        write!(stream, "HTTP/1.1 200 OK\r\n{MANIFEST}\r\nContent-Length: {length}\r\n\r\n{{")
+    });
+    resolve(&server).unwrap();
+    assert_eq!(server.asked().len(), 2);
+    let server = Server::start(|_, stream| {
+        write!(stream, "HTTP/1.1 200 OK\r\n{MANIFEST}\r\nContent-Length: 100\r\n\r\n{{")
+    });
+    refused(resolve(&server), "breaks off");
+    assert_eq!(server.asked().len(), 5);
 }

@@ -38,7 +38,7 @@ fn read(dir: &Path, env: BTreeMap<String, String>) -> Result<Arc<Registries>, Er
 
 /// A client that soon gives up.
 fn client<'a>(registries: &Arc<Registries>, keychain: &'a dyn Keychain) -> Client<'a> {
-    Client::patient(Arc::clone(registries), keychain, &|_| {}, &NEVER, patience())
+    Client::patient(Arc::clone(registries), keychain, &|_: &str| {}, &NEVER, patience())
 }
 
 fn patience() -> Patience {

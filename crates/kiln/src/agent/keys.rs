@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_remote::registry::{Credential, Error, Keychain, Registries};
+use kiln_remote::registry::{Credential, Error, Keychain, Registries, Watch};
 
 use super::session::Session;
 use crate::protocol::{Question, Reply};
@@ -42,6 +42,12 @@ impl Keychain for Session {
             None if self.is_own() => Ok(None),
             None => Err(silent(self)),
         }
+    }
+}
+
+impl Watch for Session {
+    fn told(&self, text: &str) {
+        self.notice(text);
     }
 }
 

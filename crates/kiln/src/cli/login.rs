@@ -39,9 +39,9 @@ pub(super) fn login(
     as_json: bool,
 ) -> Result<Exit, Report> {
     let env = environment();
-    let registries = Registries::of_host(&env).map_err(|error| report(&error))?;
+    let registries = Registries::of_host(&env).map_err(|error| Report::of_registry(&error))?;
     let named = registries.registry(registry.unwrap_or("docker.io"));
-    let registry = named.map_err(|error| report(&error))?;
+    let registry = named.map_err(|error| Report::of_registry(&error))?;
     let username = match username {
         Some(name) => name,
         None => ask(&format!("Name at {registry}: "), Echo::Shown)?,
@@ -63,7 +63,8 @@ pub(super) fn login(
     };
     let client = Client::new(Arc::new(registries), &typed, &told, &NEVER);
     client.check(&registry).map_err(|error| refused(&registry, &error))?;
-    let kept = keep(&env, &registry, &credential, &NEVER).map_err(|error| report(&error))?;
+    let kept =
+        keep(&env, &registry, &credential, &NEVER).map_err(|error| Report::of_registry(&error))?;
     if as_json {
         let (file, helper) = match &kept {
             Kept::File(path) => (Some(path.display().to_string()), None),
@@ -86,8 +87,8 @@ pub(super) fn logout(registry: Option<&str>, as_json: bool) -> Result<Exit, Repo
     let env = environment();
     let registries = Registries::default();
     let named = registries.registry(registry.unwrap_or("docker.io"));
-    let registry = named.map_err(|error| report(&error))?;
-    let forgotten = forget(&env, &registry, &NEVER).map_err(|error| report(&error))?;
+    let registry = named.map_err(|error| Report::of_registry(&error))?;
+    let forgotten = forget(&env, &registry, &NEVER).map_err(|error| Report::of_registry(&error))?;
     let Forgotten { from, remains } = forgotten;
     let remains: Vec<String> = remains.iter().map(|path| path.display().to_string()).collect();
     if as_json {
@@ -107,16 +108,6 @@ pub(super) fn logout(registry: Option<&str>, as_json: bool) -> Result<Exit, Repo
     Ok(Exit::Done)
 }
 
-/// An error of a registry, for a user.
-fn report(error: &Error) -> Report {
-    let exit = if error.is_usage() { Exit::Usage } else { Exit::Failed };
-    let report = Report::from_error(exit, error);
-    match error.hint() {
-        Some(hint) => report.hint(hint),
-        None => report,
-    }
-}
-
 /// What was typed is wrong: nothing is kept.
 fn refused(registry: &str, error: &Error) -> Report {
     match error {
@@ -124,7 +115,7 @@ fn refused(registry: &str, error: &Error) -> Report {
             Report::failed(format!("{registry} does not take this name and password{said}"))
                 .hint("nothing was kept; some registries want an access token for a password")
         }
-        error => report(error),
+        error => Report::of_registry(error),
     }
 }
 

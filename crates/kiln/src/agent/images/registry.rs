@@ -19,7 +19,6 @@ use crate::report::Report;
 /// What the host's files say is asked of the client when a registry has to be asked.
 pub(super) struct Registry<'a> {
     session: &'a Session,
-    told: &'a (dyn Fn(&str) + Sync),
     client: OnceLock<Result<Client<'a>, Report>>,
     /// Documents that have come: a name is resolved by those that its image is fetched by.
     seen: Mutex<BTreeMap<Digest, Vec<u8>>>,
@@ -30,14 +29,15 @@ const SEEN: usize = 8 << 20;
 
 impl<'a> Registry<'a> {
     pub(super) fn new(session: &'a Session) -> Self {
-        Self { session, told: &|_| {}, client: OnceLock::new(), seen: Mutex::default() }
+        Self { session, client: OnceLock::new(), seen: Mutex::default() }
     }
 
     fn client(&self) -> Result<&Client<'a>, Report> {
         let made = self.client.get_or_init(|| {
-            let registries = self.session.registries().map_err(|error| report(&error))?;
+            let registries =
+                self.session.registries().map_err(|error| Report::of_registry(&error))?;
             let cancel = self.session.cancelled();
-            Ok(Client::new(registries, self.session, self.told, cancel))
+            Ok(Client::new(registries, self.session, self.session, cancel))
         });
         made.as_ref().map_err(Clone::clone)
     }
@@ -82,16 +82,6 @@ impl Remote for At<'_, '_> {
     }
 }
 
-/// An error of a registry, for a user.
-fn report(error: &Error) -> Report {
-    let exit = if error.is_usage() { Exit::Usage } else { Exit::Failed };
-    let report = Report::from_error(exit, error);
-    match error.hint() {
-        Some(hint) => report.hint(hint),
-        None => report,
-    }
-}
-
 /// The error of a registry in what failed, if there is one.
 pub(super) fn told<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error> {
     let own = |error: &'a (dyn std::error::Error + 'static)| {
@@ -103,7 +93,7 @@ pub(super) fn told<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&
 
 /// The place that a lock names.
 pub(super) fn reference(text: &str) -> Result<Reference, Report> {
-    Reference::parse(text).map_err(|error| report(&error))
+    Reference::parse(text).map_err(|error| Report::of_registry(&error))
 }
 
 impl Images<'_> {
@@ -122,12 +112,13 @@ impl Images<'_> {
             report
         };
         let client = self.registry.client()?;
-        let (reference, resolved) = client.look_up(name).map_err(|error| named(report(&error)))?;
+        let (reference, resolved) =
+            client.look_up(name).map_err(|error| named(Report::of_registry(&error)))?;
         let at = self.registry.at(&reference)?;
         see(at.seen, resolved.digest, &resolved.bytes);
         let offers = remote::offers(&at, &resolved.digest, &resolved.bytes);
         let offers = offers.map_err(|error| match told(&error) {
-            Some(error) => named(report(error)),
+            Some(error) => named(Report::of_registry(error)),
             None => named(Report::from_error(Exit::Failed, &error)),
         })?;
         let mut platforms: Vec<LockedPlatform> = offers
