@@ -218,7 +218,9 @@ impl Tree {
     /// The canonical listing: what the tree digest is taken over.
     pub fn listing(&self) -> String {
         let times = !self.is_timeless();
-        let mut out = String::with_capacity(self.entries.len() * 160);
+        // Enough for nearly every tree: to grow would take the memory of two.
+        let paths: usize = self.entries.keys().map(Vec::len).sum();
+        let mut out = String::with_capacity(paths + self.entries.len() * 170);
         out.push_str(HEAD[usize::from(times)]);
         out.push('\n');
         for (path, node) in &self.entries {

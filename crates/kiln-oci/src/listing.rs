@@ -12,31 +12,41 @@
 //!
 //! In the order of the archive, which counts. `docs/images.md` has the format.
 
-use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read, Seek as _, Write as _};
 
 use kiln_core::Digest;
+use kiln_core::digest::Hasher;
 use kiln_core::tree::{entry_line, parse_entry, parse_path_text, path_text};
+use kiln_store::Store;
+use tempfile::SpooledTempFile;
 
 use crate::apply::Op;
-use crate::error::{Error, Result};
+use crate::error::{Doing as _, Error, Result};
 use crate::rootfs::Rootfs;
 
 const HEAD: &str = "#kiln layer 1";
 
-/// A listing under construction.
+/// Listings up to this size are kept in memory until they are stored.
+const SMALL: usize = 1 << 20;
+
+/// A listing under construction: a layer may have a million entries.
 #[derive(Debug)]
 pub(crate) struct Listing {
-    text: String,
+    text: BufWriter<SpooledTempFile>,
 }
 
 impl Listing {
     /// Of the layer whose uncompressed form has this digest, as is to be proved.
-    pub(crate) fn new(diff_id: &Digest) -> Self {
-        Self { text: format!("{HEAD}\ndiff {diff_id}\n") }
+    pub(crate) fn new(store: &Store, diff_id: &Digest) -> Result<Self> {
+        let spool = tempfile::spooled_tempfile_in(SMALL, store.root().join("tmp"));
+        let mut listing = Self { text: BufWriter::new(spool) };
+        writeln!(listing.text, "{HEAD}\ndiff {diff_id}").doing(writing)?;
+        Ok(listing)
     }
 
-    pub(crate) fn push(&mut self, op: &Op) {
-        let _ = match op {
+    pub(crate) fn push(&mut self, op: &Op) -> Result<()> {
+        let written = match op {
             Op::Put(path, node) => writeln!(self.text, "+ {}", entry_line(path, node)),
             Op::Link(path, to) => {
                 writeln!(self.text, "= {} {}", path_text(path), path_text(to))
@@ -44,31 +54,86 @@ impl Listing {
             Op::Whiteout(path) => writeln!(self.text, "- {}", path_text(path)),
             Op::Opaque(path) => writeln!(self.text, "! {}", path_text(path)),
         };
+        written.doing(writing)
     }
 
-    pub(crate) fn text(&self) -> &str {
-        &self.text
+    /// Makes it an object.
+    pub(crate) fn put(self, store: &Store) -> Result<Digest> {
+        let mut text = self.text.into_inner().map_err(|error| error.into_error()).doing(writing)?;
+        text.rewind().doing(writing)?;
+        Ok(store.put_reader(&mut text)?.0)
+    }
+}
+
+fn writing() -> String {
+    "writing down what a layer does".to_owned()
+}
+
+fn reading() -> String {
+    "reading what a layer does".to_owned()
+}
+
+/// A listing in the store, as lines; what it was is known at its end.
+struct Lines {
+    text: BufReader<Hashed>,
+    line: String,
+}
+
+/// Hashes what is read.
+struct Hashed {
+    file: File,
+    hasher: Hasher,
+}
+
+impl Read for Hashed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+impl Lines {
+    fn of(store: &Store, listing: &Digest) -> Result<Self> {
+        let file = store.open_object(listing)?;
+        let text = BufReader::with_capacity(64 << 10, Hashed { file, hasher: Hasher::new() });
+        Ok(Self { text, line: String::new() })
+    }
+
+    fn next(&mut self) -> Result<Option<&str>> {
+        self.line.clear();
+        let read = self.text.read_line(&mut self.line).doing(reading)?;
+        Ok((read > 0).then(|| self.line.trim_end_matches('\n')))
+    }
+
+    fn head(&mut self) -> Result<Digest> {
+        let head = self.next()? == Some(HEAD);
+        let diff = self.next()?.and_then(|line| line.strip_prefix("diff ")?.parse().ok());
+        match (head, diff) {
+            (true, Some(diff)) => Ok(diff),
+            _ => Err(Error::malformed("a layer's listing", "it has another head")),
+        }
     }
 }
 
 /// The digest of the uncompressed layer that a listing is of.
-pub(crate) fn diff_id(text: &str) -> Result<Digest> {
-    let mut lines = text.lines();
-    let head = lines.next();
-    let diff = lines.next().and_then(|line| line.strip_prefix("diff "));
-    match (head == Some(HEAD), diff.and_then(|diff| diff.parse().ok())) {
-        (true, Some(diff)) => Ok(diff),
-        _ => Err(Error::malformed("a layer's listing", "it has another head")),
-    }
+pub(crate) fn diff_id(store: &Store, listing: &Digest) -> Result<Digest> {
+    Lines::of(store, listing)?.head()
 }
 
 /// Lays the layer over what is there.
-pub(crate) fn replay(text: &str, rootfs: &mut Rootfs) -> Result<()> {
+pub(crate) fn replay(store: &Store, listing: &Digest, rootfs: &mut Rootfs) -> Result<()> {
     rootfs.begin_layer();
-    for line in text.lines().skip(2) {
+    let mut lines = Lines::of(store, listing)?;
+    lines.head()?;
+    while let Some(line) = lines.next()? {
         rootfs.apply(operation(line).map_err(|why| Error::malformed("a layer's listing", why))?)?;
     }
-    Ok(())
+    let found = lines.text.into_inner().hasher.finish();
+    if found == *listing {
+        return Ok(());
+    }
+    Err(kiln_store::Error::Corrupt { digest: *listing, found }.into())
 }
 
 fn operation(line: &str) -> std::result::Result<Op, String> {
@@ -108,13 +173,17 @@ mod tests {
             Op::Opaque(Vec::new()),
         ];
         let diff = Digest::of("layer");
-        let mut listing = Listing::new(&diff);
-        ops.iter().for_each(|op| listing.push(op));
-        assert_eq!(diff_id(listing.text()).unwrap(), diff);
-        let read: Vec<Op> =
-            listing.text().lines().skip(2).map(|line| operation(line).unwrap()).collect();
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let mut listing = Listing::new(&store, &diff).unwrap();
+        ops.iter().for_each(|op| listing.push(op).unwrap());
+        let object = listing.put(&store).unwrap();
+        assert_eq!(diff_id(&store, &object).unwrap(), diff);
+        let text = String::from_utf8(store.get(&object).unwrap()).unwrap();
+        let read: Vec<Op> = text.lines().skip(2).map(|line| operation(line).unwrap()).collect();
         assert_eq!(read, ops);
-        assert!(diff_id("#kiln layer 2\ndiff x\n").is_err());
+        let other = store.put(b"#kiln layer 2\ndiff x\n").unwrap();
+        assert!(diff_id(&store, &other).is_err());
         for bad in ["", "+", "? ./a", "= ./a", "- a", "+ ./a type=dir"] {
             assert!(operation(bad).is_err(), "{bad}");
         }

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kiln_archive::Reader;
 use kiln_core::digest::Hasher;
+use kiln_core::tree::Kind;
 use kiln_core::{Digest, ImageConfig, ImageId, Tree};
 use kiln_store::Store;
 
@@ -323,8 +324,7 @@ impl Pull<'_> {
         let Some(_turn) = turn else { return Err(Error::Interrupted) };
         let name = LayerName { digest: layer.digest, size: layer.size };
         if !anew && let Some(known) = self.store.step_result(&key) {
-            let text = text(self.store, &known.config)?;
-            let found = listing::diff_id(&text)?;
+            let found = listing::diff_id(self.store, &known.config)?;
             if found != *diff_id {
                 return Err(mismatch(layer, *diff_id, found));
             }
@@ -333,7 +333,7 @@ impl Pull<'_> {
         }
         let read = self.read(layer, diff_id, &name);
         (self.told)(&name, if read.is_ok() { Moment::Done } else { Moment::Failed });
-        let config = self.store.put(read?.text().as_bytes())?;
+        let config = read?.put(self.store)?;
         self.store.set_step_result(&key, &ImageId { tree: self.empty, config })?;
         self.came.fetch_add(1, Ordering::Relaxed);
         Ok(config)
@@ -345,7 +345,7 @@ impl Pull<'_> {
         let blob = self.remote.blob(&layer.digest, layer.size);
         let blob = blob.map_err(|error| Error::remote(what(), error))?;
         let mut packed = Packed { from: blob, pull: self, name, come: 0, failed: None };
-        let mut listing = Listing::new(diff_id);
+        let mut listing = Listing::new(self.store, diff_id)?;
         let mut hasher = Hasher::new();
         let unpacked = self.unpack(&mut packed, &mut hasher, &mut listing);
         // What follows the compressed stream is part of the blob, and only at its end is it known
@@ -380,35 +380,29 @@ impl Pull<'_> {
             .map_err(|error| crate::entry::failed(error.into()))?;
         let mut plain = Plain { from, pull: self, hasher };
         let reader = Reader::new(kiln_archive::plain(&mut plain, bounds));
-        operations(self.store, reader, &mut |op| {
-            listing.push(&op);
-            Ok(())
-        })
+        operations(self.store, reader, &mut |op| listing.push(&op))
     }
 
     /// All layers laid over one another.
     fn laid(&self, listings: &[Digest]) -> Result<Tree> {
         let mut rootfs = Rootfs::new();
         for listing in listings {
-            listing::replay(&text(self.store, listing)?, &mut rootfs)?;
+            listing::replay(self.store, listing, &mut rootfs)?;
         }
         Ok(rootfs.into_tree())
     }
 
     /// Whether the store lacks a content of `tree`, which can only be of a layer that was known.
     fn lacks(&self, tree: &Tree) -> Result<bool> {
-        for digest in tree.objects() {
-            if !self.store.seems_whole(&digest)? {
+        for node in tree.entries.values() {
+            if let Kind::File { digest, .. } = &node.kind
+                && !self.store.seems_whole(digest)?
+            {
                 return Ok(true);
             }
         }
         Ok(false)
     }
-}
-
-fn text(store: &Store, listing: &Digest) -> Result<String> {
-    String::from_utf8(store.get(listing)?)
-        .map_err(|_| Error::malformed("a layer's listing", "it is no text"))
 }
 
 fn mismatch(layer: &Descriptor, expected: Digest, found: Digest) -> Error {

@@ -98,17 +98,29 @@ impl Rootfs {
 
     /// The tree: of each file, the first name in order is the file and the others are links to it.
     pub(crate) fn into_tree(self) -> Tree {
+        let Self { names, nodes, fresh, opaque } = self;
+        // A tree may have a million entries, and is there twice for a moment.
+        drop((fresh, opaque));
+        let mut counts = vec![0_u32; nodes.len()];
+        names.values().for_each(|at| counts[*at] += 1);
+        let mut nodes: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
         let mut first: BTreeMap<usize, Vec<u8>> = BTreeMap::new();
         let mut tree = Tree::default();
-        for (path, at) in self.names {
-            let mut node = self.nodes[at].clone();
-            if matches!(node.kind, Kind::File { .. }) {
-                match first.get(&at) {
-                    Some(to) => node.kind = Kind::Hardlink { to: to.clone() },
-                    None => drop(first.insert(at, path.clone())),
-                }
-            }
-            tree.entries.insert(path, node);
+        for (path, at) in names {
+            let node = if counts[at] == 1 {
+                nodes[at].take()
+            } else {
+                let to = first.get(&at).cloned();
+                nodes[at].clone().map(|mut node| {
+                    match (&node.kind, to) {
+                        (Kind::File { .. }, Some(to)) => node.kind = Kind::Hardlink { to },
+                        (Kind::File { .. }, None) => drop(first.insert(at, path.clone())),
+                        _ => {}
+                    }
+                    node
+                })
+            };
+            tree.entries.extend(node.map(|node| (path, node)));
         }
         tree
     }
