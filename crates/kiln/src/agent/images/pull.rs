@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use kiln_bake::base::{LockedImage, LockedPlatform};
 use kiln_core::{Digest, ImageId};
-use kiln_oci::Platform;
 use kiln_oci::remote::{Fetched, LayerName, Moment, fetch, image_key};
+use kiln_oci::{Limits, Platform};
 
 use super::Images;
 use super::registry::{reference, told};
@@ -108,7 +108,7 @@ impl Images<'_> {
         let told = |layer: &LayerName, moment: Moment| layers.tell(layer, moment);
         let store = &self.agent.store;
         fetch(store, &at, &offer.manifest, offer.size, &limits, &told)
-            .map_err(|error| failed(name, pin, &error))
+            .map_err(|error| failed(name, pin, &error, limits.unpacked))
     }
 
     /// An image on which nothing could run is refused before anything names it.
@@ -151,8 +151,8 @@ fn words(fetched: &Fetched) -> String {
     }
 }
 
-/// What could not be fetched, with what to do.
-fn failed(name: &str, pin: &LockedImage, error: &kiln_oci::Error) -> Report {
+/// What could not be fetched, with what to do. At most `unpacked` bytes were allowed.
+fn failed(name: &str, pin: &LockedImage, error: &kiln_oci::Error, unpacked: u64) -> Report {
     let mut report = carrier::report(error);
     let full = causes(error).any(|cause| {
         let io = cause.downcast_ref::<std::io::Error>();
@@ -167,7 +167,10 @@ fn failed(name: &str, pin: &LockedImage, error: &kiln_oci::Error) -> Report {
         pin.reference,
         report.message
     );
-    if full {
+    // An image may take nine tenths of what is free.
+    let bounded = matches!(error, kiln_oci::Error::TooMuch { .. });
+    if full || bounded && unpacked < Limits::default().unpacked {
+        report.causes.push("the disk that holds the root folder has no more room".to_owned());
         return report.hint("make room (`kiln gc`), and go on: layers that came whole are kept");
     }
     let Some(asked) = told(error) else { return report };

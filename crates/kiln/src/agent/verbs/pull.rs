@@ -13,7 +13,7 @@ use super::{Answer, load_and_tell};
 use crate::agent::images::named::named;
 use crate::agent::images::{Images, Pulled};
 use crate::agent::session::Session;
-use crate::agent::{Agent, bake};
+use crate::agent::{Agent, bake, needs};
 use crate::protocol::ProjectArgs;
 use crate::report::{Because, Report};
 
@@ -36,11 +36,12 @@ pub(super) fn pull(
     let names = named(&project, services)?;
     let images = Images::new(agent, session, &project, &lock, false);
     let pulled = each(&images, &names.keys().cloned().collect());
-    // Also when another one failed: what is pinned is pinned.
+    // Also when another one failed: what is pinned is pinned, and what came is needed.
     let mut pinned = lock.clone();
     if pinned.pin_images(images.pins()) {
         bake::save_lock(&project, &pinned)?;
     }
+    needs::note(agent, &project, &pinned, BTreeSet::new(), false)?;
     Ok(json!({ "images": pulled?, "services": names }).into())
 }
 
@@ -57,6 +58,7 @@ pub(super) fn fetch_all(
     let remotes = Remotes::new(&agent.store, pins, Mode::Frozen, session.cancelled());
     bake::bake_bases(agent, session, project, lock, &remotes, &images)?;
     agent.flush_objects()?;
+    needs::note(agent, project, lock, BTreeSet::new(), false)?;
     Ok(pulled)
 }
 
