@@ -4,31 +4,11 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::sync::OnceLock;
 
-use common::{PATIENCE, answer, wait_for_answer};
+use common::{PATIENCE, answer, busybox, wait_for_answer};
 use kiln_testkit::registry::{Image, Registry};
 use kiln_testkit::{Call, Port, Project, World, wait_until};
 use serde_json::{Value, json};
-
-/// The program of the busybox base: static, so one file is a whole image.
-fn busybox() -> &'static [u8] {
-    static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
-    BYTES.get_or_init(|| {
-        let objects = common::template().join("root/objects");
-        let mut found = Vec::new();
-        for dir in fs::read_dir(objects).unwrap() {
-            for object in fs::read_dir(dir.unwrap().path()).unwrap() {
-                let bytes = fs::read(object.unwrap().path()).unwrap();
-                if bytes.starts_with(b"\x7fELF") && bytes.len() > found.len() {
-                    found = bytes;
-                }
-            }
-        }
-        assert!(found.len() > 500_000, "no busybox in the template");
-        found
-    })
-}
 
 /// An image that answers `text` on port 8080, in three layers.
 fn page(text: &str) -> Image {
@@ -214,6 +194,8 @@ fn dockerfiles_take_images_in_every_way() {
     for path in ["c", "Dockerfile"] {
         assert!(line(path).contains(" time=1577836800.000000000 "), "{}", line(path));
     }
+    // A proof bakes in stores of its own, and has the images from this one.
+    world.kiln_in(&project, ["verify", "--deep"]).expect_done();
     // A name that is nobody's is looked for, and told with its place.
     project.edit("Dockerfile", "AS first", "AS frist");
     let failed = world.kiln_in(&project, ["bake"]);
@@ -269,6 +251,125 @@ fn collection_and_fsck_know_what_a_lock_pins() {
     world.kiln(["fsck"]).expect_done();
     world.kiln_in(&project, ["pull"]).expect_done();
     assert_eq!(asked(&registry), before, "collection took nothing of it");
+}
+
+/// A small disk at the place of a world's root; gone with its mount, also after a panic.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn at(root: &Path, size: &str) -> Self {
+        fs::create_dir_all(root).unwrap();
+        let mount = Call::new("mount").args(["-t", "tmpfs", "-o"]).arg(format!("size={size}"));
+        mount.arg("kiln-test").arg(root).run_ok().unwrap();
+        Self(root.to_owned())
+    }
+
+    fn resize(&self, size: &str) {
+        let options = format!("remount,size={size}");
+        Call::new("mount").args(["-o", &options]).arg(&self.0).run_ok().unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // What still holds it lets go in a moment; the mount goes at once from where others look.
+        let _ = Call::new("umount").arg("-l").arg(&self.0).run_ok();
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_the_pull_goes_on_when_there_is_room() {
+    let registry = Registry::start();
+    let large = |seed: u32| -> Vec<u8> {
+        (0..20_000_000_u32).map(|n| (n.wrapping_mul(seed) >> 7) as u8).collect()
+    };
+    let image = page("one").file("large", &large(2_654_435_761)).file("larger", &large(40_503));
+    registry.push(&image, "web:1");
+    let image = format!("{}/web:1", registry.host());
+    let world = world();
+    let disk = SmallDisk::at(&world.root(), "30m");
+    let (project, _port) = project(&world, &image);
+    let failed = world.kiln_in(&project, ["pull"]).expect_code(1);
+    failed.expect_stderr(&image).expect_stderr("kiln gc");
+    disk.resize("400m");
+    let pulled = world.kiln_in(&project, ["pull", "--json"]).expect_done().json();
+    let counts = &pulled["images"][&image];
+    assert_eq!(counts["fetched"].as_u64().unwrap() + counts["known"].as_u64().unwrap(), 5);
+    assert!(counts["known"].as_u64().unwrap() > 0, "layers that came whole are kept: {counts}");
+    world.shutdown().expect_done();
+    drop(disk);
+}
+
+/// A tar with one entry whose name nobody checked.
+fn entry(kind: u8, name: &str, link: &str) -> Vec<u8> {
+    let mut block = [0_u8; 512];
+    block[..name.len()].copy_from_slice(name.as_bytes());
+    block[100..108].copy_from_slice(b"0000644\0");
+    for (at, length) in [(108, 8), (116, 8), (124, 12), (136, 12)] {
+        block[at..at + length].fill(b'0');
+        block[at + length - 1] = 0;
+    }
+    block[156] = kind;
+    block[157..157 + link.len()].copy_from_slice(link.as_bytes());
+    block[257..265].copy_from_slice(b"ustar\x0000");
+    block[148..156].fill(b' ');
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut tar = block.to_vec();
+    tar.resize(512 * 3, 0);
+    tar
+}
+
+#[test]
+fn a_layer_that_leads_out_of_its_tree_is_refused_by_name() {
+    let registry = Registry::start();
+    let world = world();
+    let escape = world.home().join("escaped");
+    let bad = [
+        entry(b'0', "../../../../../tmp/kiln-escaped", ""),
+        entry(b'1', "link", "../../../../../etc/shadow"),
+        entry(b'0', "etc/.wh...", ""),
+        entry(b'1', "link", "not/there"),
+    ];
+    for (nth, layer) in bad.into_iter().enumerate() {
+        let name = format!("bad:{nth}");
+        registry.push(&page("one").layer(layer), &name);
+        let image = format!("{}/{name}", registry.host());
+        let compose = format!("name: bad\nservices:\n  web: {{ image: \"{image}\" }}\n");
+        let project = world.project(&format!("bad{nth}"), &compose);
+        world
+            .kiln_in(&project, ["up"])
+            .expect_code(1)
+            .expect_stderr(&image)
+            .expect_stderr("layer ");
+        let fsck = world.kiln(["fsck", "--json"]).expect_done().json();
+        assert_eq!(fsck["damage"].as_array().map(Vec::len), Some(0));
+    }
+    // What stays inside does: a link that leads up ends at the top, as for a program in it.
+    let inside = page("one").layer(entry(b'2', "up", "../../../..")).file("up/inside", b"1");
+    registry.push(&inside, "good:1");
+    let image = format!("{}/good:1", registry.host());
+    let (project, _port) = project(&world, &image);
+    let pulled = world.kiln_in(&project, ["pull", "--json"]).expect_done().json();
+    let listing = object(&world, pulled["images"][&image]["tree"].as_str().unwrap());
+    assert!(listing.contains("\n./inside type=file"), "{listing}");
+    assert!(!escape.exists() && !Path::new("/tmp/kiln-escaped").exists());
+}
+
+#[test]
+fn a_lock_gets_all_that_it_names() {
+    let registry = Registry::start();
+    registry.push(&page("one"), "web:1");
+    let image = format!("{}/web:1", registry.host());
+    let world = world();
+    let (project, port) = project(&world, &image);
+    world.kiln_in(&project, ["lock"]).expect_done();
+    assert_eq!(registry.asked("\"GET /v2/web/blobs"), 1, "the configuration, for the platform");
+    let fetched = world.kiln_in(&project, ["lock", "--fetch", "--json"]).expect_done().json();
+    assert_eq!(fetched["fetched"][&image]["fetched"], 3);
+    drop(registry);
+    world.kiln_in(&project, ["up"]).expect_done();
+    wait_for_answer(&port, "one");
 }
 
 #[test]
@@ -340,7 +441,10 @@ fn compiled_modules_of_python_are_valid_as_under_podman() {
         return;
     }
     fs::create_dir_all(root.join("app/site")).unwrap();
-    fs::write(root.join("app/site/own.py"), "VALUE = 'own'\n").unwrap();
+    let own = root.join("app/site/own.py");
+    fs::write(&own, "VALUE = 'own'\n").unwrap();
+    // buildah rounds times to whole seconds, up as well as down, and Python rounds down.
+    Call::new("touch").args(["-d", "2024-05-06 07:08:09"]).arg(&own).run_ok().unwrap();
     fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY root /\n").unwrap();
     // As `pip install` leaves it.
     let compile = "import compileall; compileall.compile_dir('app/site', quiet=1)";

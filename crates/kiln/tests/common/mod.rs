@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use kiln_testkit::{Port, Project, World, wait_until};
@@ -43,6 +44,25 @@ pub(crate) fn template() -> PathBuf {
         File::create(dir.join("done")).unwrap();
     }
     dir
+}
+
+/// The program of the busybox base: static, so one file is a whole image.
+pub(crate) fn busybox() -> &'static [u8] {
+    static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
+    BYTES.get_or_init(|| {
+        let objects = template().join("root/objects");
+        let mut found = Vec::new();
+        for dir in fs::read_dir(objects).unwrap() {
+            for object in fs::read_dir(dir.unwrap().path()).unwrap() {
+                let bytes = fs::read(object.unwrap().path()).unwrap();
+                if bytes.starts_with(b"\x7fELF") && bytes.len() > found.len() {
+                    found = bytes;
+                }
+            }
+        }
+        assert!(found.len() > 500_000, "no busybox in the template");
+        found
+    })
 }
 
 fn copy(from: &Path, to: &Path) {
