@@ -14,6 +14,7 @@
 //! | [`copy`] | COPY and ADD: sources selected, destination edited |
 //! | [`archive`] | tar archives that ADD unpacks |
 //! | [`remote`] | URLs and Git repositories that ADD fetches |
+//! | [`outside`] | build contexts that are repositories or archives |
 //! | [`edit`] | changes of a tree that need neither mount nor process |
 //! | [`mode`] | `--chmod` |
 //! | [`users`] | names in the tree's `/etc/passwd` and `/etc/group` |
@@ -48,6 +49,7 @@ mod keystore;
 pub mod mode;
 pub mod mount;
 pub mod options;
+pub mod outside;
 mod parallel;
 pub mod paths;
 pub mod plan;
@@ -65,7 +67,7 @@ pub mod verify;
 
 pub use bake::{Act, Baked, Baker, BuildRequest, Progress, RecordedStep};
 pub use error::BakeError;
-pub use options::{BuildOptions, Secret, SecretSource};
+pub use options::{BuildOptions, Secret, SecretSource, size_argument};
 pub use runner::{Around, ImageMount, SecretFile, StepExit, StepMount, StepRunner, StepSpec};
 
 /// The one mtime of every file in an image, in seconds: 2020-01-01T00:00:00Z. Steps see it as

@@ -67,3 +67,31 @@ impl BuildOptions {
         self.labels.iter().fold(key, |key, (name, value)| key.text(name).text(value))
     }
 }
+
+/// A size that the build argument `name` gives: bytes, or units of 1024 as Compose writes them.
+///
+/// # Errors
+/// Says that it is none.
+pub fn size_argument(
+    args: &BTreeMap<String, Option<String>>,
+    name: &str,
+) -> Result<Option<u64>, String> {
+    let text = args.get(name).and_then(Option::as_deref);
+    let wrong = |text: &str| format!("the build argument {name}={text} is no size");
+    text.map(|text| bytes(text).ok_or_else(|| wrong(text))).transpose()
+}
+
+/// A size as Compose writes them: `200gb`, units of 1024.
+fn bytes(text: &str) -> Option<u64> {
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let shift = match &lower[digits.len()..] {
+        "" | "b" => 0,
+        "k" | "kb" => 10,
+        "m" | "mb" => 20,
+        "g" | "gb" => 30,
+        "t" | "tb" => 40,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}

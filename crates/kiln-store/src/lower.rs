@@ -208,6 +208,15 @@ impl Store {
         }
     }
 
+    /// Lays the files of a tree out in a new folder, which appears whole or not at all: copies of
+    /// contents that are not looked at.
+    ///
+    /// # Errors
+    /// As [`Store::lower`].
+    pub fn checkout(&self, tree: &Digest, dir: &Path) -> Result<()> {
+        links::build(self, &*self.get_tree(tree)?, tree, Files::Copies, dir)
+    }
+
     fn copied(&self, tree: &Digest) -> Result<StepLower> {
         let scratch = self.scratch_dir()?;
         let (trees, empty) = (scratch.path().join("trees"), scratch.path().join("empty"));

@@ -19,6 +19,7 @@ use crate::bake::Progress;
 use crate::dockerfile;
 use crate::edit::{self, Origin};
 use crate::error::BakeError;
+use crate::options::size_argument;
 use crate::remote::{
     self, FETCH_BYTES, FETCH_LIMIT, GitReference, LockedUrl, Options, Proxies, Reference,
     RemoteError, Remotes,
@@ -217,26 +218,7 @@ impl Build<'_> {
 
     /// A size that the build argument `name` gives.
     fn size(&self, line: usize, name: &str) -> Result<Option<u64>, BakeError> {
-        let text = self.request.args.get(name).and_then(Option::as_deref);
-        let wrong = |text: &str| {
-            let what = format!("the build argument {name}={text} is no size");
-            self.wrong(line, what, "write a number of bytes, or `200gb`")
-        };
-        text.map(|text| bytes(text).ok_or_else(|| wrong(text))).transpose()
+        let hint = "write a number of bytes, or `200gb`";
+        size_argument(&self.request.args, name).map_err(|what| self.wrong(line, what, hint))
     }
-}
-
-/// A size as Compose writes them: `200gb`, units of 1024.
-fn bytes(text: &str) -> Option<u64> {
-    let lower = text.trim().to_ascii_lowercase();
-    let digits = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let shift = match &lower[digits.len()..] {
-        "" | "b" => 0,
-        "k" | "kb" => 10,
-        "m" | "mb" => 20,
-        "g" | "gb" => 30,
-        "t" | "tb" => 40,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }

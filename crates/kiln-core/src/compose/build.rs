@@ -46,20 +46,29 @@ pub(super) fn read(at: &At<'_>, sections: &Sections) -> Result<Build, ComposeErr
             .refuse("`dockerfile_inline` stands beside `dockerfile`")
             .with_hint("keep one"));
     }
-    build.dockerfile = clean(&build.context.join(dockerfile.as_deref().unwrap_or("Dockerfile")));
+    let dockerfile = dockerfile.as_deref().unwrap_or("Dockerfile");
+    build.dockerfile = match build.context.is_absolute() {
+        true => clean(&build.context.join(dockerfile)),
+        // In what will be fetched.
+        false => dockerfile.into(),
+    };
     Ok(build)
 }
 
-/// An absolute directory; whatever would have to be fetched is refused.
+/// Texts that begin so name something that has to be fetched, as in Compose.
+const ADDRESSES: [&str; 6] = ["https://", "http://", "git://", "ssh://", "github.com/", "git@"];
+
+/// An absolute directory, or an address as it stands there, which is no absolute path.
 fn context(at: &At<'_>, text: &str) -> Result<PathBuf, ComposeError> {
-    let remote = text.contains("://")
-        || text.starts_with("git@")
-        || text.starts_with("github.com/")
-        || text.ends_with(".git");
-    if remote {
+    if ADDRESSES.iter().any(|start| text.starts_with(start)) {
+        return Ok(text.into());
+    }
+    if text.contains("://") {
         return Err(at
-            .error(format!("`{text}` is no directory: a context from elsewhere is not supported"))
-            .with_hint("check it out and name its directory"));
+            .error(format!(
+                "`{text}` is no context: it is neither a path nor an address of Git or HTTP"
+            ))
+            .with_hint("write `https://….git#ref:folder`, the address of a tar, or a directory"));
     }
     Ok(at.cx.absolute(text))
 }

@@ -157,9 +157,10 @@ pub struct Service {
 /// `build`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Build {
-    /// Absolute directory.
+    /// Absolute directory or archive; or an address of Git or HTTP, which is no absolute path.
     pub context: PathBuf,
-    /// Dockerfile, absolute; default `Dockerfile` in the context.
+    /// Dockerfile, absolute; default `Dockerfile` in the context. In a context that has to be
+    /// fetched, relative to it.
     pub dockerfile: PathBuf,
     /// `dockerfile_inline`.
     pub inline: Option<String>,
@@ -167,7 +168,7 @@ pub struct Build {
     pub args: BTreeMap<String, Option<String>>,
     /// `target`.
     pub target: Option<String>,
-    /// `additional_contexts`: name to absolute directory, `service:NAME`, `docker-image://BASE` or
+    /// `additional_contexts`: name to absolute directory, an address, `service:NAME`, `docker-image://BASE` or
     /// `oci-layout://PATH[:NAME|@DIGEST]`, its path absolute.
     pub additional_contexts: BTreeMap<String, String>,
     /// `secrets`, by the id that the Dockerfile asks for.

@@ -164,7 +164,7 @@ fn keys_of_a_service() {
         ("configs: [nope]", 3, "configs[0]", "config `nope` is not defined", "configs:"),
         ("secrets: [kee]", 3, "secrets[0]", "secret `kee` is not defined", "`key`"),
         ("configs: [{source: conf, mode: 440}]", 3, "configs[0].mode", "octal", "write `0440`"),
-        ("build: https://github.com/a/b.git", 3, "build.context", "no directory", "check it out"),
+        ("build: oci://x.org/a", 3, "build.context", "is no context", "`https://….git#ref:folder`"),
         ("build: {context: ., network: host}", 3, "build.network", "host", "`default`"),
         ("build: {secrets: [nope]}", 3, "build.secrets[0]", "secret `nope` is not defined", "top"),
         ("build: {ssh: [other]}", 3, "build.ssh.other", "no socket", "other=/path"),
@@ -183,10 +183,10 @@ fn keys_of_a_service() {
             "",
         ),
         (
-            "build: {additional_contexts: {a: https://x.org/y.git}}",
+            "build: {additional_contexts: {a: ftp://x.org/y.git}}",
             3,
             "build.additional_contexts.a",
-            "no directory",
+            "is no context",
             "",
         ),
         (

@@ -381,6 +381,21 @@ fn builds() {
     let build = |yaml: &str| web(&format!("build: {yaml}")).build.unwrap();
     let short = build("./web");
     assert_eq!(short.context, std::path::Path::new("/w/shop/web"));
+    // What has to be fetched stays as it is written, the Dockerfile within it.
+    for address in [
+        "https://h/x.git#v1:dir",
+        "http://h/x.tar.gz",
+        "git://h/x.git",
+        "ssh://git@h/x.git",
+        "git@h:x.git",
+        "github.com/a/b",
+    ] {
+        let there = build(&format!("\"{address}\""));
+        assert_eq!(there.context, std::path::Path::new(address));
+        assert_eq!(there.dockerfile, std::path::Path::new("Dockerfile"));
+        let long = build(&format!("{{context: \"{address}\", dockerfile: d/Other}}"));
+        assert_eq!(long.dockerfile, std::path::Path::new("d/Other"));
+    }
     assert_eq!(short.dockerfile, std::path::Path::new("/w/shop/web/Dockerfile"));
     let long = build(
         "{context: web, dockerfile: ../Docker.web, target: run, args: {A: 1, FROM_ENV: , NO: }, \

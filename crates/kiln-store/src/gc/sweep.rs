@@ -177,6 +177,23 @@ impl Collector<'_> {
         Ok(())
     }
 
+    /// Folders of contexts that were fetched and that no bake used for a while. What they are made
+    /// of is kept by what pins it.
+    fn collect_checkouts(&mut self) -> Result<()> {
+        let mut batch = Vec::new();
+        for entry in entries(&self.store.root().join("cache/checkouts"))? {
+            let path = entry?.path();
+            let Some(meta) = look(&path)? else { continue };
+            let used = meta.modified().doing("looking at", &path)?;
+            if used.elapsed().is_ok_and(|age| age < CONTEXT_AGE) {
+                continue;
+            }
+            batch.push(Candidate { path, digest: None, bytes: 0 });
+        }
+        self.report.contexts += self.remove(&mut batch)?;
+        Ok(())
+    }
+
     /// What is known of build contexts, where that is old: nothing says whether a context still
     /// exists. One that is missed is read once more.
     pub(super) fn collect_contexts(&mut self) -> Result<()> {
@@ -197,6 +214,6 @@ impl Collector<'_> {
             batch.push(Candidate { path, digest: None, bytes });
         }
         self.report.contexts += self.remove(&mut batch)?;
-        Ok(())
+        self.collect_checkouts()
     }
 }

@@ -212,7 +212,10 @@ pub(in crate::compose) const BUILD: Keys = Keys {
             "a directory, `service:NAME`, `docker-image://IMAGE` (a base, `scratch`, or of a registry), or `oci-layout://PATH`",
         ),
         honoured("args", "list or map; a name without a value takes that of the environment"),
-        honoured("context", "a directory; nothing that would have to be fetched"),
+        honoured(
+            "context",
+            "a directory, a tar, or an address: a Git repository or a tar, pinned in `kiln.lock`",
+        ),
         honoured("dockerfile", "relative to the context"),
         honoured("dockerfile_inline", ""),
         honoured("labels", "of the image; they count before those of the Dockerfile"),

@@ -4,6 +4,7 @@ mod bases;
 mod content;
 mod layout;
 mod options;
+mod outside;
 mod oven;
 mod permits;
 mod settings;
@@ -196,10 +197,11 @@ fn build(
             None => bases.image(wanted).map_err(|report| of_image(&report)),
         })
     };
+    let (context, dockerfile) = outside::context(session, bases, build)?;
     let request = BuildRequest {
         name: name.to_owned(),
-        context: build.context.clone(),
-        dockerfile: build.dockerfile.clone(),
+        context,
+        dockerfile,
         inline: build.inline.clone(),
         args: build.args.clone(),
         target: build.target.clone(),
@@ -267,7 +269,8 @@ fn named_contexts(
                 .ok_or_else(|| Report::usage(format!("{}: no service `{other}`", service.place)))?;
             build_of(agent, session, project, other, service, bases)?.image
         } else {
-            named.contexts.insert(alias.clone(), source.into());
+            let folder = outside::named(session, bases, build, source)?;
+            named.contexts.insert(alias.clone(), folder);
             continue;
         };
         named.images.insert(alias.clone(), image);

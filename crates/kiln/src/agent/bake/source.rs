@@ -1,12 +1,16 @@
 //! Where the source is in Git, and whether it is what the commit says.
 
 use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use kiln_bake::context::Snapshot;
 use kiln_bake::ignore::Ignore;
+use kiln_core::Tree;
 use kiln_core::compose::{FileSource, Project};
 use kiln_core::release::Source;
+use kiln_core::tree::{Kind, Node};
 
 use crate::agent::Agent;
 use crate::agent::git::commit::Commit;
@@ -101,7 +105,39 @@ fn seen_by_kiln(
             return Ok(found);
         }
     }
-    Ok(Vec::new())
+    archives(project).iter().try_fold(Vec::new(), |mut found, archive| {
+        found.extend(of_archive(agent, commit, archive)?);
+        Ok(found)
+    })
+}
+
+/// What of an archive is not as in the commit.
+fn of_archive(
+    agent: &Agent,
+    commit: &Commit<'_>,
+    archive: &Path,
+) -> Result<Vec<Difference>, Report> {
+    let path = archive.display().to_string();
+    let Some(at) = commit.cage().repository.relative(archive) else {
+        return Ok(vec![Difference { path, what: "outside of the repository" }]);
+    };
+    let doing = || format!("comparing {path} with its commit");
+    let (digest, size) = agent.store.put_file(archive).because(doing)?;
+    let mode = std::fs::metadata(archive).because(doing)?.permissions().mode() & 0o777;
+    let node = Node::new(Kind::File { size, digest }, mode as u16);
+    let name = at.file_name().unwrap_or_default().as_bytes().to_vec();
+    let files = Tree { entries: [(name, node)].into() };
+    compare::contents(commit, at.parent().unwrap_or(Path::new("")), &files)
+}
+
+/// Archives that are baked from.
+fn archives(project: &Project) -> BTreeSet<PathBuf> {
+    let builds = project.services.values().filter_map(|service| service.build.as_ref());
+    let all = builds.flat_map(|build| {
+        let named = build.additional_contexts.values().map(PathBuf::from);
+        named.chain([build.context.clone()])
+    });
+    all.filter(|context| context.is_absolute() && context.is_file()).collect()
 }
 
 /// Folders that are baked from, each with the Dockerfile whose ignore file counts there.
@@ -110,9 +146,11 @@ pub(crate) fn contexts(project: &Project) -> BTreeSet<(PathBuf, Option<PathBuf>)
     for build in project.services.values().filter_map(|service| service.build.as_ref()) {
         let own = build.inline.is_none().then(|| build.dockerfile.clone());
         all.insert((build.context.clone(), own));
-        let named = build.additional_contexts.values().filter(|source| source.starts_with('/'));
+        let named = build.additional_contexts.values();
         all.extend(named.map(|source| (PathBuf::from(source), None)));
     }
+    // What is fetched is pinned; an archive is one file.
+    all.retain(|(context, _)| context.is_absolute() && !context.is_file());
     all.extend(super::content::paths(project).filter(|it| it.is_dir()).map(|path| (path, None)));
     all
 }
@@ -122,10 +160,11 @@ fn inputs(project: &Project) -> BTreeSet<PathBuf> {
     let mut all: BTreeSet<PathBuf> = super::content::paths(project).collect();
     for service in project.services.values() {
         if let Some(build) = &service.build {
-            all.insert(build.context.clone());
-            let named = build.additional_contexts.values();
-            all.extend(named.filter(|source| source.starts_with('/')).map(PathBuf::from));
-            if build.inline.is_none() {
+            let named = build.additional_contexts.values().map(PathBuf::from);
+            let contexts = named.chain([build.context.clone()]);
+            all.extend(contexts.filter(|context| context.is_absolute()));
+            let within = build.context.is_file() || !build.context.is_absolute();
+            if build.inline.is_none() && !within {
                 all.insert(build.dockerfile.clone());
             }
         }

@@ -280,6 +280,12 @@ fn take_out(
         let Some(inside) = commit.cage().repository.relative(path) else { return Ok(None) };
         Ok(commit.resolve(&inside)?.filter(|resolved| commit.has(resolved)))
     };
+    let is_file = |path: &Path| -> Result<bool, Report> {
+        use std::os::unix::ffi::OsStrExt;
+        let Some(inside) = place(path)? else { return Ok(false) };
+        let entry = commit.entries.get(inside.as_os_str().as_bytes());
+        Ok(matches!(entry, Some(Entry { what: What::File { .. }, .. })))
+    };
     let absent = |what: &str, path: &Path| {
         let short = commit.short();
         Report::usage(format!("{what} {} is not in commit {short}", path.display()))
@@ -293,8 +299,17 @@ fn take_out(
                 paths.insert(inside);
                 Ok(())
             };
-            turn("the build context", &mut build.context)?;
-            if build.inline.is_none() {
+            // What is fetched is pinned by the lock, and has its Dockerfile; so has an archive.
+            let before = build.context.clone();
+            let fetched = !before.is_absolute();
+            let within = build.dockerfile.strip_prefix(&before).map(Path::to_owned);
+            let archive = !fetched && is_file(&before)?;
+            if !fetched {
+                turn("the build context", &mut build.context)?;
+            }
+            if let (true, Ok(within)) = (archive, within) {
+                build.dockerfile = build.context.join(within);
+            } else if build.inline.is_none() && !fetched {
                 let mut own = build.dockerfile.as_os_str().to_owned();
                 own.push(".dockerignore");
                 turn("the Dockerfile", &mut build.dockerfile)?;
