@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
+use kiln_archive::{NAME_MAX, PATH_MAX};
 use kiln_core::digest::Digest;
 use kiln_core::tree::{Kind, Node, Path, Tree};
 use kiln_store::Store;
@@ -160,6 +161,23 @@ fn resolve_owner(
 
 fn shown(path: &[u8]) -> String {
     format!("/{}", String::from_utf8_lossy(path))
+}
+
+/// No program could open what is longer, and no step could run on it.
+fn fits(path: &[u8]) -> Result<(), EditError> {
+    let name = path.split(|byte| *byte == b'/').map(<[u8]>::len).max().unwrap_or_default();
+    // Behind the slash of the root.
+    let what = match (name > NAME_MAX, path.len() + 1 > PATH_MAX) {
+        (true, _) => format!("a name in it has {name} bytes, and {NAME_MAX} are the most"),
+        (_, true) => format!("it has {} bytes, and {PATH_MAX} are the most", path.len() + 1),
+        _ => return Ok(()),
+    };
+    let mut start = shown(path);
+    if let Some((at, _)) = start.char_indices().nth(60) {
+        start.truncate(at);
+        start.push('…');
+    }
+    Err(EditError::User(format!("the path `{start}` is too long: {what}")))
 }
 
 impl CopyOp {
@@ -387,6 +405,7 @@ impl Editor {
 
     /// Makes the directory at `path`, a resolved path, and its parents.
     fn make_dirs(&mut self, path: &[u8], mode: u16, owner: Owner) -> Result<(), EditError> {
+        fits(path)?;
         let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
         let ends: Vec<usize> = ends.chain([path.len()]).collect();
         for end in ends {
@@ -408,6 +427,7 @@ impl Editor {
 
     /// Puts a copied entry: directories merge, files and links replace anything but directories.
     fn place(&mut self, path: Path, node: Node, top: bool) -> Result<(), EditError> {
+        fits(&path)?;
         match (node.is_dir(), self.tree.get(&path).map(Node::is_dir)) {
             // What is there already keeps its mode and owner where it is the destination itself.
             (true, Some(true)) if top => {}

@@ -344,6 +344,24 @@ fn init_writes_a_project_that_serves() {
 }
 
 #[test]
+fn a_root_that_is_too_long_for_a_socket_is_refused_and_starts_nothing() {
+    let world = world();
+    let home = world.home().display().to_string();
+    for (length, code) in [(96, 0), (97, 2), (300, 2)] {
+        let root = format!("{home}/{}", "r".repeat(length - home.len() - 1));
+        let root = if length > 200 { root.replacen("rrrr", "rrr/", 1) } else { root };
+        let call = |verb| Call::new(common::KILN).args(["--root", &root, verb]);
+        let output = call("ps").run().unwrap().expect_code(code);
+        if code == 2 {
+            assert!(output.stderr.contains("96 are the most"), "{output}");
+            assert!(!std::path::Path::new(&root).exists());
+        } else {
+            call("shutdown").run().unwrap().expect_done();
+        }
+    }
+}
+
+#[test]
 fn gc_keeps_what_is_named() {
     let (world, project, port) = web();
     world.kiln_in(&project, ["up"]).expect_done();

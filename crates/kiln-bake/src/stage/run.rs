@@ -100,11 +100,15 @@ impl Build<'_> {
         }))
     }
 
-    /// What says no more than that a step could not be carried out gets its place.
+    /// What says no more than that a step could not be carried out, or that what it left cannot be
+    /// read, gets its place.
     fn not_started(&self, state: &Stage, text: &str, error: BakeError) -> BakeError {
         match error {
             BakeError::Failed(what) => {
                 self.failed(state, text, format!("failed: {what}"), Vec::new(), None)
+            }
+            BakeError::Io { .. } | BakeError::Store(_) => {
+                self.failed(state, text, format!("failed: {error}"), Vec::new(), None)
             }
             other => other,
         }

@@ -117,6 +117,28 @@ fn a_workdir_of_an_unknown_user_is_roots() {
 }
 
 #[test]
+fn paths_that_are_too_long_are_named_with_their_step() {
+    let kitchen = Kitchen::new();
+    context(&kitchen);
+    let name = "n".repeat(256);
+    let deep = format!("/{}", ["d"; 2048].join("/"));
+    for (line, instruction) in [
+        (2, format!("WORKDIR /a/{name}")),
+        (2, format!("COPY a /{name}")),
+        (2, format!("COPY a /{name}/")),
+        (2, format!("COPY a {deep}/a")),
+        (2, format!("WORKDIR {deep}")),
+        (3, format!("WORKDIR {}\nCOPY dir/ {}", &deep[..4090], &deep[..4093])),
+    ] {
+        let error = kitchen.error(&format!("FROM scratch\n{instruction}")).to_string();
+        let place = format!("app/Dockerfile:{line}: the path `/");
+        assert!(error.starts_with(&place) && error.contains("too long"), "{error}");
+        assert!(error.len() < 300, "{error}");
+    }
+    kitchen.tree(&format!("FROM scratch\nCOPY a /{}\nWORKDIR {}", &name[1..], &deep[..4094]));
+}
+
+#[test]
 fn a_pattern_that_matches_nothing_is_said() {
     let kitchen = Kitchen::new();
     context(&kitchen);

@@ -52,6 +52,24 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
+/// So many bytes fit into the address of a socket (`sun_path`, with a zero at its end).
+const SOCKET: usize = 107;
+
+/// Agent and clients meet at a socket in the root folder.
+fn root_is_short(root: &std::path::Path) -> Result<(), Report> {
+    let length = root.as_os_str().len();
+    let most = SOCKET - (agent::socket_path(root).as_os_str().len() - length);
+    if length <= most {
+        return Ok(());
+    }
+    let what = format!(
+        "the root folder {} has a name of {length} bytes; {most} are the most, for there is a \
+         socket in it",
+        root.display()
+    );
+    Err(Report::usage(what).hint("choose a shorter one by --root"))
+}
+
 fn dispatch(cli: Cli) -> Result<u8, Report> {
     let exit = match cli.command {
         Command::Init => init::init(&std::env::current_dir().unwrap_or_default(), cli.json),
@@ -60,7 +78,9 @@ fn dispatch(cli: Cli) -> Result<u8, Report> {
             login::login(registry.as_deref(), username, password_stdin, cli.json)
         }
         Command::Logout { registry } => login::logout(registry.as_deref(), cli.json),
-        Command::Serve => agent::serve(&cli.root, agent::Leave::Never),
+        Command::Serve => {
+            root_is_short(&cli.root).and_then(|()| agent::serve(&cli.root, agent::Leave::Never))
+        }
         Command::Agent => agent::serve(&cli.root, agent::Leave::WhenIdle),
         Command::Cp { project, from, to, stage } => {
             copy::copy(&cli.root, cli.project.and(project), stage, &from, &to, cli.json)
@@ -80,6 +100,7 @@ fn dispatch(cli: Cli) -> Result<u8, Report> {
 /// Sends `verb` and shows what comes back until it ends. Gives the exit code: of `exec`, the
 /// command's own.
 fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
+    root_is_short(root)?;
     if let Verb::Exec { .. } | Verb::Run { .. } = verb {
         return exec::exec(root, verb);
     }

@@ -209,7 +209,7 @@ pub(in crate::compose) const BUILD: Keys = Keys {
     keys: &[
         honoured(
             "additional_contexts",
-            "a directory, `service:NAME`, `docker-image://IMAGE` (a base, `scratch`, or of a registry), or `oci-layout://PATH`",
+            "a directory, a tar, an address, `service:NAME`, `docker-image://IMAGE` (a base, `scratch`, or of a registry), or `oci-layout://PATH`",
         ),
         honoured("args", "list or map; a name without a value takes that of the environment"),
         honoured(

@@ -65,6 +65,12 @@ pub(crate) fn is_base(project: &Project, name: &str) -> bool {
 
 /// What a Dockerfile takes from outside.
 fn outside(name: &str, build: &Build) -> Result<BTreeSet<String>, Report> {
+    let fetched = kiln_bake::outside::is_address(&build.context);
+    let inside = build.dockerfile.starts_with(&build.context) && build.context.is_file();
+    if build.inline.is_none() && (fetched || inside) {
+        // Nobody has seen that Dockerfile yet: the bake pins what it names.
+        return Ok(BTreeSet::new());
+    }
     let is_image = |source: &str| {
         ["docker-image://", "oci-layout://", "service:"].iter().any(|s| source.starts_with(s))
     };
