@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use kiln_core::Digest;
 use serde_json::json;
 
+use super::lasting::{self, Site};
 use super::now_ms;
 
 /// So long lines are kept, in days.
@@ -94,11 +95,14 @@ fn key(folder: &Path) -> io::Result<[u8; 32]> {
     let mut file =
         File::options().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
     file.write_all(&key)?;
-    file.sync_all()?;
+    lasting::file(Site::Key, &beside)?;
     // Whoever is first has made the key.
     let linked = fs::hard_link(&beside, &path);
+    lasting::named(&path);
     fs::remove_file(&beside)?;
-    File::open(folder)?.sync_all()?;
+    for folder in [Some(folder), folder.parent()].into_iter().flatten() {
+        lasting::folder(Site::KeyName, folder)?;
+    }
     match linked {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
@@ -133,6 +137,28 @@ mod tests {
             digest.hex(),
             "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
         );
+    }
+
+    /// Without the key nobody could show any more which line an entry is about.
+    #[test]
+    fn a_power_cut_leaves_a_whole_key_or_none() {
+        use lasting::tape;
+        let made = |without: Option<Site>| {
+            let root = tempfile::tempdir().unwrap();
+            let folder = root.path().join("commands");
+            let events = tape::record(without, || {
+                keep(root.path(), "shop-dev-db-1", &["true".to_owned()]).unwrap();
+            });
+            let beside = folder.join(format!(".key.{}", std::process::id()));
+            let named = folder.join("key");
+            let above = vec![named.clone(), folder];
+            let work = tape::Work { files: [beside].into(), named, above, ..Default::default() };
+            tape::wrong(&events, &work)
+        };
+        assert_eq!(made(None), None);
+        for site in [Site::Key, Site::KeyName] {
+            assert!(made(Some(site)).is_some(), "it does without {site:?}");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use rustix::fs::{
     XattrFlags,
 };
 
+use super::lasting::{self, Site};
 use super::lock;
 use crate::report::{Because, Report};
 
@@ -51,11 +52,17 @@ pub(crate) fn fill_if_new(
     let _alone = Filling::begin(dir);
     let doing = || format!("making the volume {}", dir.display());
     if is_there(dir).because(doing)? {
-        return Ok(());
+        // Whoever made it may have been killed before its name lasted.
+        return match lasts {
+            Lasts::Stage => names_last(store, dir).because(doing),
+            Lasts::Instance => Ok(()),
+        };
     }
     let tree = image.map_or_else(|| Ok(std::sync::Arc::default()), |image| store.get_tree(image));
     let tree = tree.because(doing)?;
-    let new = folders_above(dir).because(doing)?;
+    if let Some(parent) = dir.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(parent).because(doing)?;
+    }
     let part =
         dir.with_file_name(format!(".part-{}", &Digest::of(name(dir).as_bytes()).hex()[..16]));
     // What a killed agent left half-way is begun anew.
@@ -69,18 +76,19 @@ pub(crate) fn fill_if_new(
     let made = made.and_then(|()| {
         // What has come into being meanwhile is nothing that this may replace.
         let here = rustix::fs::CWD;
-        Ok(rustix::fs::renameat_with(here, &part, here, dir, RenameFlags::NOREPLACE)?)
+        rustix::fs::renameat_with(here, &part, here, dir, RenameFlags::NOREPLACE)?;
+        lasting::named(dir);
+        Ok(())
     });
     if made.is_err() {
         // The first error is the one to report.
         let _ = kiln_store::mount::remove_tree(&part);
     }
     made.because(doing)?;
-    if lasts == Lasts::Stage {
-        let names = new.iter().map(PathBuf::as_path).chain([dir]);
-        sync_names(names).because(doing)?;
+    match lasts {
+        Lasts::Stage => names_last(store, dir).because(doing),
+        Lasts::Instance => Ok(()),
     }
-    Ok(())
 }
 
 fn name(dir: &Path) -> &OsStr {
@@ -100,29 +108,25 @@ fn is_there(dir: &Path) -> io::Result<bool> {
     }
 }
 
-/// Makes the folders above `dir` that are not there, and says which.
-fn folders_above(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let missing = |path: &&Path| fs::symlink_metadata(path).is_err();
-    let mut new: Vec<PathBuf> =
-        dir.ancestors().skip(1).take_while(missing).map(Path::to_owned).collect();
-    new.reverse();
-    if let Some(parent) = dir.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+/// Makes the name of a volume last, and those of the folders above it: syncing a folder does not
+/// promise that its own name does, and another volume's maker may not have come to it yet. Once in a
+/// process is enough.
+fn names_last(store: &Store, dir: &Path) -> io::Result<()> {
+    static LASTING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    if lock(&LASTING).contains(dir) {
+        return Ok(());
     }
-    Ok(new)
-}
-
-/// Makes names last: syncing a folder does not promise that its own name does.
-fn sync_names<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<()> {
-    let folders: BTreeSet<&Path> = paths.filter_map(Path::parent).collect();
-    folders.into_iter().try_for_each(|folder| File::open(folder)?.sync_all())
+    let parent = dir.parent().unwrap_or(dir).canonicalize()?;
+    let mut above = parent.ancestors().take_while(|path| path.starts_with(store.root()));
+    above.try_for_each(|folder| lasting::folder(Site::VolumeName, folder))?;
+    lock(&LASTING).insert(dir.to_owned());
+    Ok(())
 }
 
 /// Makes everything in the new folder last: `count` files and folders.
 fn sync(part: &Path, count: usize) -> io::Result<()> {
-    let root = File::open(part)?;
     if count > FEW {
-        return Ok(rustix::fs::syncfs(&root)?);
+        return lasting::all(Site::VolumeAll, part);
     }
     let mut todo = vec![part.to_owned()];
     while let Some(dir) = todo.pop() {
@@ -130,11 +134,11 @@ fn sync(part: &Path, count: usize) -> io::Result<()> {
             let (entry, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
             match kind {
                 kind if kind.is_dir() => todo.push(entry),
-                kind if kind.is_file() => File::open(entry)?.sync_all()?,
+                kind if kind.is_file() => lasting::file(Site::VolumeFile, &entry)?,
                 _ => {}
             }
         }
-        File::open(&dir)?.sync_all()?;
+        lasting::folder(Site::VolumeFolder, &dir)?;
     }
     Ok(())
 }
@@ -405,6 +409,59 @@ mod tests {
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert_eq!(seen.len(), 1);
+    }
+
+    /// A power cut at any moment leaves no volume or a whole one, and one that was promised. Without
+    /// any one of the syncs it does not.
+    #[test]
+    fn a_power_cut_leaves_a_whole_volume_or_none() {
+        use lasting::tape;
+        for (count, sites) in [
+            (3, &[Site::VolumeFile, Site::VolumeFolder, Site::VolumeName][..]),
+            (40, &[Site::VolumeAll, Site::VolumeName][..]),
+        ] {
+            let filled = |without: Option<Site>| {
+                let (_root, store) = world();
+                let dir = store.root().join("volumes/shop/dev/data");
+                let mut tree = Tree::new();
+                for nth in 0..count {
+                    let text = nth.to_string();
+                    let (digest, size) = (store.put(text.as_bytes()).unwrap(), text.len() as u64);
+                    let path = format!("data/sub/{nth}");
+                    tree.insert(path.as_bytes(), Node::new(Kind::File { size, digest }, 0o600));
+                }
+                let events =
+                    tape::record(without, || fill_new(&store, &dir, &tree, "/data").unwrap());
+                let part = format!(".part-{}", &Digest::of("data").hex()[..16]);
+                let part = dir.with_file_name(part);
+                let files = (0..count).map(|nth| part.join(format!("sub/{nth}"))).collect();
+                let folders = BTreeSet::from([part.clone(), part.join("sub")]);
+                let above = dir.ancestors().take_while(|path| *path != store.root());
+                let above = above.map(Path::to_owned).collect();
+                let work = tape::Work { files, folders, named: dir.clone(), above };
+                tape::wrong(&events, &work)
+            };
+            assert_eq!(filled(None), None, "{count} files");
+            for site in sites {
+                assert!(filled(Some(*site)).is_some(), "{count} files do without {site:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_volume_whose_maker_was_killed_gets_a_lasting_name() {
+        let (_root, store) = world();
+        let dir = store.root().join("volumes/shop/dev/data");
+        fs::create_dir_all(&dir).unwrap();
+        let events = lasting::tape::record(None, || {
+            fill_new(&store, &dir, &Tree::new(), "/data").unwrap();
+        });
+        let parent = lasting::tape::Event::Folder(dir.parent().unwrap().to_owned());
+        assert!(events.contains(&parent), "{events:?}");
+        let again = lasting::tape::record(None, || {
+            fill_new(&store, &dir, &Tree::new(), "/data").unwrap();
+        });
+        assert_eq!(again, [], "once is enough");
     }
 
     #[test]

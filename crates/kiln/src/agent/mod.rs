@@ -18,6 +18,7 @@
 //! | [`network`] | which networks an instance is on, and what it finds there by name |
 //! | [`volumes`], [`fill`] | where data lies; a new volume takes what the image has |
 //! | [`layer`] | what instances write beside their volumes |
+//! | [`lasting`] | syncs that are not the store's |
 //! | [`folder`] | which folder a stage was deployed from |
 //! | [`binds`] | where bind mounts come from |
 //! | [`places`], [`claims`] | what a path really is; who writes it |
@@ -48,6 +49,7 @@ mod images;
 mod instances;
 mod joined;
 mod keys;
+mod lasting;
 pub(crate) mod layer;
 mod line;
 mod mend;
