@@ -25,8 +25,16 @@ pub(super) fn read(service: &At<'_>) -> Result<Limits, ComposeError> {
         }
     }
     cpu_time(service, &mut limits)?;
-    let Some(deploy) = service.get("deploy") else { return Ok(limits) };
-    let Some(resources) = deploy.get("resources") else { return Ok(limits) };
+    if let Some(deploy) = service.get("deploy")
+        && let Some(resources) = deploy.get("resources")
+    {
+        of_deploy(&resources, &mut limits)?;
+    }
+    swap(service, &mut limits)?;
+    Ok(limits)
+}
+
+fn of_deploy(resources: &At<'_>, limits: &mut Limits) -> Result<(), ComposeError> {
     for section in resources.entries()? {
         let section_keys = match section.key() {
             "limits" => &keys::LIMITS,
@@ -39,12 +47,11 @@ pub(super) fn read(service: &At<'_>) -> Result<Limits, ComposeError> {
         for at in section.entries()? {
             if section_keys.admit(&at)? && !at.is_unset() {
                 let reserved = section.key() == "reservations";
-                set(&mut limits, if reserved { "reservation" } else { at.key() }, &at)?;
+                set(limits, if reserved { "reservation" } else { at.key() }, &at)?;
             }
         }
     }
-    swap(service, &mut limits)?;
-    Ok(limits)
+    Ok(())
 }
 
 /// `cpu_quota` and `cpu_period` are `cpus` in other words; `cpu_shares` and `cpuset` stand alone.

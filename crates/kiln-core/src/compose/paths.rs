@@ -131,6 +131,7 @@ impl Move<'_, '_> {
         match self.to {
             Some(_) if text.starts_with(['/', '~']) => text.to_owned(),
             Some(to) => relative(&absolute(self.cx, self.from, text), to),
+            None if text.starts_with('/') => text.to_owned(),
             None => absolute(self.cx, self.from, text).display().to_string(),
         }
     }
@@ -168,7 +169,7 @@ impl Move<'_, '_> {
         if let Some(options) = child(volume, "driver_opts")
             && is(child(options, "o"), "bind")
         {
-            self.path(child(options, "device"), |_| false);
+            child(options, "device").into_iter().for_each(|device| self.folder(device));
         }
     }
 }

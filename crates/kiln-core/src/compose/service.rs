@@ -87,8 +87,10 @@ fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(
 
 /// `image` beside `build` is only a tag; alone it names a base, or an image of a registry.
 fn image(at: &At<'_>, service: &mut Service) -> Result<(), ComposeError> {
-    let Some(image) = at.get("image").filter(|image| !image.is_null()) else {
-        if service.build.is_some() {
+    // What is refused about a build or a provider has been said.
+    let other = |key: &str| at.get(key).is_some_and(|at| !at.is_unset());
+    let Some(image) = at.get("image").filter(|image| !image.is_unset()) else {
+        if other("build") || other("provider") {
             return Ok(());
         }
         return Err(at.refuse("the service has neither `image` nor `build`").with_hint(

@@ -118,16 +118,26 @@ impl Node {
 /// bounds. The error's `file` is left to the caller.
 pub(super) fn parse(text: &str, file: u16) -> Result<Vec<Node>, ComposeError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut parser = Parser::new();
     // The library takes a block of text for granted to end with its line: it gets the break, and the
     // text is given back without it.
     let unended = text.rsplit('\n').next().is_some_and(|line| !line.trim().is_empty());
-    let ended = if unended { Cow::Owned(format!("{text}\n")) } else { Cow::Borrowed(text) };
-    let mut input = ended.as_bytes();
-    parser.set_input_string(&mut input);
+    let ended = match text.ends_with('\n') {
+        true => Cow::Borrowed(text),
+        false => Cow::Owned(format!("{text}\n")),
+    };
     let end = unended.then_some(ended.len() as u64);
-    let mut builder = Builder { parser, file, end, anchors: HashMap::new(), nodes: 0, depth: 0 };
-    builder.documents()
+    // Whatever else it may stumble over must not take the agent along.
+    let read = std::panic::catch_unwind(|| {
+        let mut parser = Parser::new();
+        let mut input = ended.as_bytes();
+        parser.set_input_string(&mut input);
+        let anchors = HashMap::new();
+        let mut builder = Builder { parser, file, end, anchors, nodes: 0, depth: 0 };
+        builder.documents()
+    });
+    read.unwrap_or_else(|_| {
+        Err(ComposeError { what: "is no YAML that can be read".into(), ..ComposeError::default() })
+    })
 }
 
 /// Where documents of YAML's own tags begin.

@@ -250,7 +250,6 @@ fn everything_in_one_run() {
         (6, "services.a.cap_add[0]"),
         (7, "services.a.mem_limit"),
         (8, "services.a.depends_on.z"),
-        (12, "services.b.image"),
         (14, "services.b.frob"),
         (15, "models"),
     ];
@@ -337,8 +336,8 @@ fn projects() {
         (
             "services: {a: {build: .}}\nsecrets: {s: {file: x, environment: Y}}\n",
             2,
-            "secrets.s.environment",
-            "`Y` is not set",
+            "secrets.s",
+            "more than one source",
         ),
         (
             "services: {a: {build: .}}\nconfigs: {s: {file: x, content: Y}}\n",
