@@ -510,8 +510,11 @@ fn cpu_v2(limits: &Limits) -> Vec<Setting> {
     all
 }
 
+/// There are no more processes than 4 Mi on any machine (include/linux/threads.h, `PID_MAX_LIMIT`),
+/// and the controller refuses a larger number.
 fn pids(limits: &Limits) -> Vec<Setting> {
-    limits.pids.map(|most| ("pids.max", most.to_string(), Need::Must)).into_iter().collect()
+    let text = |most: u64| if most > 4 << 20 { "max".to_owned() } else { most.to_string() };
+    limits.pids.map(|most| ("pids.max", text(most), Need::Must)).into_iter().collect()
 }
 
 fn cpuset(limits: &Limits) -> Vec<Setting> {

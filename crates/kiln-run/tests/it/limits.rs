@@ -102,3 +102,24 @@ fn weights_and_sets_reach_the_group_or_are_told() {
     running.kill();
     kit.assert_clean();
 }
+
+#[test]
+fn more_processes_than_any_machine_has_are_no_limit_and_no_error() {
+    let kit = Kit::new();
+    for (most, expected) in [(4 << 20, "4194304"), ((4 << 20) + 1, "max"), (u64::MAX, "max")] {
+        let mut spec = kit.spec("echo ready; exec sleep 1000");
+        spec.sandbox.limits.pids = Some(most);
+        let running = kit.start_ready(&spec);
+        let limits: Vec<String> = kit
+            .groups()
+            .iter()
+            .filter_map(|group| std::fs::read_to_string(group.join("pids.max")).ok())
+            .map(|text| text.trim().to_owned())
+            .collect();
+        // Without a limit a group of its own is not needed for it.
+        assert!(limits.iter().any(|limit| limit == expected), "{most}: {limits:?}");
+        running.kill();
+        kit.runtime.remove(&spec.id).unwrap();
+    }
+    kit.assert_clean();
+}
