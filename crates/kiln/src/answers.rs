@@ -2,7 +2,10 @@
 //! command line puts them into words. Both sides share the types, so a field that one of them
 //! forgets does not compile. The JSON is public: the tests below pin it.
 //!
-//! Verbs that are not here still speak `json!` on one side and keys on the other.
+//! `lock`, `pull`, `verify`, `diff`, `images`, `gc`, `fsck`, `export` and `import` are not here: their documents are made
+//! of values of the crates that make them, and the command line still reads those by keys.
+
+mod made;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,6 +19,7 @@ use kiln_core::steps::Step;
 use kiln_core::written::Written;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::made::{Bake, Baked, Cut, Executed, Pong, Shutdown};
 use crate::agent::stage::Role;
 
 /// `kiln ps`.
@@ -410,7 +414,7 @@ mod tests {
 
     /// The document of `answer` is `expected`, and is read back as the same.
     #[track_caller]
-    fn pinned<T>(answer: &T, expected: &Value)
+    pub(super) fn pinned<T>(answer: &T, expected: &Value)
     where
         T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
     {

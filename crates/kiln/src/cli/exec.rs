@@ -14,9 +14,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use serde::Deserialize as _;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 
 use super::client;
+use crate::answers;
 use crate::protocol::{Event, Order, Verb};
 use crate::report::{Because, Report};
 use crate::terminal;
@@ -59,8 +61,9 @@ pub(super) fn exec(root: &Path, verb: Verb) -> Result<u8, Report> {
     let (code, message) = loop {
         match answers.next()? {
             Event::Done { data, .. } => {
-                let code = data["code"].as_i64().and_then(|code| u8::try_from(code).ok());
-                break (code, data["message"].as_str().map(str::to_owned));
+                let done = answers::Executed::deserialize(data).ok();
+                let code = done.as_ref().and_then(|done| u8::try_from(done.code).ok());
+                break (code, done.and_then(|done| done.message));
             }
             Event::Failed(report) => return Err(report),
             Event::Notice { text } => raw.say(&format!("note: {text}")),

@@ -22,6 +22,7 @@ use kiln_core::exit::Exit;
 use serde_json::{Value, json};
 
 use crate::agent;
+use crate::answers;
 use crate::protocol::{Event, Verb};
 use crate::report::{Because as _, Report};
 use crate::terminal;
@@ -89,7 +90,8 @@ fn dispatch(cli: Cli) -> Result<u8, Report> {
         Command::Man { dir } => pages::man(&dir),
         Command::Shutdown if !client::agent_is_there(&cli.root) => {
             let remains = agent::collect_remains(&cli.root)?;
-            finish(&Verb::Shutdown, &json!({ "agent": false, "collected": remains }), cli.json);
+            let none = answers::Shutdown::NoAgent { agent: false, collected: remains };
+            finish(&Verb::Shutdown, &serde_json::to_value(none).unwrap_or_default(), cli.json);
             Ok(Exit::Done)
         }
         command => return ask(&cli.root, command.verb(cli.project), cli.json),

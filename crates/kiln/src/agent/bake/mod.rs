@@ -36,28 +36,12 @@ use self::words::Words;
 use super::images::Images;
 use super::session::Session;
 use super::{Agent, lock as locked, needs};
+use crate::answers::Bake;
 use crate::report::Report;
 
 pub(crate) fn bake_report(error: &BakeError) -> Report {
     let exit = if error.is_usage() { Exit::Usage } else { Exit::Failed };
     Report::from_error(exit, error)
-}
-
-/// A service's image and what it took to make it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub(crate) struct Bake {
-    #[serde(flatten)]
-    pub image: ImageId,
-    /// Number of steps; none for a service that runs a base as it is.
-    pub steps: usize,
-    /// Steps for which nothing had to be done.
-    pub cached: usize,
-}
-
-impl From<ImageId> for Bake {
-    fn from(image: ImageId) -> Self {
-        Self { image, steps: 0, cached: 0 }
-    }
 }
 
 /// [`bakes`], for those who want the images alone.

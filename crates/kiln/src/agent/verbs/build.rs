@@ -10,6 +10,7 @@ use super::{Answer, load_and_tell, pull};
 use crate::agent::Agent;
 use crate::agent::bake;
 use crate::agent::session::Session;
+use crate::answers::Baked;
 use crate::protocol::ProjectArgs;
 use crate::report::Report;
 
@@ -65,11 +66,9 @@ pub(super) fn bake(
     known_services(&project, services)?;
     let _lease = agent.lease()?;
     let lock = bake::lock(agent, session, &project)?;
-    let bakes = bake::bakes(agent, session, &project, &lock, services)?;
+    let images = bake::bakes(agent, session, &project, &lock, services)?;
     agent.flush_objects()?;
-    let images: serde_json::Map<_, _> =
-        bakes.into_iter().map(|(name, bake)| (name, json!(bake))).collect();
-    Ok(json!({ "images": images }).into())
+    Ok(Answer::of(&Baked { images }))
 }
 
 /// Refuses services that the project does not have.

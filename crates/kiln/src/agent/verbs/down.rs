@@ -318,5 +318,5 @@ pub(super) fn shutdown(agent: &Arc<Agent>, session: &Session) -> Result<Answer, 
     agent.stop_front();
     agent.teardown_network();
     agent.leave_soon();
-    Ok(json!({ "stopped": stopped, "agent": true }).into())
+    Ok(Answer::of(&answers::Shutdown::Ended { stopped, agent: true }))
 }

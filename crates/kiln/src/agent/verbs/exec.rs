@@ -14,6 +14,7 @@ use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
 use crate::agent::stage::Stage;
 use crate::agent::{Agent, record};
+use crate::answers;
 use crate::protocol::Order;
 use crate::report::{Because, Report};
 
@@ -49,7 +50,7 @@ pub(super) fn attached(
         // There is no such program, or it is none: a shell would say so by its status too.
         Err(RunError::Start { step, message, status: Some(code), .. }) => {
             let message = format!("in `{service}`: {step}: {message}");
-            return Ok(json!({ "service": service, "code": code, "message": message }).into());
+            return Ok(executed(service, code.into(), Some(message)));
         }
         Err(error) => return Err(in_service(service, &error)),
     };
@@ -61,7 +62,11 @@ pub(super) fn attached(
         }
     });
     let status = status.map_err(|error| in_service(service, &error))?;
-    Ok(json!({ "service": service, "code": status }).into())
+    Ok(executed(service, status, None))
+}
+
+fn executed(service: &str, code: i32, message: Option<String>) -> Answer {
+    Answer::of(&answers::Executed { service: service.to_owned(), code, message })
 }
 
 fn in_service(service: &str, error: &RunError) -> Report {

@@ -26,11 +26,12 @@ use std::time::Duration;
 
 use kiln_core::compose::{self, Project, Protocol};
 use kiln_core::exit::Exit;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Agent;
 use super::session::Session;
 use super::stage::{Stage, StageId};
+use crate::answers;
 use crate::protocol::{ProjectArgs, Verb};
 use crate::report::Report;
 
@@ -69,7 +70,7 @@ pub(crate) fn run(
     fds: Vec<OwnedFd>,
 ) -> Result<Answer, Report> {
     match verb {
-        Verb::Ping | Verb::Replace => Ok(json!({ "agent": super::build_id() }).into()),
+        Verb::Ping | Verb::Replace => Ok(Answer::of(&answers::Pong { agent: super::build_id() })),
         Verb::Lock { project, update, names, fetch } => {
             let asked = build::Asked { update, names, fetch };
             build::lock(agent, session, &project, &asked)

@@ -14,7 +14,6 @@ use kiln_core::release::Source;
 use kiln_core::settings;
 use kiln_core::{Digest, Release};
 use kiln_store::RefName;
-use serde_json::{Value, json};
 
 use super::Answer;
 use crate::agent::git::commit::{Commit, Elsewhere, Entry, What};
@@ -22,6 +21,7 @@ use crate::agent::git::{Cage, Repository};
 use crate::agent::session::Session;
 use crate::agent::{Agent, lock as locked, needs, released};
 use crate::agent::{bake, binds};
+use crate::answers;
 use crate::deliver::Published;
 use crate::protocol::ProjectArgs;
 use crate::report::{Because, Report};
@@ -59,21 +59,15 @@ pub(super) fn release(
     let _lease = agent.lease()?;
     let (published, needs) = cut(agent, session, &commit, project)?;
     let fresh = released::keep(agent, &published, needs)?;
-    let images: BTreeMap<&String, Value> = published
-        .release
-        .services
-        .iter()
-        .map(|(name, released)| (name, json!(released.image)))
-        .collect();
-    Ok(json!({
-        "project": published.release.project,
-        "release": published.digest,
-        "source": published.release.source,
-        "fresh": fresh,
-        "images": images,
-        "ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-    })
-    .into())
+    let services = published.release.services.iter();
+    Ok(Answer::of(&answers::Cut {
+        project: published.release.project.clone(),
+        release: published.digest,
+        source: published.release.source.clone(),
+        fresh,
+        images: services.map(|(name, released)| (name.clone(), released.image)).collect(),
+        ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+    }))
 }
 
 fn refuse_dirty(cage: &Cage<'_>, commit: &Commit<'_>, project: &Project) -> Result<(), Report> {

@@ -35,8 +35,8 @@ pub(crate) fn done(verb: &Verb, data: &Value) -> String {
         Verb::Plan { .. } => told(data, plan),
         Verb::Lock { .. } => images::lock(data),
         Verb::Pull { .. } => images::pull(data),
-        Verb::Bake { .. } => bake(data),
-        Verb::Release { .. } => release::release(data),
+        Verb::Bake { .. } => told(data, bake),
+        Verb::Release { .. } => told(data, release::release),
         Verb::Diff { files, all, .. } => diff::diff(data, diff::Style::new(*files, *all)),
         Verb::Verify { .. } => verify::verify(data),
         Verb::Export { .. } => carrier::export(data),
@@ -48,8 +48,8 @@ pub(crate) fn done(verb: &Verb, data: &Value) -> String {
         Verb::Fsck { .. } => fsck(data),
         Verb::Gc { .. } => gc(data),
         Verb::Down { .. } => told(data, down),
-        Verb::Shutdown => shutdown(data),
-        Verb::Ping => text(&data["agent"]).to_owned(),
+        Verb::Shutdown => told(data, shutdown),
+        Verb::Ping => told(data, |pong: &answers::Pong| pong.agent.clone()),
         Verb::Replace | Verb::Logs { .. } | Verb::Exec { .. } | Verb::History { .. } => {
             String::new()
         }
@@ -184,17 +184,17 @@ fn plan(planned: &answers::Planned) -> String {
     out
 }
 
-fn bake(data: &Value) -> String {
+fn bake(baked: &answers::Baked) -> String {
     let mut rows = vec![row(["SERVICE", "TREE", "CONFIG", "DONE"])];
-    for (name, image) in data["images"].as_object().into_iter().flatten() {
-        let done = steps_done(number(&image["steps"]), number(&image["cached"]));
-        rows.push(row([name, text(&image["tree"]), short(&image["config"]), &done]));
+    for (name, bake) in &baked.images {
+        let done = steps_done(bake.steps, bake.cached);
+        rows.push(row([name, &bake.image.tree.to_string(), &digits(&bake.image.config), &done]));
     }
     table(&rows)
 }
 
 /// What a bake had to do.
-fn steps_done(steps: u64, cached: u64) -> String {
+fn steps_done(steps: usize, cached: usize) -> String {
     match (steps, steps - cached.min(steps)) {
         (0, _) => "the image as it is".into(),
         (_, 0) => "nothing: unchanged".into(),
@@ -489,13 +489,15 @@ fn down(done: &answers::Down) -> String {
     }
 }
 
-fn shutdown(data: &Value) -> String {
-    if data["agent"].as_bool() == Some(true) {
-        format!("stopped {} instances, front and agent\n", list(&data["stopped"]).count())
-    } else if data["collected"].as_bool() == Some(true) {
-        "no agent ran; what one had left is cleared away\n".into()
-    } else {
-        "no agent ran\n".into()
+fn shutdown(done: &answers::Shutdown) -> String {
+    match done {
+        answers::Shutdown::Ended { stopped, .. } => {
+            format!("stopped {} instances, front and agent\n", stopped.len())
+        }
+        answers::Shutdown::NoAgent { collected: true, .. } => {
+            "no agent ran; what one had left is cleared away\n".into()
+        }
+        answers::Shutdown::NoAgent { .. } => "no agent ran\n".into(),
     }
 }
 

@@ -6,16 +6,17 @@ use kiln_core::release::Source;
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use super::{row, short, table, text};
+use super::{digits, row, table};
+use crate::answers;
 
 /// The end of `kiln release`: the digest in the first line, for scripts that have no JSON.
-pub(super) fn release(data: &Value) -> String {
-    let mut out = format!("{}\n", text(&data["release"]));
-    let known = if data["fresh"].as_bool() == Some(true) { "" } else { ", which is kept already" };
-    let _ = writeln!(out, "{} from {}{known}", text(&data["project"]), source(&data["source"]));
+pub(super) fn release(cut: &answers::Cut) -> String {
+    let mut out = format!("{}\n", cut.release);
+    let known = if cut.fresh { "" } else { ", which is kept already" };
+    let _ = writeln!(out, "{} from {}{known}", cut.project, words(&cut.source));
     let mut rows = vec![row(["SERVICE", "TREE", "CONFIG"])];
-    for (name, image) in data["images"].as_object().into_iter().flatten() {
-        rows.push(row([name, short(&image["tree"]), short(&image["config"])]));
+    for (name, image) in &cut.images {
+        rows.push(row([name, &digits(&image.tree), &digits(&image.config)]));
     }
     out + &table(&rows)
 }
