@@ -19,6 +19,7 @@ pub(super) fn binary(given: Option<&Path>) -> Result<PathBuf> {
 }
 
 pub(super) struct Kiln {
+    name: &'static str,
     binary: PathBuf,
     root: tempfile::TempDir,
     ports: Ports,
@@ -26,9 +27,9 @@ pub(super) struct Kiln {
 
 impl Kiln {
     /// Takes the binary that is measured.
-    pub(super) fn start(binary: &Path) -> Result<Self> {
+    pub(super) fn start(name: &'static str, binary: &Path) -> Result<Self> {
         let root = tempfile::Builder::new().prefix("kiln-bench-").tempdir()?;
-        Ok(Self { binary: binary.to_owned(), root, ports: Ports::claim() })
+        Ok(Self { name, binary: binary.to_owned(), root, ports: Ports::claim() })
     }
 
     fn call(&self, project: &Project) -> Call {
@@ -38,7 +39,7 @@ impl Kiln {
 
 impl Peer for Kiln {
     fn name(&self) -> &'static str {
-        "Kiln"
+        self.name
     }
 
     fn versions(&self) -> Result<Vec<String>> {

@@ -57,6 +57,9 @@ pub(crate) struct Options {
     /// This binary, instead of a release build
     #[arg(long, value_name = "FILE")]
     kiln: Option<PathBuf>,
+    /// Another build of Kiln, measured beside it
+    #[arg(long, value_name = "FILE", conflicts_with = "no_kiln")]
+    before: Option<PathBuf>,
     /// Only measurements whose name holds this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -106,7 +109,11 @@ fn up(options: &Options, binary: &Path, rounds: usize) -> Result<Report> {
     let works: Vec<&Work> = WORKS.iter().filter(wanted).collect();
     let mut peers: Vec<Box<dyn Peer>> = Vec::new();
     if !options.no_kiln {
-        peers.push(Box::new(Kiln::start(binary)?));
+        peers.push(Box::new(Kiln::start("Kiln", binary)?));
+    }
+    if let Some(before) = &options.before {
+        let before = kiln::binary(Some(before))?;
+        peers.push(Box::new(Kiln::start("Kiln before", &before)?));
     }
     if !options.no_docker {
         peers.push(Box::new(Docker::start()?));
