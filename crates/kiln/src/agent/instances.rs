@@ -192,9 +192,10 @@ fn before(
         let old = state.instances.get(id)?;
         Some(old.before.clone())
     });
-    old.unwrap_or_else(|| match stage.state().pointer.previous.contains(release) {
-        true => BTreeSet::new(),
-        false => stage.served(service),
+    old.unwrap_or_else(|| {
+        // Asked first: what served is asked of the state too.
+        let went_back = stage.state().pointer.previous.contains(release);
+        if went_back { BTreeSet::new() } else { stage.served(service) }
     })
 }
 
