@@ -64,7 +64,8 @@ fn every_file_of_a_folder_of_links_is_read_and_replaced_in_place() {
     assert_eq!(told(&store, false), [""; 0]);
     assert_eq!(fs::read(dir.join("plain")).unwrap(), b"plain");
     fs::remove_file(dir.join("bin/link")).unwrap();
-    assert!(told(&store, false)[0].ends_with("bin/link: it is not there"));
+    let told = told(&store, false);
+    assert!(told.iter().any(|one| one.ends_with("bin/link: it is not there")), "{told:?}");
 }
 
 #[test]
