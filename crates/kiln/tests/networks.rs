@@ -293,3 +293,38 @@ networks: { theirs: { external: true, name: kept_default } }
     world.kiln_in(&guest, ["up"]).expect_done();
     assert_eq!(ask(&world, &guest, "web", "api"), "api");
 }
+
+#[test]
+fn what_no_network_can_be_is_refused_by_name_and_place() {
+    let world = world();
+    let project = project(&world, "refused", "services: {}\n");
+    for (services, top, place, said) in [
+        ("networks: [back]", "", "networks.back", "there is no network `back`"),
+        ("networks: [lan]", "lan: { driver: macvlan }", "networks.lan.driver", "`macvlan`"),
+        (
+            "networks: [h]",
+            "h: { external: true, name: host }",
+            "networks.h",
+            "`network_mode: host`",
+        ),
+        ("networks: [n]", "n: { enable_ipv4: false }", "networks.n.enable_ipv4", "without IPv4"),
+        ("networks: [n]", "n: { x-kiln: { open: true } }", "x-kiln.open", "unknown"),
+        ("network_mode: none\n    networks: [default]", "", "networks", "beside `network_mode`"),
+        ("network_mode: 'container:x'", "", "network_mode", "service:x"),
+        ("network_mode: 'service:gone'", "", "network_mode", "no service `gone`"),
+        ("network_mode: 'service:web'", "", "network_mode", "loop"),
+        ("network_mode: lan", "", "network_mode", "no network mode `lan`"),
+        ("links: ['gone:x']", "", "links", "no service `gone`"),
+        ("external_links: [other]", "", "external_links", "`external`"),
+        ("ports: ['80:80/sctp']", "", "ports[0]", "tcp or udp"),
+    ] {
+        let text = format!(
+            "services:\n  web:\n    image: busybox\n    {services}\nnetworks: {{ {top} }}\n"
+        );
+        project.write("compose.yaml", format!("{text}{}", common::BUSYBOX));
+        let refused = world.kiln_in(&project, ["up"]).expect_code(2);
+        for part in [place, said, "compose.yaml:"] {
+            assert!(refused.stderr.contains(part), "{services} {top}: {part}: {refused}");
+        }
+    }
+}

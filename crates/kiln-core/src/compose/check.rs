@@ -80,7 +80,8 @@ fn loops(at: &At<'_>, services: &BTreeMap<String, Service>) -> Result<(), Compos
         .collect();
     if let Some(cycle) = find_loop(&depends_on) {
         let what = format!("the services depend on each other in a loop: {}", cycle.join(" → "));
-        return Err(error(at, cycle[0], &["depends_on", cycle[1]], what).with_hint(hint));
+        let way = services.get(cycle[0]).map(|service| needed_by(service, cycle[1]));
+        return Err(error(at, cycle[0], &way.unwrap_or_default(), what).with_hint(hint));
     }
     let builds: Graph<'_> = services
         .iter()

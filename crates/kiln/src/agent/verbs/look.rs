@@ -7,7 +7,7 @@ use kiln_store::ledger::Filter;
 use kiln_store::{Error, Pointer, Reference};
 use serde_json::{Value, json};
 
-use super::serve::ports;
+use super::serve::{ports, ports_at};
 use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
 use crate::agent::silence::{self, SILENT};
@@ -20,6 +20,7 @@ use crate::report::{Because, Report};
 pub(super) fn ps(agent: &Agent, project: Option<&str>) -> Answer {
     let mut instances = Vec::new();
     let mut published = Vec::new();
+    let listening = agent.bound();
     for stage in agent.stages() {
         if project.is_some_and(|project| project != stage.id.project) {
             continue;
@@ -29,7 +30,7 @@ pub(super) fn ps(agent: &Agent, project: Option<&str>) -> Answer {
             let active = state.with_role(Role::Active);
             active.and_then(|slot| state.releases.get(&slot.release).cloned())
         };
-        let open = serving.map(|release| ports(agent, &release, &stage.id));
+        let open = serving.map(|release| ports_at(&listening, &release, &stage.id));
         published.extend(open.into_iter().flatten().map(|port| answers::StagePort {
             project: stage.id.project.clone(),
             stage: stage.id.stage.clone(),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kiln_core::compose::Project;
 use kiln_core::written::Written;
 use kiln_core::{Digest, Release};
+use kiln_front::Bound;
 
 use super::build::known_services;
 use super::{Answer, load_and_tell, nothing_serves, with_turn};
@@ -184,8 +185,12 @@ fn outcome(
 
 /// Where clients find the release.
 pub(super) fn ports(agent: &Agent, release: &Release, stage: &StageId) -> Vec<answers::Port> {
+    ports_at(&agent.bound(), release, stage)
+}
+
+/// The same, where the front listens at `open`.
+pub(super) fn ports_at(open: &[Bound], release: &Release, stage: &StageId) -> Vec<answers::Port> {
     let mut all = Vec::new();
-    let open = agent.bound();
     for (service, released) in &release.services {
         for port in released.settings.ports.get(&stage.stage).into_iter().flatten() {
             let host = port.host_ip.map_or("localhost".to_owned(), |ip| match ip {
