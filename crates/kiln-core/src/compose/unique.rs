@@ -20,6 +20,11 @@ pub(super) fn make(root: &mut Node) {
 
 /// Makes the lists of one service unique.
 pub(super) fn service(service: &mut Node) {
+    // As in Compose, a server that a variable left empty is none.
+    if let Some(Value::List(servers)) = child(service, "dns").map(|node| &mut node.value) {
+        servers
+            .retain(|server| !matches!(server.value, Value::Scalar(_)) || text(server).is_some());
+    }
     for key in NAMED {
         once(child(service, key), name);
     }
