@@ -158,7 +158,7 @@ fn what_is_not_required_may_fail() {
     assert!(ps.contains("\"app\""), "{ps}");
     world.kiln_in(&project, ["down"]).expect_done();
     project.write("compose.yaml", format!("{}{}", compose(true), common::BUSYBOX));
-    world.kiln_in(&project, ["up"]).expect_code(1).expect_stderr("`mig`");
+    world.kiln_in(&project, ["up"]).expect_code(4).expect_stderr("`mig`");
     world.shutdown().expect_done();
 }
 

@@ -239,7 +239,7 @@ fn groups_are_added_and_own_kernel_settings_set() {
         wanted.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
     let host = || std::fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl").unwrap();
     let before = host();
-    assert_eq!(kit.run_spec(&spec), (0, ["0 44 7", "77", "99", "11"].map(str::to_owned).to_vec()));
+    assert_eq!(kit.run_spec(&spec), (0, ["0 7 44", "77", "99", "11"].map(str::to_owned).to_vec()));
     assert_eq!(host(), before);
     for (name, value) in
         [("kernel.panic", "1"), ("net.nothing.here", "1"), ("net.ipv4.ip_default_ttl", "x")]
