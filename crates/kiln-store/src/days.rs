@@ -9,7 +9,7 @@ use std::io;
 
 use kiln_core::Digest;
 
-use crate::durable::write_durable;
+use crate::durable::write_private;
 use crate::error::{Context as _, Result};
 use crate::store::Store;
 
@@ -66,7 +66,7 @@ impl Store {
             None => Day { number: 0, date },
         };
         if count {
-            write_durable(&path, day.text().as_bytes()).doing("writing", &path)?;
+            write_private(&path, day.text().as_bytes()).doing("writing", &path)?;
         }
         Ok(day.number)
     }

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -30,9 +30,17 @@ use crate::owner;
 /// # Errors
 /// Any I/O error; the temporary file is removed then.
 pub fn write_durable(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
-    let path = path.as_ref();
+    durable(path.as_ref(), bytes, 0o666)
+}
+
+/// The same for a file that is its owner's only, whatever the umask.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    durable(path, bytes, 0o600)
+}
+
+fn durable(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    replace(path, bytes, true)?;
+    replace(path, bytes, true, mode)?;
     disk::sync_dir(Site::Folder, dir)
 }
 
@@ -42,13 +50,13 @@ pub fn write_durable(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`write_durable`].
 pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
-    replace(path.as_ref(), bytes, false)
+    replace(path.as_ref(), bytes, false, 0o666)
 }
 
-fn replace(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
+fn replace(path: &Path, bytes: &[u8], sync: bool, mode: u32) -> io::Result<()> {
     let temporary = path.with_file_name(owner::unique(".new"));
     let result = (|| {
-        let mut file = File::create_new(&temporary)?;
+        let mut file = File::options().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(bytes)?;
         disk::wrote(&file, path);
         if sync {
