@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_core::plan;
+use kiln_core::{Digest, plan};
 use kiln_run::known::boot_id;
 use kiln_run::net::{Host, Networks};
 use kiln_run::runtime::{Found, QUICK, Runtime};
@@ -35,14 +35,24 @@ pub(crate) fn write_run_file(path: &Path, file: &RunFile) -> std::io::Result<()>
     std::fs::create_dir_all(parent)?;
     let part = tempfile::NamedTempFile::new_in(parent)?;
     // In one piece: a file takes a system call for each write.
-    std::io::Write::write_all(&mut &part, &serde_json::to_vec(file)?)?;
+    let mut text = serde_json::to_vec(file)?;
+    let sum = Digest::of(&text).hex();
+    text.extend_from_slice(format!("\n{sum}\n").as_bytes());
+    std::io::Write::write_all(&mut &part, &text)?;
     part.persist(path)?;
     Ok(())
 }
 
 /// What is written at `path`; nothing, if that was under another boot: then nothing of it lives.
+/// One without a sum is of an older Kiln.
 fn read_run_file(path: &Path) -> std::io::Result<RunFile> {
-    let file: RunFile = serde_json::from_slice(&std::fs::read(path)?)?;
+    let text = std::fs::read(path)?;
+    let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
+    let (json, sum) = text.split_at(end);
+    if !sum.is_empty() && sum.trim_ascii() != Digest::of(json).hex().as_bytes() {
+        return Err(std::io::Error::other("its sum does not fit"));
+    }
+    let file: RunFile = serde_json::from_slice(json)?;
     let before = !file.boot.is_empty() && boot_id()? != file.boot;
     Ok(if before { RunFile::default() } else { file })
 }
@@ -383,8 +393,6 @@ pub(crate) fn collect_remains(root: &Path) -> Result<bool, Report> {
 mod tests {
     use super::*;
     use crate::agent::stage::Slot;
-    use kiln_core::Digest;
-
     #[test]
     fn run_files_of_another_boot_are_not_believed() {
         let dir = tempfile::tempdir().unwrap();
@@ -404,6 +412,15 @@ mod tests {
         for (boot, slots) in [(boot_id().unwrap().as_str(), 1), ("", 1), ("another", 0)] {
             write_run_file(&path, &slot(boot)).unwrap();
             assert_eq!(read_run_file(&path).unwrap().slots.len(), slots, "{boot}");
+        }
+        // Whatever bit is another one, it is not read.
+        write_run_file(&path, &slot("")).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() - 1 {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &flipped).unwrap();
+            assert!(read_run_file(&path).is_err(), "byte {at}");
         }
         std::fs::write(&path, "{").unwrap();
         assert!(read_run_file(&path).is_err(), "what cannot be read is not the same as nothing");
