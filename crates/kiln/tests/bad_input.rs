@@ -49,6 +49,47 @@ fn an_unsupported_key() {
     refused(compose, 2, &["compose.yaml:4", "privileged"]);
 }
 
+/// A pipe that nobody writes to, a device that never ends, a link to what is not the project's.
+#[test]
+fn a_lock_a_config_or_a_secret_that_is_no_file() {
+    let world = world();
+    let head = "services:\n  web:\n    image: busybox\n    command: [sleep, '9']\n";
+    let project = project(&world, "bad", head);
+    let lock = project.read("kiln.lock");
+    let fifo = |name: &str| {
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, project.path(name), mode).unwrap();
+    };
+    let up = |words: &[&str]| {
+        let said = world.kiln_in(&project, ["up"]).expect_code(2);
+        for part in words {
+            assert!(said.stderr.contains(part), "`{part}` in {said}");
+        }
+        assert!(instances(&world, &project).is_empty());
+        said
+    };
+    let compose = project.read("compose.yaml");
+    for kind in ["config", "secret"] {
+        fifo(kind);
+        let uses = head.to_owned() + &format!("    {kind}s: [it]\n");
+        let top = format!("{kind}s: {{ it: {{ file: ./{kind} }} }}\n");
+        project.write("compose.yaml", compose.replace(head, &uses) + &top);
+        up(&[&format!("the {kind} for"), "no regular file"]);
+    }
+    project.write("compose.yaml", &compose);
+    std::fs::remove_file(project.path("kiln.lock")).unwrap();
+    fifo("kiln.lock");
+    up(&["kiln.lock", "no regular file"]);
+    std::fs::remove_file(project.path("kiln.lock")).unwrap();
+    project.write("elsewhere", "SECRET of somebody");
+    std::os::unix::fs::symlink("elsewhere", project.path("kiln.lock")).unwrap();
+    let said = up(&["kiln.lock", "it is a link"]);
+    assert!(!said.stderr.contains("SECRET"), "{said}");
+    std::fs::remove_file(project.path("kiln.lock")).unwrap();
+    project.write("kiln.lock", lock);
+    world.kiln_in(&project, ["plan"]).expect_done();
+}
+
 #[test]
 fn a_loop_in_depends_on() {
     let compose = "services:\n  a: { image: busybox, depends_on: [b] }\n  \

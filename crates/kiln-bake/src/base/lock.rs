@@ -1,12 +1,16 @@
 //! `kiln.lock`: what a bake takes from outside, pinned. The format is `docs/kiln-lock.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use kiln_core::Digest;
 use kiln_core::compose::Base;
 use kiln_store::Store;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::BaseError;
@@ -133,7 +137,7 @@ impl Lock {
     /// # Errors
     /// [`BaseError::Lock`] names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Option<Self>, BaseError> {
-        match std::fs::read_to_string(path) {
+        match read(path) {
             Ok(text) => Self::parse(&text)
                 .map(Some)
                 .map_err(|what| BaseError::Lock { path: path.to_owned(), what }),
@@ -264,6 +268,30 @@ impl Lock {
         names.extend(self.bases.keys().filter(|name| !bases.contains_key(*name)).cloned());
         names
     }
+}
+
+/// Largest file that is read as a lock.
+const LARGEST: u64 = 64 << 20;
+
+/// A lock is a stranger's file: one that never ends or never begins is not waited for, and where a
+/// link leads, a complaint about a line would show what its owner alone may read.
+fn read(path: &Path) -> io::Result<String> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let flags = flags.bits().cast_signed();
+    let file = match File::options().read(true).custom_flags(flags).open(path) {
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+            return Err(io::Error::other("it is a link, and a lock is a file of its own"));
+        }
+        opened => opened?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = String::new();
+    if file.take(LARGEST + 1).read_to_string(&mut text)? as u64 > LARGEST {
+        return Err(io::Error::other(format!("it is larger than {} MiB", LARGEST >> 20)));
+    }
+    Ok(text)
 }
 
 impl LockedBase {

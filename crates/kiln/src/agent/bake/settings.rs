@@ -59,7 +59,7 @@ fn settings(
 fn pin(agent: &Agent, service: &str, file: &FileMount) -> Result<PinnedFile, Report> {
     let content = match &file.source {
         FileSource::Content(text) => text.clone().into_bytes(),
-        FileSource::File(path) => std::fs::read(path).map_err(|error| {
+        FileSource::File(path) => crate::compose::read(path, None).map_err(|error| {
             let what = if file.secret { "secret" } else { "config" };
             Report::usage(format!(
                 "service `{service}`: the {what} for {} cannot be read: {}: {error}",
