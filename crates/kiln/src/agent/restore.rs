@@ -45,7 +45,7 @@ pub(crate) fn write_run_file(path: &Path, file: &RunFile) -> std::io::Result<()>
 
 /// What is written at `path`; nothing, if that was under another boot: then nothing of it lives.
 /// One without a sum is of an older Kiln.
-fn read_run_file(path: &Path) -> std::io::Result<RunFile> {
+pub(crate) fn read_run_file(path: &Path) -> std::io::Result<RunFile> {
     let text = std::fs::read(path)?;
     let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
     let (json, sum) = text.split_at(end);

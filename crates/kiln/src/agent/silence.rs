@@ -14,8 +14,19 @@ pub(crate) const SILENT: &str = "silent";
 /// host's network cannot be told from the host's own.
 pub(crate) fn by_ports(settings: &Settings) -> bool {
     settings.healthcheck.is_none()
-        && !settings.expose.is_empty()
+        && !counted(settings).is_empty()
         && settings.network_mode != Some(NetworkMode::Host)
+}
+
+/// The ports by which it is told: of UDP only published ones, for an image that exposes a port for
+/// datagrams need not have anybody there.
+pub(crate) fn counted(settings: &Settings) -> BTreeSet<Expose> {
+    let published = |expose: &Expose| {
+        let same = |target, protocol| expose.target == target && expose.protocol == protocol;
+        settings.ports.values().flatten().any(|port| same(port.target, port.protocol))
+    };
+    let counts = |expose: &&Expose| expose.protocol == Protocol::Tcp || published(expose);
+    settings.expose.iter().filter(counts).copied().collect()
 }
 
 /// Ports that accepted before, belong to the service still, and do not accept.
@@ -30,7 +41,7 @@ pub(crate) fn sentence(instance: &Instance, settings: &Settings) -> String {
     let lost = lost(instance, settings);
     let what = match lost.as_slice() {
         [] => {
-            let all: Vec<Expose> = settings.expose.iter().copied().collect();
+            let all: Vec<Expose> = counted(settings).into_iter().collect();
             format!("nothing accepts on {}", listed(&all))
         }
         lost => format!("nothing accepts on {}, as the release before does", listed(lost)),

@@ -135,7 +135,7 @@ impl Prober {
         quiet: &mut Quiet,
         seen: &mut BTreeSet<Expose>,
     ) -> Result<BTreeSet<Expose>, String> {
-        let wanted = &self.settings.expose;
+        let wanted = &silence::counted(&self.settings);
         let open = self.accepting(wanted);
         if open != *seen {
             self.say(Word::Opened(open.clone()));

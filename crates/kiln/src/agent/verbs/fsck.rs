@@ -83,8 +83,7 @@ fn read_pointers(agent: &Agent) -> Result<(), Report> {
 fn run_files(agent: &Agent, repair: bool, found: &mut Findings) {
     for stage in agent.stages() {
         let path = restore::run_path(&agent.root, &stage.id);
-        let Ok(text) = std::fs::read(&path) else { continue };
-        if serde_json::from_slice::<serde_json::Value>(&text).is_ok() {
+        if !path.exists() || restore::read_run_file(&path).is_ok() {
             continue;
         }
         if repair {
