@@ -102,3 +102,46 @@ fn what_cannot_be_copied_is_refused_by_name() {
         assert!(!project.path("x").exists(), "{from}");
     }
 }
+
+/// `cp` runs as whoever calls it, often root: what is in its way may be a device of the machine.
+#[test]
+fn what_is_no_file_is_not_replaced() {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mkfifoat, mknodat};
+    let (world, project) = strange();
+    let at = |name: &str| project.path(name);
+    mkfifoat(CWD, at("pipe"), Mode::RUSR | Mode::WUSR).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    mknodat(CWD, at("full"), FileType::CharacterDevice, Mode::RUSR, makedev(1, 7)).unwrap();
+    fs::write(at("mine"), "mine").unwrap();
+    std::os::unix::fs::symlink("mine", at("link")).unwrap();
+    std::os::unix::fs::symlink("nowhere", at("dangling")).unwrap();
+    for (to, words) in [
+        ("pipe", "is a pipe"),
+        ("socket", "is a socket"),
+        ("full", "is a device"),
+        ("link", "is a link"),
+        ("dangling", "is a link"),
+        ("-", "standard output"),
+        ("none/", "is not there"),
+        ("none/.", "is not there"),
+        ("mine/", "no folder"),
+    ] {
+        let before = fs::symlink_metadata(at(to)).map(|meta| (meta.ino(), meta.mode())).ok();
+        for from in ["web:/w/plain", "web:/w/absolute"] {
+            let refused = world.kiln_in(&project, ["cp", from, to]).expect_code(2);
+            assert!(refused.stderr.contains(words), "{to}: {refused}");
+        }
+        let after = fs::symlink_metadata(at(to)).map(|meta| (meta.ino(), meta.mode())).ok();
+        assert_eq!(after, before, "{to}");
+    }
+    assert_eq!(fs::read_to_string(at("mine")).unwrap(), "mine");
+    assert!(!at("none").exists() && !at("nowhere").exists());
+    // The same below a folder, where the names are those of what is copied.
+    fs::create_dir(at("out")).unwrap();
+    mkfifoat(CWD, at("out/plain"), Mode::RUSR).unwrap();
+    let refused = world.kiln_in(&project, ["cp", "web:/w/plain", "out"]).expect_code(1);
+    assert!(refused.stderr.contains("plain is a pipe"), "{refused}");
+    assert!(at("out/plain").exists());
+    world.kiln_in(&project, ["cp", "web:/w/plain", "mine"]).expect_done();
+    assert_eq!(fs::read_to_string(at("mine")).unwrap(), "plain\n");
+}

@@ -49,6 +49,12 @@ pub(super) fn copy(
                 .hint("kiln cp web:/var/log/app.log ."));
         }
     };
+    if to == "-" {
+        return Err(Report::usage(
+            "a copy is files and folders: it does not go to standard output",
+        )
+        .hint(format!("kiln exec {service} cat {path}, or ./- for a file of that name")));
+    }
     let top = Top::open(Path::new(to), Path::new(path))?;
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).because(|| "making a pipe".into())?;
     let (service, path) = (service.to_owned(), path.to_owned());
@@ -90,12 +96,23 @@ fn of_service(text: &str) -> Option<(&str, &str)> {
 struct Top {
     folder: OwnedFd,
     name: PathBuf,
+    /// The name is the user's own word, not that of what is copied.
+    own: bool,
 }
 
 impl Top {
     /// Into `to` if that is a folder, else under that name, as cp(1) does it.
     fn open(to: &Path, path: &Path) -> Result<Self, Report> {
-        let (folder, name) = match std::fs::metadata(to) {
+        let found = std::fs::metadata(to);
+        let own = !found.as_ref().is_ok_and(std::fs::Metadata::is_dir);
+        let text = to.as_os_str().as_bytes();
+        if own && (text.ends_with(b"/") || text.ends_with(b"/.")) {
+            let there = !matches!(&found, Err(error) if error.kind() == io::ErrorKind::NotFound);
+            let what = if there { "is no folder" } else { "is not there" };
+            return Err(Report::usage(format!("the folder {} {what}", to.display()))
+                .hint("make it first, or leave the last `/` out to give the copy that name"));
+        }
+        let (folder, name) = match found {
             Ok(meta) if meta.is_dir() => {
                 let name = path.components().next_back();
                 let name = name.filter(|part| matches!(part, Component::Normal(_)));
@@ -115,7 +132,17 @@ impl Top {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = openat(CWD, &folder, flags, Mode::empty()).map_err(io::Error::from);
         let folder = opened.because(|| format!("opening the folder {}", folder.display()))?;
-        Ok(Self { folder, name })
+        if own {
+            in_the_way(&folder, &name, own).map_err(|error| {
+                Report::usage(format!("nothing is written to {}: {error}", to.display()))
+            })?;
+        }
+        Ok(Self { folder, name, own })
+    }
+
+    /// Whether the entry has the name that the user gave.
+    fn is_own(&self, path: &[u8]) -> bool {
+        self.own && path.is_empty()
     }
 
     /// The folder and the name in it of an entry: reached without any link.
@@ -155,20 +182,42 @@ impl Top {
 
     fn link(&self, path: &[u8], target: &[u8]) -> io::Result<()> {
         let (folder, name) = self.place(path)?;
-        remove(&folder, &name)?;
+        remove(&folder, &name, self.is_own(path))?;
         Ok(symlinkat(std::ffi::OsStr::from_bytes(target), &folder, &name)?)
     }
 
     fn file(&self, path: &[u8], mode: u32) -> io::Result<File> {
         let (folder, name) = self.place(path)?;
-        remove(&folder, &name)?;
+        remove(&folder, &name, self.is_own(path))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         Ok(openat(&folder, &name, flags, Mode::from(mode | 0o200))?.into())
     }
 }
 
-/// A file or link that is in the way; a folder stays, and is an error.
-fn remove(folder: &OwnedFd, name: &Path) -> io::Result<()> {
+/// Whether there is something that a copy may replace: a file, or a link that an earlier copy made. A
+/// link that the user names may be meant for what it leads to, and nothing is written through links.
+fn in_the_way(folder: &OwnedFd, name: &Path, own: bool) -> io::Result<bool> {
+    let stat = match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(false),
+        stat => stat?,
+    };
+    let is = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => return Ok(true),
+        FileType::Symlink if !own => return Ok(true),
+        FileType::Symlink => "a link: name what it leads to, or remove it",
+        FileType::Directory => "a folder",
+        FileType::Fifo => "a pipe",
+        FileType::Socket => "a socket",
+        _ => "a device",
+    };
+    Err(io::Error::other(format!("{} is {is}", name.display())))
+}
+
+/// A file or link that is in the way goes; all else stays, and is an error.
+fn remove(folder: &OwnedFd, name: &Path, own: bool) -> io::Result<()> {
+    if !in_the_way(folder, name, own)? {
+        return Ok(());
+    }
     match unlinkat(folder, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),
