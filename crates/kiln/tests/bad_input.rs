@@ -430,3 +430,36 @@ fn gc_keeps_what_is_named() {
     assert!(!again.stderr.contains("base "), "no base is baked again: {again}");
     assert_eq!(answer(&port), "one");
 }
+
+/// A full disk takes nothing, and who asked must learn it; a reader that went away has enough.
+#[test]
+fn what_cannot_be_written_out_is_a_failure() {
+    let world = world();
+    let compose = "services:\n  web: { image: busybox, command: [sleep, '9'] }\n";
+    let project = project(&world, "bad", compose);
+    let call = |args: &[&str], out: std::process::Stdio| {
+        let mut call = std::process::Command::new(common::KILN);
+        call.arg("--root").arg(world.root()).args(args).current_dir(project.dir()).stdout(out);
+        call.output().unwrap()
+    };
+    world.kiln_in(&project, ["ps"]).expect_done();
+    for args in
+        [&["ps"][..], &["ps", "--json"], &["images"], &["config"], &["config", "--services"]]
+    {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let said = call(args, full.into());
+        let words = String::from_utf8_lossy(&said.stderr);
+        assert_eq!(said.status.code(), Some(1), "{args:?}: {words}");
+        assert!(words.contains("writing to standard output"), "{args:?}: {words}");
+        let (read, gone) = std::io::pipe().unwrap();
+        drop(read);
+        let said = call(args, gone.into());
+        assert_eq!(said.status.code(), Some(0), "{args:?}");
+        assert_eq!(String::from_utf8_lossy(&said.stderr), "", "{args:?}");
+    }
+    // What failed is no success because nobody reads why.
+    let (read, gone) = std::io::pipe().unwrap();
+    drop(read);
+    let failed = call(&["config", "--json", "-f", "none.yaml"], gone.into());
+    assert_eq!(failed.status.code(), Some(2));
+}

@@ -32,9 +32,12 @@ pub(super) fn config(args: ConfigArgs, before: ProjectArgs, json: bool) -> Resul
         Some(path) => {
             std::fs::write(path, text).because(|| format!("writing {}", path.display()))?;
         }
-        None => {
-            let _ = std::io::stdout().lock().write_all(text.as_bytes());
-        }
+        None => match super::write_out(&text) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                return Err(error).because(|| "writing to standard output".into());
+            }
+            _ => {}
+        },
     }
     Ok(Exit::Done)
 }

@@ -14,7 +14,7 @@ mod moment;
 mod pages;
 mod show;
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -198,16 +198,30 @@ fn print_json(document: &Value) {
     print_line(&terminal::clean_json(&document.to_string()));
 }
 
-/// A reader that has gone away (`kiln logs | head`) ends the process quietly.
+/// A reader that has gone away (`kiln logs | head`) ends the process quietly; any other failure is
+/// one, for what was asked for did not arrive.
 fn print_line(line: &str) {
-    if writeln!(std::io::stdout().lock(), "{line}").is_err() {
-        std::process::exit(i32::from(Exit::Done.code()));
-    }
+    let Err(error) = write_out(&format!("{line}\n")) else { return };
+    let exit = if error.kind() == ErrorKind::BrokenPipe {
+        Exit::Done
+    } else {
+        let _ = writeln!(std::io::stderr(), "kiln: writing to standard output: {error}");
+        Exit::Failed
+    };
+    std::process::exit(i32::from(exit.code()));
+}
+
+fn write_out(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 fn complain(report: &Report, json: bool) {
     if json {
-        print_json(&json!({ "error": report }));
+        // The exit code says that it failed, whoever reads.
+        let document = json!({ "error": report }).to_string();
+        let _ = write_out(&format!("{}\n", terminal::clean_json(&document)));
     } else {
         let _ = writeln!(std::io::stderr(), "kiln: {}", terminal::clean(&report.to_string()));
     }
