@@ -127,6 +127,9 @@ fn stats_tell_what_instances_use() {
     }
     let text = stdout(&world, &project, &["stats", "--no-stream", "lazy"]);
     assert!(text.contains("demo/dev lazy") && !text.contains("busy"), "{text}");
+    let refused = world.kiln_in(&project, ["stats", "lazy", "nosuch"]).expect_code(2);
+    assert!(refused.stderr.contains("demo has no service `nosuch`"), "{refused}");
+    assert!(refused.stderr.contains("there are busy, lazy"), "{refused}");
     // A stream goes on until nobody reads it any more.
     let stream = world.call(["stats", "--json"]).dir(project.dir()).spawn().unwrap();
     stream.wait_for("cpu_percent", PATIENCE);

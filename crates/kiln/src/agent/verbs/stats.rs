@@ -1,6 +1,6 @@
 //! `stats`: what instances use of the machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,7 @@ pub(super) fn stats(
     wanted: &Wanted<'_>,
     stream: bool,
 ) -> Result<Answer, Report> {
+    known(agent, wanted)?;
     let mut before = look(agent, wanted);
     loop {
         let pause = if stream { PULSE } else { ONCE };
@@ -52,6 +53,37 @@ pub(super) fn stats(
         session.item(Answer::of(&table).data);
         before = now;
     }
+}
+
+/// Refuses a service that there is not: its table would stay empty for ever.
+fn known(agent: &Agent, wanted: &Wanted<'_>) -> Result<(), Report> {
+    let mut known = BTreeSet::new();
+    for stage in agent.stages() {
+        if wanted.project.is_some_and(|project| project != stage.id.project) {
+            continue;
+        }
+        let active = {
+            let state = stage.state();
+            known.extend(state.instances.values().map(|instance| instance.service.clone()));
+            state.pointer.active
+        };
+        match active.map(|active| agent.release(&active)) {
+            Some(Ok(release)) => known.extend(release.services.keys().cloned()),
+            // What it holds is unknown.
+            Some(Err(_)) => return Ok(()),
+            None => {}
+        }
+    }
+    let Some(name) = wanted.services.iter().find(|name| !known.contains(*name)) else {
+        return Ok(());
+    };
+    let place = wanted.project.unwrap_or("this root");
+    let known: Vec<String> = known.into_iter().collect();
+    Err(Report::usage(format!("{place} has no service `{name}`")).hint(if known.is_empty() {
+        "nothing of it runs: kiln up".to_owned()
+    } else {
+        format!("there are {}", known.join(", "))
+    }))
 }
 
 /// One instance as it was looked at.
