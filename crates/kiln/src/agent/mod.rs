@@ -55,6 +55,7 @@ mod line;
 mod mend;
 pub(crate) mod needs;
 mod network;
+mod part;
 mod places;
 pub(crate) mod policy;
 pub(crate) mod privacy;

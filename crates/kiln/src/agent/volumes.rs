@@ -22,9 +22,9 @@ use kiln_core::plan::{Observed, Plan};
 use kiln_core::release::{ReleasedService, Settings};
 use kiln_core::{Digest, Release};
 use kiln_run::BindMount;
-use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::claims::Claim;
+use super::part::Part;
 use super::places::Mounts;
 use super::stage::{Seen as _, Stage, StageId};
 use super::{Agent, binds, fill, network};
@@ -209,8 +209,8 @@ pub(crate) fn data(
                 if matches!(mount.source, MountSource::Bind(_)) && binds::is_left_out(&path) {
                     break;
                 }
-                let path = mount.subpath.iter().fold(path, |path, below| path.join(below));
-                spots.extend(place(&table, service, mount, &path)?.spots);
+                let part = Part::find(&name(mount), path, mount.subpath.as_deref())?;
+                spots.extend(place(&table, service, mount, &part)?.spots);
                 if mount.source != MountSource::Anonymous {
                     break;
                 }
@@ -233,9 +233,9 @@ fn place(
     table: &Mounts,
     service: &str,
     mount: &Mount,
-    path: &Path,
+    part: &Part,
 ) -> Result<super::places::Place, Report> {
-    table.place(path).because(|| format!("finding out what {} of `{service}` is", name(mount)))
+    part.place(table, || format!("finding out what {} of `{service}` is", name(mount)))
 }
 
 /// With volumes to be renewed, no instance that has any goes on; and none that has mounted another
@@ -318,16 +318,16 @@ pub(crate) fn prepare(
         if let Some(name) = &mount.known_as {
             share(agent, &of.stage.id, &path, name)?;
         }
-        let path = mount.subpath.iter().try_fold(path, |path, below| part(mount, &path, below))?;
-        sources.push((mount, path));
+        sources.push((mount, Part::open(&name(mount), path, mount.subpath.as_deref())?));
     }
     let mut all = Sources { mounts: Vec::new(), data: Data::default() };
     if sources.is_empty() {
         return Ok(all);
     }
     let table = self::mounts()?;
-    for (mount, source) in sources {
-        let place = place(&table, of.service, mount, &source)?;
+    for (mount, part) in sources {
+        let place = place(&table, of.service, mount, &part)?;
+        let source = part.path;
         if !place.node.rest.is_empty() {
             return Err(binds::missing(&source));
         }
@@ -347,25 +347,6 @@ fn not_there(name: &str, path: &Path) -> Report {
          or a link to one, at {}",
         path.display()
     ))
-}
-
-/// The folder `below` of the volume at `path`. What is in a volume is a stranger's, so no link in it
-/// is followed.
-fn part(mount: &Mount, path: &Path, below: &str) -> Result<PathBuf, Report> {
-    let doing = || format!("opening {}", name(mount));
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let whole = rustix::fs::open(path, flags | OFlags::DIRECTORY, Mode::empty());
-    let whole = whole.map_err(std::io::Error::from).because(doing)?;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    match rustix::fs::openat2(&whole, below, flags, Mode::empty(), resolve) {
-        Ok(_) => Ok(path.join(below)),
-        Err(error) => {
-            let error = std::io::Error::from(error);
-            let what = format!("the {} has no `{below}` to be mounted: {error}", name(mount));
-            Err(Report::usage(what)
-                .hint("create it, without links on the way, or leave `subpath` out"))
-        }
-    }
 }
 
 /// One volume that is there.
