@@ -277,14 +277,49 @@ fn walk(top: OwnedFd, each: &mut dyn FnMut(&At<'_>) -> bool) -> io::Result<bool>
     Ok(whole)
 }
 
-/// Bytes of a layer, as far as they are needed to know whether it is larger than `most`.
-fn size(upper: &Path, most: u64) -> io::Result<u64> {
+/// What a layer takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Size {
+    /// Bytes, as far as they are needed to know whether it is larger than it may.
+    Bytes(u64),
+    /// Folders lie deeper in each other than is looked at: anything can be there.
+    Deep,
+}
+
+fn size(upper: &Path, most: u64) -> io::Result<Size> {
     let mut bytes = 0_u64;
-    walk(open(CWD, upper)?, &mut |at| {
-        bytes = bytes.saturating_add(at.bytes()).saturating_add(NAME);
+    // Files with several names, whose content is there once.
+    let mut linked = BTreeSet::new();
+    let whole = walk(open(CWD, upper)?, &mut |at| {
+        let mut content = at.bytes();
+        if content > 0 && at.stat.st_nlink > 1 && !at.kind().is_dir() {
+            let file = (at.stat.st_dev, at.stat.st_ino);
+            if linked.contains(&file) {
+                content = 0;
+            } else if linked.len() < NAMES {
+                // Beyond that each name counts.
+                linked.insert(file);
+            }
+        }
+        bytes = bytes.saturating_add(content).saturating_add(NAME);
         bytes <= most
     })?;
-    Ok(bytes)
+    Ok(if whole || bytes > most { Size::Bytes(bytes) } else { Size::Deep })
+}
+
+/// Why an instance may not go on with a layer of this size.
+fn too_much(size: Size, most: u64) -> Option<String> {
+    match size {
+        Size::Bytes(bytes) if bytes <= most => None,
+        Size::Bytes(_) => Some(format!(
+            "wrote more than {} MiB beside its volumes (`x-kiln.scratch` says how much it may)",
+            most >> 20
+        )),
+        Size::Deep => Some(format!(
+            "made more than {DEPTH} folders in each other beside its volumes, where what it writes \
+             is not measured (a volume may have them)"
+        )),
+    }
 }
 
 /// Ends instances whose layer has grown beyond what it may, for as long as the agent is there.
@@ -331,11 +366,7 @@ fn measure(agent: &Agent, stage: &Stage) {
     };
     for (id, inbox, most) in layered {
         let found = size(&dir(agent, &id).join("upper"), most);
-        if found.is_ok_and(|bytes| bytes > most) {
-            let most = most >> 20;
-            let why = format!(
-                "wrote more than {most} MiB beside its volumes (`x-kiln.scratch` says how much it may)"
-            );
+        if let Some(why) = found.ok().and_then(|size| too_much(size, most)) {
             let _ = inbox.send(Word::TooMuch(why));
         }
     }
@@ -368,9 +399,19 @@ mod tests {
         };
         assert_eq!(look(100), (true, "app/deep/file app/pipe app/root app/up".to_owned()));
         assert!(!look(2).0);
-        assert!(size(home.path(), u64::MAX).unwrap() >= 10_000);
-        let small = size(home.path(), 1_000).unwrap();
+        let bytes = |most: u64| match size(home.path(), most).unwrap() {
+            Size::Bytes(bytes) => bytes,
+            Size::Deep => panic!("not measured"),
+        };
+        let whole = bytes(u64::MAX);
+        assert!(whole >= 10_000);
+        let small = bytes(1_000);
         assert!(small > 1_000, "it ends as soon as it is too much: {small}");
+        // A further name takes no more than a name.
+        for number in 0..8 {
+            fs::hard_link(at("app/deep/file"), at(&format!("app/deep/{number}"))).unwrap();
+        }
+        assert_eq!(bytes(u64::MAX), whole + 8 * NAME);
         // Deeper than anybody reads.
         let mut deep = home.path().to_owned();
         for _ in 0..DEPTH + 5 {
@@ -378,5 +419,10 @@ mod tests {
         }
         fs::create_dir_all(&deep).unwrap();
         assert!(!look(100).0);
+        let hidden = size(home.path(), u64::MAX).unwrap();
+        assert_eq!(hidden, Size::Deep, "what is not looked at is not small");
+        assert!(too_much(hidden, u64::MAX).unwrap().contains("in each other"));
+        assert_eq!(too_much(Size::Bytes(7), 7), None);
+        assert!(too_much(Size::Bytes(8), 7).unwrap().contains("x-kiln.scratch"));
     }
 }
