@@ -164,6 +164,10 @@ fn volumes_of_other_projects_parts_of_volumes_and_empty_ones() {
     let third = project(&world, "third", &third);
     let refused = world.kiln_in(&third, ["up"]).expect_code(4);
     assert!(refused.stderr.contains("another project"), "{}", refused.stderr);
+    // Until the first is gone with its data.
+    world.kiln_in(&owner, ["down", "--volumes"]).expect_done();
+    assert!(world.root().join("volumes/.named/dev/common").symlink_metadata().is_err());
+    world.kiln_in(&third, ["up"]).expect_done();
 }
 
 #[test]

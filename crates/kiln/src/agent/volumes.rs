@@ -11,8 +11,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use kiln_core::compose::{Mount, MountSource, valid_volume};
 use kiln_core::data::{Data, Held};
@@ -27,7 +29,7 @@ use super::claims::Claim;
 use super::part::Part;
 use super::places::Mounts;
 use super::stage::{Seen as _, Stage, StageId};
-use super::{Agent, binds, fill, network};
+use super::{Agent, binds, fill, lock, network};
 use crate::report::{Because, Report};
 
 /// Below the folder of a stage's volumes: those without a name.
@@ -96,28 +98,65 @@ fn shared(agent: &Agent, id: &StageId, name: &str) -> PathBuf {
     agent.root.join("volumes").join(NAMED).join(&id.stage).join(name)
 }
 
+/// Where the link of a name leads to the volume at `own`.
+fn shared_as(root: &Path, own: &Path) -> PathBuf {
+    let volumes = root.join("volumes");
+    Path::new("../..").join(own.strip_prefix(&volumes).unwrap_or(own))
+}
+
 /// Lets other projects have the volume as `external` by this name.
 fn share(agent: &Agent, id: &StageId, own: &Path, name: &str) -> Result<(), Report> {
-    let link = shared(agent, id, name);
-    let doing = || format!("giving a volume the name `{name}`");
     if !valid_volume(name) {
         return Err(Report::usage(format!("`{name}` is no valid name of a volume")));
     }
-    let target =
-        Path::new("../..").join(own.strip_prefix(agent.root.join("volumes")).unwrap_or(own));
+    let target = shared_as(&agent.root, own);
+    match link_shared(&shared(agent, id, name), &target) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let what = format!("another project of this root has a volume `{name}`");
+            Err(Report::refused(what).hint(format!(
+                "to use that one, write `external: true` beside `name: {name}`; else another name"
+            )))
+        }
+        Err(error) => Err(error).because(|| format!("giving a volume the name `{name}`")),
+    }
+}
+
+/// One name is given or taken at a time.
+static NAMING: Mutex<()> = Mutex::new(());
+
+/// Makes the link; false if it is somebody else's. One that led to a volume which is gone is free.
+fn link_shared(link: &Path, target: &Path) -> io::Result<bool> {
+    let _naming = lock(&NAMING);
     if let Some(parent) = link.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(parent).because(doing)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
     }
-    match std::os::unix::fs::symlink(&target, &link) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        made => return made.because(doing),
+    match std::os::unix::fs::symlink(target, link) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => return made.map(|()| true),
     }
-    if std::fs::read_link(&link).is_ok_and(|found| found == target) {
-        return Ok(());
+    let Ok(found) = std::fs::read_link(link) else { return Ok(false) };
+    if found == target {
+        return Ok(true);
     }
-    Err(Report::refused(format!("another project of this root has a volume `{name}`")).hint(
-        format!("to use that one, write `external: true` beside `name: {name}`; else another name"),
-    ))
+    // A person's own link may lead to a disk that is not mounted now.
+    if !found.starts_with("../..") || link.try_exists()? {
+        return Ok(false);
+    }
+    std::fs::remove_file(link)?;
+    std::os::unix::fs::symlink(target, link).map(|()| true)
+}
+
+/// Takes the names in the folder `names` from the volume that links lead to by `target`.
+fn unlink_shared(names: &Path, target: &Path) -> Result<(), Report> {
+    let _naming = lock(&NAMING);
+    for (name, link) in entries(names)? {
+        if std::fs::read_link(&link).is_ok_and(|found| found == target) {
+            std::fs::remove_file(&link)
+                .because(|| format!("taking the name `{name}` from a volume"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Folder of the volumes without a name.
@@ -430,6 +469,8 @@ pub(crate) fn remove(agent: &Agent, id: &StageId, volume: &Volume) -> Result<(),
     let gone = dir.join(format!(".gone-{}", &Digest::of(format!("{real:?}")).hex()[..16]));
     kiln_store::mount::remove_tree(&gone).because(doing)?;
     std::fs::rename(&volume.path, &gone).because(doing)?;
+    let names = agent.root.join("volumes").join(NAMED).join(&id.stage);
+    unlink_shared(&names, &shared_as(&agent.root, &volume.path))?;
     kiln_store::mount::remove_tree(&gone).because(doing)?;
     // Folders that hold nothing any more; the first that does ends it.
     for above in volume.path.ancestors().skip(1).take_while(|above| above.starts_with(&dir)) {
@@ -463,6 +504,30 @@ pub(crate) fn drop_renewed(agent: &Agent, stage: &Stage) -> Result<(), Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_free_when_its_volume_is_gone() {
+        let home = tempfile::tempdir().unwrap();
+        let volumes = home.path().join("volumes");
+        let (one, two) = (volumes.join("one/dev/data"), volumes.join("two/dev/data"));
+        std::fs::create_dir_all(&one).unwrap();
+        std::fs::create_dir_all(&two).unwrap();
+        let names = volumes.join(NAMED).join("dev");
+        let link = names.join("common");
+        let take = |own: &Path| link_shared(&link, &shared_as(home.path(), own)).unwrap();
+        assert!(take(&one) && take(&one));
+        assert_eq!(link.canonicalize().unwrap(), one.canonicalize().unwrap());
+        assert!(!take(&two), "it is somebody else's");
+        std::fs::remove_dir(&one).unwrap();
+        assert!(take(&two), "it leads nowhere");
+        unlink_shared(&names, &shared_as(home.path(), &one)).unwrap();
+        assert_eq!(link.canonicalize().unwrap(), two.canonicalize().unwrap());
+        unlink_shared(&names, &shared_as(home.path(), &two)).unwrap();
+        assert!(link.symlink_metadata().is_err());
+        // One that a person made is left alone.
+        std::os::unix::fs::symlink("/not/mounted/now", &link).unwrap();
+        assert!(!take(&two));
+    }
 
     #[test]
     fn any_text_becomes_the_name_of_a_folder() {
