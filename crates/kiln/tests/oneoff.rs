@@ -65,7 +65,10 @@ fn run_has_neighbours_and_fresh_volumes_and_is_gone_when_it_ends() {
     world.kiln_in(&project, ["run", "nobody"]).expect_code(2);
     // What the service itself writes now is not written by two.
     let refused = world.kiln_in(&project, ["run", "db", "busybox", "true"]).expect_code(4);
-    assert!(refused.stderr.contains("volume `data`"), "{refused}");
+    for part in ["`db` of demo/dev runs already and writes volume `data`", "kiln exec db"] {
+        assert!(refused.stderr.contains(part), "`{part}` in {refused}");
+    }
+    assert!(!refused.stderr.contains("kiln down"), "{refused}");
     assert_eq!(instances(&world, &project), before);
 }
 

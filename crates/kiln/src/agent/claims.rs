@@ -91,6 +91,14 @@ impl Claims {
 fn meeting<'a>(claim: &Claim, others: impl Iterator<Item = &'a Claim>) -> Result<(), Report> {
     for theirs in others {
         let Some((mine, held)) = claim.data.overlap(&theirs.data) else { continue };
+        if (&theirs.stage, &theirs.service) == (&claim.stage, &claim.service) {
+            return Err(Report::refused(format!(
+                "`{}` of {} runs already and writes {}: a second instance would write it too, and \
+                 data is never written by two",
+                claim.service, claim.stage, held.name
+            ))
+            .hint(format!("a command in the one that runs: kiln exec {} COMMAND", claim.service)));
+        }
         let down = format!("kiln down -p {} {}", theirs.stage.project, theirs.stage.stage);
         return Err(Report::refused(format!(
             "`{}` of {} would write {}, and `{}` of {} writes {}: they are the same data, or one \
