@@ -150,6 +150,10 @@ pub(crate) struct StageStatus {
     pub stage: String,
     pub active: Digest,
     pub standby: Option<Digest>,
+    /// What `rollback` without a name takes: not the standby where that was rolled back from.
+    pub rollback: Option<Digest>,
+    /// The standby was rolled back from.
+    pub standby_quarantined: bool,
     pub source: Option<Source>,
     pub paused: bool,
     pub trouble: Option<Trouble>,
@@ -479,6 +483,8 @@ mod tests {
             stage: "dev".into(),
             active: digest(),
             standby: None,
+            rollback: None,
+            standby_quarantined: false,
             source: Some(source()),
             paused: false,
             trouble: None,
@@ -492,7 +498,8 @@ mod tests {
             &Status::Stage(Box::new(status)),
             &json!({
                 "broken": null, "ledger": [], "project": "shop", "stage": "dev",
-                "active": digest(), "standby": null,
+                "active": digest(), "standby": null, "rollback": null,
+                "standby_quarantined": false,
                 "source": { "commit": "0123", "dirty": true }, "paused": false,
                 "trouble": null,
                 "services": [document, { "service": "api", "state": "missing" }],

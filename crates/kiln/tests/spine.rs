@@ -41,6 +41,10 @@ fn an_edit_replaces_and_a_rollback_leads_back() {
         .unwrap()
         .clone();
     assert_eq!(left["quarantined"], true);
+    let digits = &left["release"].as_str().unwrap().trim_start_matches("sha256:")[..12];
+    let status = world.kiln_in(&project, ["status"]).expect_done();
+    let words = format!("standby: {digits}, rolled back from (kiln rollback dev {digits})\n");
+    assert!(status.stdout.contains(&words), "{words} in {status}");
     // There is none before the first.
     world.kiln_in(&project, ["rollback"]).expect_code(1).expect_stderr("no release before");
     // `up` deploys the source as it is: the quarantine is lifted.

@@ -7,7 +7,7 @@ use kiln_store::ledger::Filter;
 use kiln_store::{Error, Pointer, Reference};
 use serde_json::{Value, json};
 
-use super::serve::{ports, ports_at};
+use super::serve::{before, ports, ports_at};
 use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
 use crate::agent::silence::{self, SILENT};
@@ -116,6 +116,8 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
     });
     let mut services: Vec<answers::Member> = services.collect();
     let (standby, paused) = (state.pointer.standby, state.is_held());
+    let rollback = before(&state.pointer);
+    let standby_quarantined = standby.is_some_and(|it| state.pointer.quarantined.contains(&it));
     drop(state);
     for member in &mut services {
         if let answers::Member::There(instance) = member {
@@ -131,6 +133,8 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
         stage: stage.id.stage.clone(),
         active,
         standby,
+        rollback,
+        standby_quarantined,
         source: release.as_ref().ok().map(|release| release.source.clone()),
         paused,
         trouble: agent.troubles.of(&stage.id),

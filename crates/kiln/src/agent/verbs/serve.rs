@@ -9,6 +9,7 @@ use kiln_core::compose::Project;
 use kiln_core::written::Written;
 use kiln_core::{Digest, Release};
 use kiln_front::Bound;
+use kiln_store::Pointer;
 
 use super::build::known_services;
 use super::{Answer, load_and_tell, nothing_serves, with_turn};
@@ -296,6 +297,11 @@ pub(super) fn restart(
     })
 }
 
+/// The newest release before that nobody rolled back from.
+pub(super) fn before(pointer: &Pointer) -> Option<Digest> {
+    pointer.previous.iter().find(|digest| !pointer.quarantined.contains(*digest)).copied()
+}
+
 /// The release that is meant: the newest before that nobody rolled back from, or the one named.
 fn choose(agent: &Agent, stage: &Stage, named: Option<&str>) -> Result<Digest, Report> {
     let pointer = stage.state().pointer.clone();
@@ -303,8 +309,7 @@ fn choose(agent: &Agent, stage: &Stage, named: Option<&str>) -> Result<Digest, R
         return Err(nothing_serves(stage));
     }
     let Some(named) = named else {
-        let good = |digest: &&Digest| !pointer.quarantined.contains(*digest);
-        return pointer.previous.iter().find(good).copied().ok_or_else(|| {
+        return before(&pointer).ok_or_else(|| {
             Report::failed(format!("{} has no release before this one", stage.id))
                 .hint("kiln releases")
         });

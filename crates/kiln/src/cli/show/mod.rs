@@ -347,8 +347,17 @@ fn status(status: &answers::Status) -> String {
     );
     out.push_str(&status.trouble.as_ref().map(told_of).unwrap_or_default());
     match &status.standby {
-        Some(standby) => {
+        Some(standby) if status.rollback == Some(*standby) => {
             let _ = writeln!(out, "standby: {} (kiln rollback)", digits(standby));
+        }
+        // A rollback takes it by name alone.
+        Some(standby) if status.standby_quarantined => {
+            let (stage, standby) = (&status.stage, digits(standby));
+            let back = format!("rolled back from (kiln rollback {stage} {standby})");
+            let _ = writeln!(out, "standby: {standby}, {back}");
+        }
+        Some(standby) => {
+            let _ = writeln!(out, "standby: {}", digits(standby));
         }
         None => out.push_str("standby: none\n"),
     }
