@@ -98,6 +98,7 @@ fn a_tag_that_moved_changes_nothing_until_it_is_updated() {
     let image = format!("{}/web", registry.host());
     let world = world();
     let (project, port) = project(&world, &image);
+    assert_eq!(world.kiln(["images"]).expect_done().stdout, "no images yet\n");
     world.kiln_in(&project, ["up"]).expect_done();
     let name = format!("{image}:latest");
     let first = pin(&world, &project, &name);
@@ -112,6 +113,17 @@ fn a_tag_that_moved_changes_nothing_until_it_is_updated() {
     other.write("kiln.lock", project.read("kiln.lock"));
     let pulled = elsewhere.kiln_in(&other, ["pull", "--json"]).expect_done().json();
     assert_eq!(pulled["images"][&name]["manifest"], first["platforms"][0]["manifest"]);
+    // No release has it, and it is listed all the same: by its name, and else by its digest.
+    let listed = || elsewhere.kiln(["images"]).expect_done().stdout;
+    let table = listed();
+    assert!(table.starts_with("TREE") && table.contains(&format!("  {name}\n")), "{table}");
+    let lock = other.read("kiln.lock");
+    std::fs::remove_file(other.path("kiln.lock")).unwrap();
+    let digest = first["platforms"][0]["manifest"].as_str().unwrap();
+    let digest = digest.trim_start_matches("sha256:");
+    let table = listed();
+    assert!(table.contains(&format!("  image sha256:{}\n", &digest[..12])), "{table}");
+    other.write("kiln.lock", lock);
 
     world.kiln_in(&project, ["lock", "--update", "nginx"]).expect_code(2).expect_stderr(&name);
     let moved = world.kiln_in(&project, ["lock", "--update", &image]).expect_done();

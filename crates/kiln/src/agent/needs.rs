@@ -5,7 +5,7 @@
 //! what the project needed last; what its `kiln.lock` names at the moment of a collection counts
 //! beside it. A project whose lock is gone may be on a disk that is away, so it is waited for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -100,6 +100,24 @@ pub(crate) fn of_projects(agent: &Agent) -> kiln_store::Result<(Roots, Vec<Strin
         }
     }
     Ok((roots, unread))
+}
+
+/// What the projects' locks call the images of registries, by the digits of their manifests, as far
+/// as the locks can be read.
+pub(crate) fn names_of_images<'a>(
+    references: impl Iterator<Item = &'a Reference>,
+) -> BTreeMap<String, BTreeSet<String>> {
+    let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for folder in references.filter_map(|reference| reference.folder.as_ref()) {
+        let Ok(Some(lock)) = read_lock(folder.join(LOCK_FILE)) else { continue };
+        for image in lock.images.into_values() {
+            for platform in &image.platforms {
+                let of = names.entry(platform.manifest.hex()).or_default();
+                of.insert(image.reference.clone());
+            }
+        }
+    }
+    names
 }
 
 /// Writes references again that cannot be believed, as far as the locks of projects say what they

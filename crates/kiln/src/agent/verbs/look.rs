@@ -12,7 +12,7 @@ use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
 use crate::agent::silence::{self, SILENT};
 use crate::agent::stage::{Instance, Life, Role, Stage, StageState};
-use crate::agent::{Agent, layer, released};
+use crate::agent::{Agent, layer, needs, released};
 use crate::answers;
 use crate::report::{Because, Report};
 
@@ -286,11 +286,23 @@ fn users(agent: &Agent) -> Result<Users, Report> {
         }
     }
     let refs = agent.store.look_at_references().because(|| "listing images".into())?;
-    for ((_, name), reference) in refs.into_iter().filter(|((kind, _), _)| kind == "imports") {
+    let readable = refs.iter().filter_map(|(_, reference)| reference.as_ref().ok());
+    let known = needs::names_of_images(readable);
+    for ((kind, name), reference) in refs {
+        let users: Vec<String> = match kind.as_str() {
+            "imports" => vec![format!("import {name}")],
+            "images" => match known.get(&name) {
+                Some(references) => references.iter().cloned().collect(),
+                // Whose lock named it is gone, or cannot be read.
+                None => vec![format!("image sha256:{}", name.get(..12).unwrap_or(&name))],
+            },
+            _ => continue,
+        };
         match reference {
-            // One of the two is the tree; the other matches none.
+            // One of them is the tree; the others match none.
             Ok(Reference { digests, .. }) => {
-                trees.extend(digests.into_iter().map(|digest| (digest, format!("import {name}"))));
+                let each = |digest| users.iter().map(move |user| (digest, user.clone()));
+                trees.extend(digests.into_iter().flat_map(each));
             }
             Err(error) => broken.push(error.to_string()),
         }

@@ -425,7 +425,11 @@ fn images(data: &Value) -> String {
             users.join(", "),
         ]);
     }
-    let mut out = table(&rows);
+    let mut out = match (rows.len(), others) {
+        (1, 0) => "no images yet\n".to_owned(),
+        (1, _) => String::new(),
+        _ => table(&rows),
+    };
     for what in list(&data["broken"]) {
         let _ = writeln!(out, "damaged: {} (kiln fsck)", text(what));
     }
