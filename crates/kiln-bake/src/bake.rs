@@ -2,8 +2,7 @@
 //! look the whole up, and only then build stage after stage.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,6 +10,7 @@ use std::time::Instant;
 
 use kiln_core::{Digest, ImageId};
 use kiln_store::Store;
+use kiln_store::regular::{self, Links};
 
 use crate::context::Snapshot;
 use crate::dockerfile::{self, Dockerfile};
@@ -516,18 +516,13 @@ impl BuildRequest<'_> {
 /// Reads a Dockerfile, and no more of it than one may have. What would be called `Dockerfile` may
 /// be called `dockerfile`.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let open = |path: &Path| {
-        if !fs::metadata(path)?.is_file() {
-            return Err(io::Error::other("it is no regular file"));
-        }
-        let mut bytes = Vec::new();
-        let limit = dockerfile::MAX_TEXT as u64 + 1;
-        fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
+    let open = |path: &Path| regular::read(path, Links::Follow, dockerfile::MAX_TEXT as u64);
     match open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && path.ends_with("Dockerfile") => {
-            open(&path.with_file_name("dockerfile")).map_err(|_| error)
+            open(&path.with_file_name("dockerfile")).map_err(|other| match other.kind() {
+                io::ErrorKind::NotFound => error,
+                _ => other,
+            })
         }
         result => result,
     }

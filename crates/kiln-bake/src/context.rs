@@ -19,6 +19,8 @@ use kiln_core::Tree;
 use kiln_core::digest::{Digest, Hasher};
 use kiln_core::tree::{Kind, Node};
 use kiln_store::Store;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 
 use crate::error::BakeError;
 use crate::ignore::{Ignore, Matched};
@@ -113,11 +115,40 @@ impl Snapshot {
                 return Ok(());
             }
             let file = root.join(std::ffi::OsStr::from_bytes(path));
-            let open = File::open(&file).map_err(|e| BakeError::io("cannot read", &file, e))?;
+            let open = open_inside(root, path)?;
             let (found, _) = store.copy_open_file(&open).map_err(BakeError::store)?;
             if found == *digest { Ok(()) } else { Err(changing(&file)) }
         })?;
         Ok(())
+    }
+}
+
+/// Opens a file of a context: no link leads to it, whatever stands there by now, and no pipe is
+/// waited for.
+///
+/// # Errors
+/// It is no such file any more, or cannot be read.
+pub(crate) fn open_inside(root: &Path, path: &[u8]) -> Result<File, BakeError> {
+    let file = root.join(std::ffi::OsStr::from_bytes(path));
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let top =
+        rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let opened = top.and_then(|top| {
+        loop {
+            // EAGAIN: something in the folder was renamed meanwhile.
+            match openat2(&top, path, flags, Mode::empty(), inside) {
+                Err(Errno::AGAIN) => {}
+                opened => break opened,
+            }
+        }
+    });
+    match opened.map(File::from) {
+        Ok(open) if open.metadata().is_ok_and(|meta| meta.is_file()) => Ok(open),
+        Ok(_) | Err(Errno::LOOP | Errno::NOENT | Errno::NOTDIR | Errno::NXIO) => {
+            Err(changing(&file))
+        }
+        Err(error) => Err(BakeError::io("cannot read", &file, error.into())),
     }
 }
 
@@ -355,7 +386,7 @@ fn hash(root: &Path, path: &[u8], cancel: &AtomicBool) -> Result<(Stamp, u64, Di
     let failed = |error| BakeError::io("cannot read", &file, error);
     let mut buffer = vec![0; 64 << 10];
     for _ in 0..5 {
-        let mut open = File::open(&file).map_err(failed)?;
+        let mut open = open_inside(root, path)?;
         let before = Stamp::of(&open.metadata().map_err(failed)?);
         let mut hasher = Hasher::new();
         let mut size = 0;

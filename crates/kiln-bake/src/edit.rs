@@ -4,7 +4,6 @@
 //! all that wait are applied together, or found together in the step cache.
 
 use std::collections::{BTreeSet, HashSet};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use kiln_archive::{NAME_MAX, PATH_MAX};
@@ -313,11 +312,7 @@ impl Source {
             return Err(EditError::User(what));
         };
         let file = match &self.origin {
-            Origin::Host(root, path) => {
-                let file = root.join(std::ffi::OsStr::from_bytes(path));
-                let open = std::fs::File::open(&file);
-                open.map_err(|error| BakeError::io("cannot read", file, error))
-            }
+            Origin::Host(root, path) => crate::context::open_inside(root, path),
             Origin::Store | Origin::Tree(..) => {
                 store.open_object(&digest).map_err(BakeError::store)
             }

@@ -4,6 +4,8 @@
 
 use std::path::Path;
 
+use kiln_store::regular::{self, Links};
+
 use crate::error::BakeError;
 use crate::{glob, paths};
 
@@ -48,21 +50,6 @@ pub type Matched = Vec<bool>;
 /// Bytes of an ignore file.
 const MAX_TEXT: u64 = 16 << 20;
 
-/// Reads an ignore file, and no more of it than one may have. A pipe would be waited for.
-fn read(file: &Path) -> std::io::Result<Vec<u8>> {
-    use std::io::Read as _;
-    use std::os::unix::fs::FileTypeExt as _;
-    if std::fs::metadata(file)?.file_type().is_fifo() {
-        return Err(std::io::Error::other("it is a pipe"));
-    }
-    let mut bytes = Vec::new();
-    std::fs::File::open(file)?.take(MAX_TEXT + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_TEXT {
-        return Err(std::io::Error::other(format!("it has more than {MAX_TEXT} bytes")));
-    }
-    Ok(bytes)
-}
-
 impl Ignore {
     /// Reads the ignore file of a build: `DOCKERFILE.dockerignore` beside the Dockerfile, else
     /// `.dockerignore` in the context. Git's own folders are left out whatever it says first.
@@ -76,7 +63,7 @@ impl Ignore {
             std::path::PathBuf::from(name)
         });
         for file in own.into_iter().chain([context.join(".dockerignore")]) {
-            match read(&file) {
+            match regular::read(&file, Links::Follow, MAX_TEXT) {
                 Ok(bytes) => {
                     let mut ignore = Self::parse(&String::from_utf8_lossy(&bytes), &file)?;
                     ignore.leave_git_out();

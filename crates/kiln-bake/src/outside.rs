@@ -4,7 +4,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Seek as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use kiln_core::tree::{Kind, Node};
 use kiln_core::{ImageConfig, ImageId, Tree};
 use kiln_store::Store;
+use kiln_store::regular::{self, Links};
 
 use crate::archive::{self, Checked, Destination, Limits};
 use crate::context::Snapshot;
@@ -72,8 +73,7 @@ impl Outside<'_> {
     /// As [`Outside::fetch`].
     pub fn unpack(&self, path: &Path) -> Result<PathBuf, BakeError> {
         let failed = |error| BakeError::io("cannot read", path, error);
-        let flags = libc::O_NONBLOCK;
-        let file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
+        let file = regular::open(path, Links::Follow).map_err(failed)?;
         let shown = path.display().to_string();
         if !file.metadata().map_err(failed)?.is_file() {
             return Err(no_context(&shown, "it is neither a directory nor a file"));

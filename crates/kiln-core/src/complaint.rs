@@ -49,11 +49,29 @@ fn path(line: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// Folders of which a file system of its own would hide too much of the image.
+const TOPS: [&str; 11] = [
+    "/var",
+    "/etc",
+    "/usr",
+    "/opt",
+    "/home",
+    "/root",
+    "/lib",
+    "/bin",
+    "/sbin",
+    "/var/lib",
+    "/usr/local",
+];
+
 fn cure(path: &str) -> String {
     let folder = match path.rsplit_once('/') {
         Some(("", _)) | None => path,
         Some((folder, _)) => folder,
     };
+    if TOPS.contains(&folder) {
+        return format!("x-kiln: {{ volatile: [\"{path}\"] }}");
+    }
     let data = ["/var/lib/", "/data", "/srv/"].iter().any(|data| path.starts_with(data));
     let database = [".db", ".sqlite", ".sqlite3", ".rdb", ".aof"];
     if data || database.iter().any(|end| path.ends_with(end)) {
@@ -78,6 +96,11 @@ mod tests {
                 "mkdir: cannot create directory \u{2018}/var/cache/nginx\u{2019}: Read-only file system",
                 "/var/cache/nginx",
                 "tmpfs: [\"/var/cache\"]",
+            ),
+            (
+                "chown: changing ownership of '/var/www': Read-only file system",
+                "/var/www",
+                "x-kiln: { volatile: [\"/var/www\"] }",
             ),
             (
                 "nginx: [emerg] open() \"/var/lib/nginx/body\" failed (30: Read-only file system)",

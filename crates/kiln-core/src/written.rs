@@ -67,9 +67,12 @@ pub struct Written {
     /// Not all names were looked at.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cut: bool,
-    /// Lines for the service in the Compose file, each with a remark where one is needed.
+    /// Lines for the service in the Compose file, with remarks where they are needed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cures: Vec<String>,
+    /// Volumes that those lines name; the file has to have them at its top.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's form
@@ -177,11 +180,15 @@ pub fn fold(service: &str, names: Vec<Name>, cut: bool) -> Written {
     }
     if owners.files > 0 {
         let common = common(&owners.places);
-        cures.volatile(&common);
+        // Of a folder like /var an instance would take all of the image's.
+        match common.contains(&b'/') {
+            true => cures.volatile(&common),
+            false => topmost(&owners.places).into_iter().for_each(|place| cures.volatile(place)),
+        }
         lines.push(owners.line(shown(&common, true), Kind::Owner));
     }
-    let cures = if lines.is_empty() { Vec::new() } else { cures.lines() };
-    Written { lines, more, cut, cures }
+    let (cures, volumes) = if lines.is_empty() { Default::default() } else { cures.lines() };
+    Written { lines, more, cut, cures, volumes }
 }
 
 /// Counted, not named.
@@ -277,6 +284,25 @@ fn common(folders: &BTreeSet<Vec<u8>>) -> Vec<u8> {
     parts.join(&b'/')
 }
 
+/// Those that lie in no other of them.
+fn topmost(folders: &BTreeSet<Vec<u8>>) -> Vec<&[u8]> {
+    let mut all: Vec<&[u8]> = Vec::new();
+    for folder in folders {
+        let inside = |top: &&[u8]| folder.strip_prefix(*top).is_some_and(|rest| rest[0] == b'/');
+        if !all.iter().any(inside) {
+            all.push(folder);
+        }
+    }
+    all
+}
+
+/// A name as YAML has it between quotes; `None` for one that could not be pasted.
+fn pasted(path: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(path).ok().filter(|text| text.len() <= NAME)?;
+    let safe = |letter: char| !letter.is_control() && !"\"\\:$".contains(letter);
+    text.chars().all(safe).then(|| format!("/{text}"))
+}
+
 /// A name for people: absolute, on one line, of bounded length.
 fn shown(path: &[u8], folder: bool) -> String {
     let text = String::from_utf8_lossy(path);
@@ -293,86 +319,101 @@ fn shown(path: &[u8], folder: bool) -> String {
 struct Cures<'a> {
     service: &'a str,
     tmpfs: BTreeSet<String>,
-    volumes: BTreeSet<String>,
+    /// By target: the name, and a file that has to move into it.
+    volumes: BTreeMap<String, (String, Option<String>)>,
     volatile: BTreeSet<String>,
-    moved: BTreeSet<String>,
+    /// Something has no line.
+    lacking: bool,
 }
 
 impl Cures<'_> {
     fn folder(&mut self, path: &[u8], folder: &Folder) {
-        let target = shown(path, false);
         let named =
             |kind_of: Kind| folder.files.iter().find(|(path, _)| kind(path, false) == kind_of);
         match kind(path, folder.new) {
-            Kind::Passing => {
-                self.tmpfs.insert(target);
-            }
-            Kind::System => {
-                self.volatile.insert(target);
-            }
-            _ if folder.new => {
-                self.volumes.insert(format!("{}:{target}", self.volume(path)));
-            }
+            Kind::Passing => self.tmpfs(path),
+            Kind::System => self.volatile(path),
+            // Work folders that a program makes when it starts.
+            _ if folder.new && folder.sum.files == 0 => self.tmpfs(path),
+            _ if folder.new => self.volume(path, path, None),
             // A volume over a folder that the image has would keep the image's own files as they are
             // now, for ever.
             _ => {
                 if let Some((file, _)) = named(Kind::Data) {
-                    self.moved.insert(shown(file, false));
-                    let data = if path.is_empty() {
-                        b"data".to_vec()
-                    } else {
-                        [path, b"data"].join(&b'/')
-                    };
-                    self.volumes.insert(format!("{}:{}", self.volume(path), shown(&data, false)));
+                    let inside: &[u8] = if path.is_empty() { b"" } else { b"/" };
+                    let data = [path, inside, b"data"].concat();
+                    self.volume(path, &data, Some(file));
                 }
                 if named(Kind::Passing).is_some() {
-                    self.volatile.insert(target);
+                    self.volatile(path);
                 }
             }
         }
     }
 
-    fn volatile(&mut self, path: &[u8]) {
-        if !path.is_empty() {
-            self.volatile.insert(shown(path, false));
+    fn tmpfs(&mut self, path: &[u8]) {
+        match pasted(path) {
+            Some(target) => drop(self.tmpfs.insert(target)),
+            None => self.lacking = true,
         }
     }
 
-    /// A name for a volume at `path`.
-    fn volume(&self, path: &[u8]) -> String {
-        let last = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    fn volatile(&mut self, path: &[u8]) {
+        match pasted(path).filter(|_| !path.is_empty()) {
+            Some(target) => drop(self.volatile.insert(target)),
+            None => self.lacking = true,
+        }
+    }
+
+    /// A volume at `target`, named after the folder `of`.
+    fn volume(&mut self, of: &[u8], target: &[u8], moved: Option<&[u8]>) {
+        let moved = moved.map(pasted);
+        let (Some(target), Some(moved)) =
+            (pasted(target), moved.map_or(Some(None), |path| path.map(Some)))
+        else {
+            self.lacking = true;
+            return;
+        };
+        let last = of.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         let plain = |byte: &&u8| byte.is_ascii_alphanumeric();
         let last: String = last.iter().filter(plain).map(|byte| char::from(*byte)).collect();
-        match last.as_str() {
-            "" => format!("{}-data", self.service),
-            last => format!("{}-{last}", self.service),
+        let last = if last.is_empty() { "data" } else { &last };
+        let mut name = format!("{}-{last}", self.service);
+        // Two folders of one name are two volumes.
+        while self.volumes.values().any(|(other, _)| *other == name) {
+            name.push('2');
         }
+        self.volumes.insert(target, (name, moved));
     }
 
-    fn lines(self) -> Vec<String> {
+    /// The service's lines, and the volumes that they name.
+    fn lines(self) -> (Vec<String>, Vec<String>) {
         const MOST: usize = 6;
-        let list = |set: BTreeSet<String>| {
+        let list = |set: &BTreeSet<String>| {
             let quoted: Vec<String> =
                 set.iter().take(MOST).map(|text| format!("\"{text}\"")).collect();
             quoted.join(", ")
         };
-        let mut lines = Vec::new();
+        let (mut lines, mut names) = (Vec::new(), Vec::new());
         if !self.volumes.is_empty() {
-            let moved: Vec<String> = self.moved.into_iter().take(MOST).collect();
-            let remark = match moved.is_empty() {
-                true => String::new(),
-                false => format!("   # with {} moved into it", moved.join(", ")),
-            };
-            lines.push(format!("volumes: [{}]{remark}", list(self.volumes)));
+            lines.push("volumes:".to_owned());
+        }
+        for (target, (name, moved)) in self.volumes.iter().take(MOST) {
+            let remark = moved.as_ref().map(|file| format!("   # with {file} moved into it"));
+            lines.push(format!("  - \"{name}:{target}\"{}", remark.unwrap_or_default()));
+            names.push(name.clone());
         }
         if !self.tmpfs.is_empty() {
-            lines.push(format!("tmpfs: [{}]", list(self.tmpfs)));
+            lines.push(format!("tmpfs: [{}]", list(&self.tmpfs)));
         }
         if !self.volatile.is_empty() {
-            lines.push(format!("x-kiln: {{ volatile: [{}] }}", list(self.volatile)));
+            lines.push(format!("x-kiln: {{ volatile: [{}] }}", list(&self.volatile)));
         }
-        lines.push("read_only: true".to_owned());
-        lines
+        let most = self.volumes.len().max(self.tmpfs.len()).max(self.volatile.len());
+        if !self.lacking && most <= MOST {
+            lines.push("read_only: true".to_owned());
+        }
+        (lines, names)
     }
 }
 
@@ -410,20 +451,21 @@ mod tests {
 
     #[test]
     fn names_become_lines_and_cures() {
-        let cases: [(&[&str], &[&str], &[&str]); 8] = [
+        let cases: [(&[&str], &[&str], &[&str]); 10] = [
             (&[], &[], &[]),
             (
                 &["app/db.sqlite=4096"],
                 &["Data /app/db.sqlite 1 4096"],
                 &[
-                    "volumes: [\"web-app:/app/data\"]   # with /app/db.sqlite moved into it",
+                    "volumes:",
+                    "  - \"web-app:/app/data\"   # with /app/db.sqlite moved into it",
                     "read_only: true",
                 ],
             ),
             (
                 &["+app/up|/", "+app/up|/a=1", "+app/up|/deep/b=2"],
                 &["Data /app/up/ 2 3"],
-                &["volumes: [\"web-up:/app/up\"]", "read_only: true"],
+                &["volumes:", "  - \"web-up:/app/up\"", "read_only: true"],
             ),
             (
                 &["app/__pycache__/a.pyc=5", "app/x/__pycache__/b.pyc=5", "root/.cache/c=1"],
@@ -450,6 +492,25 @@ mod tests {
                 &["~var/lib/pg/a", "~var/lib/pg/b", "~var/lib/pg/deep/c"],
                 &["Owner /var/lib/pg/ 3 0"],
                 &["x-kiln: { volatile: [\"/var/lib/pg\"] }", "read_only: true"],
+            ),
+            (
+                &["+var/lib/nginx/body|/", "~var/www/a", "~etc/nginx/b"],
+                &["Data /var/lib/nginx/body/ 0 0", "Owner / 2 0"],
+                &[
+                    "tmpfs: [\"/var/lib/nginx/body\"]",
+                    "x-kiln: { volatile: [\"/etc/nginx\", \"/var/www\"] }",
+                    "read_only: true",
+                ],
+            ),
+            (
+                &["+a/data|/x=1", "+b/data|/x=1"],
+                &["Data /a/data/ 1 1", "Data /b/data/ 1 1"],
+                &[
+                    "volumes:",
+                    "  - \"web-data:/a/data\"",
+                    "  - \"web-data2:/b/data\"",
+                    "read_only: true",
+                ],
             ),
             (
                 &["-etc/nginx/conf.d/default.conf"],
@@ -489,5 +550,7 @@ mod tests {
             assert!(!line.path.contains(|letter: char| letter.is_control()), "{line:?}");
         }
         assert!(written.lines[0].path.starts_with("/app/\\u{1b}[2J\\n"), "{written:?}");
+        // What YAML would read as something else is not offered, and so nothing is promised.
+        assert_eq!(written.cures, Vec::<String>::new());
     }
 }

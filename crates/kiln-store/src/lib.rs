@@ -43,6 +43,7 @@ pub mod objects;
 mod owner;
 pub mod pointer;
 pub mod refs;
+pub mod regular;
 pub mod steps;
 pub mod store;
 pub mod typed;

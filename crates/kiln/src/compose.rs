@@ -1,12 +1,12 @@
 //! The files of a project as they lie on this machine, for the reader of kiln-core.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use kiln_core::compose::{LoadRequest, ReadFile};
+use kiln_store::regular::{self, Links};
 
 use crate::protocol::ProjectArgs;
 
@@ -43,21 +43,16 @@ pub(crate) fn read(path: &Path, stdin: Option<&str>) -> io::Result<Vec<u8>> {
         let missing = || io::Error::new(ErrorKind::NotFound, "nothing came on standard input");
         return stdin.map(|text| text.as_bytes().to_vec()).ok_or_else(missing);
     }
-    // A pipe that nobody writes to must not be waited for.
-    let flags = (rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits();
-    let file = OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)?;
-    let about = file.metadata()?;
-    let is_null = about.file_type().is_char_device() && about.rdev() == rustix::fs::makedev(1, 3);
-    if is_null {
-        return Ok(Vec::new());
+    match regular::read(path, Links::Follow, LARGEST) {
+        Err(error) if error.kind() == ErrorKind::InvalidInput && is_null(path) => Ok(Vec::new()),
+        read => read,
     }
-    if about.is_dir() {
-        return Err(io::Error::new(ErrorKind::IsADirectory, "it is a folder"));
-    }
-    if !about.is_file() {
-        return Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file"));
-    }
-    bounded(file)
+}
+
+fn is_null(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|about| {
+        about.file_type().is_char_device() && about.rdev() == rustix::fs::makedev(1, 3)
+    })
 }
 
 /// What standard input holds; what cannot be read is text that no reader takes.

@@ -49,7 +49,8 @@ fn what_is_written_is_told_once_and_named_again_before_it_goes() {
         "/var/cache/",
         "/app/keep ",
         "2 files",
-        "volumes: [\"app-app:/app/data\"]   # with /app/db.sqlite moved into it",
+        "    - \"app-app:/app/data\"   # with /app/db.sqlite moved into it",
+        "  volumes: { app-app: {} }",
         "tmpfs: [\"/var/cache",
         "read_only: true",
     ] {
@@ -85,6 +86,31 @@ fn what_is_written_is_told_once_and_named_again_before_it_goes() {
     assert_eq!(of.unwrap()["data"]["lost"][0], "/app/db.sqlite", "{lost:?}");
     let down = world.kiln_in(&project, ["down"]).expect_done();
     assert!(down.stderr.contains(warning), "{}", down.stderr);
+}
+
+#[test]
+fn what_is_offered_can_be_pasted_and_is_enough() {
+    let world = world();
+    let script = "set -e; mkdir -p /app/work/a /app/up/b; echo 1 > /app/up/b/c
+        echo 1 > /etc/app.conf; echo 1 > /var/log/x.log; chown 7 /app/keep /srv/large";
+    let project = made(&world, "pasted", &[service("app", &[], script)]);
+    world.kiln_in(&project, ["up"]).expect_done();
+    let status = world.kiln_in(&project, ["status", "--json"]).expect_done().json();
+    let written = &status["services"][0]["written"];
+    let texts = |part: &str| -> Vec<String> {
+        let all = written[part].as_array().into_iter().flatten();
+        all.map(|text| text.as_str().unwrap().to_owned()).collect()
+    };
+    let cures = texts("cures");
+    assert_eq!(cures.last().map(String::as_str), Some("read_only: true"), "{written}");
+    let indented: String = cures.iter().map(|cure| format!("    {cure}\n")).collect();
+    let volumes: String = texts("volumes").iter().map(|name| format!("  {name}: {{}}\n")).collect();
+    let compose = std::fs::read_to_string(project.path("compose.yaml")).unwrap();
+    project.write("compose.yaml", format!("{compose}{indented}volumes:\n{volumes}"));
+    world.kiln_in(&project, ["up"]).expect_done();
+    let status = world.kiln_in(&project, ["status", "--json"]).expect_done().json();
+    assert!(status["services"][0]["written"].is_null(), "{status}");
+    assert_eq!(status["services"][0]["state"], "healthy", "{status}");
 }
 
 #[test]

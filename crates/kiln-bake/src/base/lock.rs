@@ -1,16 +1,13 @@
 //! `kiln.lock`: what a bake takes from outside, pinned. The format is `docs/kiln-lock.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use kiln_core::Digest;
 use kiln_core::compose::Base;
 use kiln_store::Store;
-use rustix::fs::OFlags;
-use rustix::io::Errno;
+use kiln_store::regular::{self, Links};
 use serde::{Deserialize, Serialize};
 
 use super::error::BaseError;
@@ -132,17 +129,23 @@ impl Lock {
         Self { format: FORMAT, date: date.to_owned(), ..Self::default() }
     }
 
+    /// A larger file, in bytes, is no lock.
+    pub const LARGEST: u64 = 64 << 20;
+
     /// Reads the file at `path`; `None` when there is none.
     ///
     /// # Errors
     /// [`BaseError::Lock`] names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Option<Self>, BaseError> {
-        match read(path) {
-            Ok(text) => Self::parse(&text)
-                .map(Some)
-                .map_err(|what| BaseError::Lock { path: path.to_owned(), what }),
+        // Where a link leads, a complaint about a line would show what its owner alone may read.
+        let failed = |what| BaseError::Lock { path: path.to_owned(), what };
+        match regular::read(path, Links::Refuse, Self::LARGEST) {
+            Ok(text) => {
+                let text = String::from_utf8(text).map_err(|error| failed(error.to_string()))?;
+                Self::parse(&text).map(Some).map_err(failed)
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(BaseError::Lock { path: path.to_owned(), what: error.to_string() }),
+            Err(error) => Err(failed(error.to_string())),
         }
     }
 
@@ -246,7 +249,9 @@ impl Lock {
         if rustix::process::geteuid().is_root() {
             let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
             let owner = std::fs::metadata(dir.unwrap_or(Path::new("."))).map_err(failed)?;
-            std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid())).map_err(failed)?;
+            // Whoever owns the folder may have put a link there by now.
+            std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid()))
+                .map_err(failed)?;
         }
         Ok(())
     }
@@ -268,30 +273,6 @@ impl Lock {
         names.extend(self.bases.keys().filter(|name| !bases.contains_key(*name)).cloned());
         names
     }
-}
-
-/// Largest file that is read as a lock.
-const LARGEST: u64 = 64 << 20;
-
-/// A lock is a stranger's file: one that never ends or never begins is not waited for, and where a
-/// link leads, a complaint about a line would show what its owner alone may read.
-fn read(path: &Path) -> io::Result<String> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let flags = flags.bits().cast_signed();
-    let file = match File::options().read(true).custom_flags(flags).open(path) {
-        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
-            return Err(io::Error::other("it is a link, and a lock is a file of its own"));
-        }
-        opened => opened?,
-    };
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    let mut text = String::new();
-    if file.take(LARGEST + 1).read_to_string(&mut text)? as u64 > LARGEST {
-        return Err(io::Error::other(format!("it is larger than {} MiB", LARGEST >> 20)));
-    }
-    Ok(text)
 }
 
 impl LockedBase {

@@ -412,6 +412,6 @@ esac"#;
         // A pipe holds up nobody.
         std::fs::remove_file(&path).unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
-        assert!(read().contains("no ordinary file"));
+        assert!(read().contains("no regular file"));
     }
 }

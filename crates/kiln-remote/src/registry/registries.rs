@@ -5,13 +5,12 @@
 //! agent that is root opens none of a user's files.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use kiln_store::regular::{self, Links};
 use serde::{Deserialize, Serialize};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 
@@ -340,28 +339,10 @@ fn text(path: &Path) -> Result<Option<String>, Error> {
 /// A file's content; `None` if it is not there. What is no file, or endless, holds up nobody.
 pub(super) fn small_file(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let fail = |what: String| Error::Configuration { path: path.display().to_string(), what };
-    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path);
-    let file = match file {
-        Ok(file) => file,
-        Err(error)
-            if matches!(
-                error.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
-            ) =>
-        {
-            return Ok(None);
+    match regular::read(path, Links::Follow, FILE_BYTES) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(None)
         }
-        Err(error) => return Err(fail(error.to_string())),
-    };
-    if !file.metadata().map_err(|error| fail(error.to_string()))?.is_file() {
-        return Err(fail("it is no ordinary file".into()));
+        read => read.map(Some).map_err(|error| fail(error.to_string())),
     }
-    let mut bytes = Vec::new();
-    let read = file.take(FILE_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(|error| fail(error.to_string()))?;
-    if bytes.len() as u64 > FILE_BYTES {
-        return Err(fail(format!("it is larger than {FILE_BYTES} bytes")));
-    }
-    Ok(Some(bytes))
 }

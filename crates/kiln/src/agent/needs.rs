@@ -6,9 +6,7 @@
 //! beside it. A project whose lock is gone may be on a disk that is away, so it is waited for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -17,14 +15,12 @@ use kiln_bake::base::Lock;
 use kiln_core::Digest;
 use kiln_core::compose::Project;
 use kiln_store::refs::PROJECTS;
+use kiln_store::regular::{self, Links};
 use kiln_store::{RefName, Reference, References, Roots};
 
 use super::Agent;
 use super::bake::LOCK_FILE;
 use crate::report::{Because, Report};
-
-/// A larger file is no lock.
-const LARGEST: u64 = 64 << 20;
 
 /// How long the file system of a project is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -163,25 +159,16 @@ pub(crate) fn write_again(agent: &Agent) -> Result<Vec<(RefName, PathBuf)>, Repo
 fn read_lock(path: PathBuf) -> Result<Option<Lock>, String> {
     let (read, answer) = mpsc::channel();
     // Who waits for a dead file system cannot be ended; nobody waits for them.
-    std::thread::spawn(move || read.send(read_text(&path)));
+    std::thread::spawn(move || read.send(regular::read(&path, Links::Refuse, Lock::LARGEST)));
     match answer.recv_timeout(PATIENCE) {
-        Ok(Ok(text)) => Lock::parse(&text).map(Some).map_err(|_| "it is no lock".to_owned()),
+        Ok(Ok(text)) => {
+            let lock = String::from_utf8(text).ok().and_then(|text| Lock::parse(&text).ok());
+            lock.map(Some).ok_or_else(|| "it is no lock".to_owned())
+        }
         Ok(Err(error)) => match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
             _ => Err(error.to_string()),
         },
         Err(_) => Err(format!("its file system does not answer within {PATIENCE:?}")),
     }
-}
-
-fn read_text(path: &Path) -> io::Result<String> {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    let mut text = String::new();
-    if file.take(LARGEST).read_to_string(&mut text)? as u64 == LARGEST {
-        return Err(io::Error::other("it is too large for a lock"));
-    }
-    Ok(text)
 }

@@ -66,7 +66,7 @@ impl Live {
 
     fn erase(&mut self) {
         if self.drawn > 0 {
-            let _ = write!(std::io::stderr(), "\x1b[{}A\x1b[J", self.drawn);
+            let _ = write!(std::io::stderr(), "\r\x1b[{}A\x1b[J", self.drawn);
             self.drawn = 0;
         }
     }

@@ -121,7 +121,7 @@ fn file(agent: &Agent, path: &Path) -> Result<Option<Content>, std::io::Error> {
     if !fs::symlink_metadata(path)?.is_file() {
         return Ok(None);
     }
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = File::options().read(true).custom_flags(flags).open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() || meta.len() > BYTES {

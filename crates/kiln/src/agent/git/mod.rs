@@ -23,6 +23,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use kiln_store::regular::{self, Links};
+
 use crate::report::{Because, Report};
 
 /// Configuration that is taken over: how this machine's file system shows a checkout. None of it
@@ -113,11 +115,7 @@ fn full_name(text: &str) -> Option<String> {
 
 /// A small file that really is one: no pipe that never ends.
 fn small_file(path: &Path) -> Option<String> {
-    let meta = fs::metadata(path).ok()?;
-    if !meta.is_file() || meta.len() > 64 << 10 {
-        return None;
-    }
-    fs::read_to_string(path).ok()
+    String::from_utf8(regular::read(path, Links::Follow, 64 << 10).ok()?).ok()
 }
 
 /// A Git directory of our own over somebody's repository.

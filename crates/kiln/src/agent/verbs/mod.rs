@@ -255,7 +255,8 @@ fn name_of_broken(session: &Session, file: Option<&Path>) -> Option<String> {
     }
     let found = || COMPOSE_FILES.iter().map(|name| session.cwd.join(name)).find(|f| f.exists());
     let file = file.map(Path::to_owned).or_else(found)?;
-    let text = std::fs::read_to_string(&file).ok()?;
+    let text = crate::compose::read(&file, None).ok()?;
+    let text = String::from_utf8_lossy(&text);
     let written = text.lines().find_map(|line| line.strip_prefix("name:"));
     let name = match written {
         Some(name) => name.trim().trim_matches(['"', '\'']).to_owned(),

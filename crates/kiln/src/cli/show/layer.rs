@@ -22,6 +22,11 @@ pub(super) fn written(service: &str, written: &Written) -> String {
         out.push_str("to keep it, or to need no layer, write into the service:\n");
         out.extend(written.cures.iter().map(|cure| format!("  {cure}\n")));
     }
+    if !written.volumes.is_empty() {
+        let names: Vec<String> =
+            written.volumes.iter().map(|name| format!("{name}: {{}}")).collect();
+        let _ = writeln!(out, "and at the top of the file:\n  volumes: {{ {} }}", names.join(", "));
+    }
     out
 }
 
@@ -30,7 +35,7 @@ pub(super) fn learnt(learnt: &answers::Learnt) -> String {
     out.extend(learnt.log.iter().map(|line| format!("  | {line}\n")));
     match learnt.written.is_empty() {
         true => {
-            out.push_str("it has written nothing beside its volumes: `read_only: true` holds\n")
+            out.push_str("meanwhile it wrote nothing beside its volumes: try `read_only: true`\n")
         }
         false => out.push_str(&written(&learnt.service, &learnt.written)),
     }
@@ -71,6 +76,7 @@ mod tests {
                 more: 0,
                 cut: false,
                 cures: vec!["read_only: true".into()],
+                volumes: vec!["web-app".into()],
             },
         );
         assert_eq!(
@@ -79,7 +85,9 @@ mod tests {
              /app/db.sqlite     12.2 kB\n  \
              /app/__pycache__/  caches, here and elsewhere: 12 files, 40.0 kB\n\
              to keep it, or to need no layer, write into the service:\n  \
-             read_only: true\n"
+             read_only: true\n\
+             and at the top of the file:\n  \
+             volumes: { web-app: {} }\n"
         );
     }
 }

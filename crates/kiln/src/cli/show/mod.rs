@@ -474,15 +474,28 @@ fn fsck(data: &Value) -> String {
 
 fn gc(data: &Value) -> String {
     let what = if data["dry_run"].as_bool() == Some(true) { "would collect" } else { "collected" };
-    let mut out = format!("{what}:\n");
-    for (name, value) in data["collected"].as_object().into_iter().flatten() {
-        let shown = match value.as_u64() {
-            Some(bytes) if name.contains("bytes") => size(bytes),
-            _ => value.to_string(),
-        };
-        let _ = writeln!(out, "  {:<16} {shown}", name.replace('_', " "));
-    }
-    out
+    let count = |name: &str| data["collected"][name].as_u64().unwrap_or(0);
+    let went = [
+        ("objects", "objects"),
+        ("references", "references"),
+        ("images", "mountable images"),
+        ("steps", "results of steps"),
+        ("contexts", "caches of build contexts"),
+        ("step_caches", "caches of steps"),
+        ("package_lists", "lists of packages"),
+    ];
+    let rows = went.iter().filter(|(name, _)| count(name) > 0);
+    let rows: Vec<String> = rows.map(|(name, noun)| format!("{} {noun}", count(name))).collect();
+    let bytes = count("bytes") + count("step_cache_bytes");
+    let what = match rows.is_empty() {
+        true => "nothing to collect".to_owned(),
+        false => format!("{what} {}: {}", size(bytes), rows.join(", ")),
+    };
+    let rest = match data["collected"]["interrupted"].as_bool() {
+        Some(true) => "; bakes were under way, so it stopped before its end: run it again later",
+        _ => "",
+    };
+    format!("{what}; {} stay{rest}\n", size(count("kept_bytes")))
 }
 
 fn down(done: &answers::Down) -> String {
