@@ -68,7 +68,7 @@ fn bounded(from: impl io::Read) -> io::Result<Vec<u8>> {
     from.take(LARGEST + 1).read_to_end(&mut content)?;
     if content.len() as u64 > LARGEST {
         let what = format!("it is larger than {} MB", LARGEST >> 20);
-        return Err(io::Error::new(ErrorKind::InvalidData, what));
+        return Err(io::Error::new(ErrorKind::FileTooLarge, what));
     }
     Ok(content)
 }
@@ -93,6 +93,6 @@ mod tests {
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
         assert_eq!(kind(&pipe), ErrorKind::InvalidInput);
         std::fs::File::create(&path).unwrap().set_len(LARGEST + 1).unwrap();
-        assert_eq!(kind(&path), ErrorKind::InvalidData);
+        assert_eq!(kind(&path), ErrorKind::FileTooLarge);
     }
 }
