@@ -44,13 +44,15 @@ pub(crate) fn start(
     let id = instance.id.clone();
     let known = instance.clone();
     if let Err(illegal) = stage.update(|state| state.join(instance)) {
-        // Its slot is gone: nobody knows it, so it may not stay.
-        if let Some(running) = &known.running {
-            let _ = running.kill();
+        // Its slot is gone: nobody knows it, so it may not stay. If it does, its data, its address and
+        // its card stay its own, and the next agent finds it by the card.
+        if known.running.as_deref().is_none_or(ends) {
+            agent.claims.give_back(&id);
+            leave_network(agent, &known);
+            remove_folder(agent, &id);
+        } else {
+            agent.log(&format!("{id} is in no slot, and whether it has ended is not known"));
         }
-        agent.claims.give_back(&id);
-        leave_network(agent, &known);
-        remove_folder(agent, &id);
         return Err(illegal.into());
     }
     agent.translate(stage)?;
@@ -211,16 +213,21 @@ fn run(
     if let Err(error @ RunError::Unknown { .. }) = &started {
         agent.log(&format!("{error}"));
         let stray = agent.runtime.attach(&spec.id, QUICK).running;
-        let deadline = Instant::now() + STRAY;
-        *stays = loop {
-            match stray.kill() {
-                Known::Ended(_) => break false,
-                _ if Instant::now() > deadline => break true,
-                _ => std::thread::sleep(Duration::from_secs(1)),
-            }
-        };
+        *stays = !ends(&stray);
     }
     started.map_err(|error| cannot_run(service, &error))
+}
+
+/// Kills it; whether it has certainly ended then.
+fn ends(running: &Running) -> bool {
+    let deadline = Instant::now() + STRAY;
+    loop {
+        match running.kill() {
+            Known::Ended(_) => return true,
+            _ if Instant::now() > deadline => return false,
+            _ => std::thread::sleep(Duration::from_secs(1)),
+        }
+    }
 }
 
 /// Instances beside which one of `release` runs: those of its slot, and of every slot that the one
