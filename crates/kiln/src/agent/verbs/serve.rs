@@ -126,14 +126,17 @@ fn say_unknown(session: &Session, stage: &Stage) {
 
 /// What the host could not give to those that were started.
 fn say_lacking(session: &Session, stage: &Stage, target: &Published, done: &Converged) {
+    let mut said = Vec::new();
     let state = stage.state();
     for service in
         target.release.services.keys().filter(|name| !done.plan.share.contains_key(*name))
     {
         for what in state.member(&target.digest, service).iter().flat_map(|it| &it.lacks) {
-            session.notice(format!("`{service}` runs without all that it asks for: {what}"));
+            said.push(format!("`{service}` runs without all that it asks for: {what}"));
         }
     }
+    drop(state);
+    said.into_iter().for_each(|line| session.notice(line));
 }
 
 /// A network from elsewhere that nobody has is no error: who has it may come later.
