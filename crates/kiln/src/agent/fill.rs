@@ -77,6 +77,8 @@ pub(crate) fn fill_if_new(
         // What has come into being meanwhile is nothing that this may replace.
         let here = rustix::fs::CWD;
         rustix::fs::renameat_with(here, &part, here, dir, RenameFlags::NOREPLACE)?;
+        // The name that lasted, if there was one, was another volume's.
+        lock(&LASTING).remove(dir);
         lasting::named(dir);
         Ok(())
     });
@@ -108,11 +110,13 @@ fn is_there(dir: &Path) -> io::Result<bool> {
     }
 }
 
+/// Volumes whose names last, as they are.
+static LASTING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
 /// Makes the name of a volume last, and those of the folders above it: syncing a folder does not
-/// promise that its own name does, and another volume's maker may not have come to it yet. Once in a
-/// process is enough.
+/// promise that its own name does, and another volume's maker may not have come to it yet. Once for
+/// each volume is enough.
 fn names_last(store: &Store, dir: &Path) -> io::Result<()> {
-    static LASTING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     if lock(&LASTING).contains(dir) {
         return Ok(());
     }
@@ -462,6 +466,20 @@ mod tests {
             fill_new(&store, &dir, &Tree::new(), "/data").unwrap();
         });
         assert_eq!(again, [], "once is enough");
+    }
+
+    #[test]
+    fn a_volume_in_the_place_of_a_removed_one_gets_a_lasting_name_too() {
+        let (_root, store) = world();
+        let dir = store.root().join("volumes/shop/dev/data");
+        fill_new(&store, &dir, &Tree::new(), "/data").unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        let events = lasting::tape::record(None, || {
+            fill_new(&store, &dir, &Tree::new(), "/data").unwrap();
+        });
+        let named = events.iter().position(|it| *it == lasting::tape::Event::Named(dir.clone()));
+        let parent = lasting::tape::Event::Folder(dir.parent().unwrap().to_owned());
+        assert!(events[named.unwrap()..].contains(&parent), "{events:?}");
     }
 
     #[test]
