@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use kiln_core::Digest;
+use kiln_core::release::Settings;
 use kiln_store::ledger::Filter;
 use kiln_store::{Error, Pointer, Reference};
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use super::serve::{before, ports, ports_at};
 use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
 use crate::agent::silence::{self, SILENT};
-use crate::agent::stage::{Instance, Life, Role, Stage, StageState};
+use crate::agent::stage::{Instance, Life, Role, Seen as _, Stage, StageState};
 use crate::agent::{Agent, layer, needs, released};
 use crate::answers;
 use crate::report::{Because, Report};
@@ -36,17 +37,37 @@ pub(super) fn ps(agent: &Agent, project: Option<&str>) -> Answer {
             stage: stage.id.stage.clone(),
             port,
         }));
-        let state = stage.state();
-        instances.extend(state.instances.values().map(|instance| answers::Placed {
+        let described: Vec<Described> = {
+            let state = stage.state();
+            state.instances.values().map(|instance| describe(&state, instance)).collect()
+        };
+        instances.extend(described.into_iter().map(|described| answers::Placed {
             project: stage.id.project.clone(),
             stage: stage.id.stage.clone(),
-            instance: describe(&state, instance),
+            instance: described.told(),
         }));
     }
     Answer::of(&answers::Ps { instances, ports: published })
 }
 
-fn describe(state: &StageState, instance: &Instance) -> answers::Instance {
+/// An instance as the state has it.
+struct Described {
+    instance: answers::Instance,
+    /// One that is silent, with its settings: the kernel is asked where it listens.
+    silent: Option<Box<(Instance, Settings)>>,
+}
+
+impl Described {
+    /// With what there is to find out, for which nobody shall wait with the state.
+    fn told(mut self) -> answers::Instance {
+        if let Some(silent) = self.silent {
+            self.instance.how = Some(silence::sentence(&silent.0, &silent.1));
+        }
+        self.instance
+    }
+}
+
+fn describe(state: &StageState, instance: &Instance) -> Described {
     let slots = state
         .slots
         .iter()
@@ -54,14 +75,12 @@ fn describe(state: &StageState, instance: &Instance) -> answers::Instance {
         .map(|slot| answers::Slot { role: state.role(&slot.release), release: slot.release })
         .filter(|slot| slot.role != Role::Names)
         .collect();
-    let silent = instance.silent.then(|| {
-        let released = state.releases.get(&instance.born)?.services.get(&instance.service)?;
-        Some(silence::sentence(instance, &released.settings))
-    });
-    let silent = silent.flatten();
+    let says = instance.silent && instance.unknown.is_none() && instance.life == Life::Ready;
+    let silent = says.then(|| state.settings(instance)).flatten();
+    let silent = silent.map(|settings| Box::new((instance.clone(), settings.clone())));
     let (word, how) = match (&instance.unknown, &instance.life) {
         (Some(why), _) => ("unknown", Some(why)),
-        (None, Life::Ready) if silent.is_some() => (SILENT, silent.as_ref()),
+        (None, Life::Ready) if silent.is_some() => (SILENT, None),
         (None, life @ (Life::BackOff { how } | Life::Failed { how })) => (life.word(), Some(how)),
         (None, life) => (life.word(), None),
     };
@@ -69,7 +88,7 @@ fn describe(state: &StageState, instance: &Instance) -> answers::Instance {
         Some(_) => answers::Verdict::Drifted,
         None => answers::Verdict::Unknown,
     };
-    answers::Instance {
+    let instance = answers::Instance {
         id: instance.id.clone(),
         service: instance.service.clone(),
         slots,
@@ -83,7 +102,8 @@ fn describe(state: &StageState, instance: &Instance) -> answers::Instance {
         lacks: instance.lacks.clone(),
         written: None,
         started: instance.started,
-    }
+    };
+    Described { instance, silent }
 }
 
 /// What of the ledger is damaged.
@@ -97,7 +117,8 @@ fn damaged(agent: &Agent) -> Result<Vec<String>, Report> {
 pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
     let active = stage.state().pointer.active;
     let Some(active) = active else { return Err(nothing_serves(stage)) };
-    // All that may wait, for a disk or the front, before the state is looked at.
+    // What may wait, for a disk, the front or the kernel, does so while the state is not held: before
+    // it is looked at, or behind that.
     let release = agent.release(&active);
     let (front, ledger) = (agent.front_says(stage), damaged(agent)?);
     let served = release.as_ref().map(|release| ports(agent, release, &stage.id));
@@ -111,20 +132,24 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
         }
     };
     let services = names.into_iter().map(|name| match state.member(&active, &name) {
-        Some(instance) => answers::Member::There(Box::new(describe(&state, instance))),
-        None => answers::Member::missing(name),
+        Some(instance) => Ok(describe(&state, instance)),
+        None => Err(name),
     });
-    let mut services: Vec<answers::Member> = services.collect();
+    let services: Vec<Result<Described, String>> = services.collect();
     let (standby, paused) = (state.pointer.standby, state.is_held());
     let rollback = before(&state.pointer);
     let standby_quarantined = standby.is_some_and(|it| state.pointer.quarantined.contains(&it));
     drop(state);
-    for member in &mut services {
-        if let answers::Member::There(instance) = member {
+    let services = services.into_iter().map(|service| match service {
+        Ok(described) => {
+            let mut instance = described.told();
             let written = layer::written(agent, &instance.id, &instance.service);
             instance.written = written.filter(|written| !written.is_empty());
+            answers::Member::There(Box::new(instance))
         }
-    }
+        Err(name) => answers::Member::missing(name),
+    });
+    let services = services.collect();
     let status = answers::StageStatus {
         front,
         broken: release.as_ref().err().map(|report| report.message.clone()),
