@@ -435,13 +435,24 @@ fn end_all(stopping: Vec<Stopping>) -> Vec<(String, Known)> {
 
 /// Takes an instance that has ended out of the state.
 pub(crate) fn forget(agent: &Agent, stage: &Stage, id: &str) {
-    if let Some(instance) = stage.update(|state| state.forget(id)) {
-        agent.claims.give_back(id);
-        leave_network(agent, &instance);
-        layer::note_what_goes(agent, stage, &instance);
-        keep_log(agent, stage, &instance);
-        remove_folder(agent, id);
+    if let Some(instance) = take_out(agent, stage, id) {
+        bury(agent, stage, &instance);
     }
+}
+
+/// Takes one that has ended out of the state: what it could write is free from then on.
+pub(crate) fn take_out(agent: &Agent, stage: &Stage, id: &str) -> Option<Instance> {
+    let instance = stage.update(|state| state.forget(id))?;
+    agent.claims.give_back(id);
+    Some(instance)
+}
+
+/// Clears away what one leaves that was taken out. Its layer may be large, so this may take a while.
+pub(crate) fn bury(agent: &Agent, stage: &Stage, instance: &Instance) {
+    leave_network(agent, instance);
+    layer::note_what_goes(agent, stage, instance);
+    keep_log(agent, stage, instance);
+    remove_folder(agent, &instance.id);
 }
 
 /// Gives back what one had that has ended and was in no slot.

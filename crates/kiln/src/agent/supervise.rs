@@ -523,7 +523,7 @@ impl Supervisor {
             }
             return Next::Listen;
         }
-        instances::forget(agent, stage, &self.id);
+        let old = instances::take_out(agent, stage, &self.id);
         if let Err(report) = agent.translate(stage) {
             agent.log(&format!("{}: {report}", stage.id));
         }
@@ -531,6 +531,10 @@ impl Supervisor {
         agent.save(stage);
         let data = json!({ "old": self.id, "new": id });
         record::note(agent, stage, "instance.replaced", data);
+        // Last: whoever calls the service waits for all that is before it.
+        if let Some(old) = old {
+            instances::bury(agent, stage, &old);
+        }
         Next::Done
     }
 }
