@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::provision::Patience;
 use super::session::Session;
 use super::stage::{Stage, StageId};
-use super::{Agent, lock};
+use super::{Agent, lock, serve};
 use crate::answers;
 use crate::deliver::{Published, Reason, converge};
 use crate::report::Report;
@@ -67,6 +67,17 @@ impl Troubles {
         trouble.why = report.message;
     }
 
+    /// The try that has begun. One that meets a bug has failed as others do: it is tried again.
+    fn attempt(
+        &self,
+        id: &StageId,
+        work: impl FnOnce() -> Result<(), Report>,
+    ) -> Result<(), Report> {
+        let result = serve::guarded(work);
+        self.end(id, result.clone());
+        result
+    }
+
     /// Somebody else has made it whole, or does so just now.
     fn put_off(&self, id: &StageId) {
         if let Some(trouble) = lock(&self.0).get_mut(id) {
@@ -122,11 +133,10 @@ pub(super) fn mend(agent: &Arc<Agent>, stage: &Arc<Stage>) {
         if !lacks(&stage) {
             return agent.troubles.put_off(&stage.id);
         }
-        let result = build_up(&agent, &stage);
-        if let Err(report) = &result {
+        let result = agent.troubles.attempt(&stage.id, || build_up(&agent, &stage));
+        if let Err(report) = result {
             agent.log(&format!("{}: building up again: {report}", stage.id));
         }
-        agent.troubles.end(&stage.id, result);
     });
 }
 
@@ -146,6 +156,17 @@ fn build_up(agent: &Arc<Agent>, stage: &Arc<Stage>) -> Result<(), Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_try_that_meets_a_bug_is_over_and_shown() {
+        let troubles = Troubles::default();
+        let id = StageId { project: "p".into(), stage: "dev".into() };
+        assert!(troubles.begin(&id));
+        assert!(troubles.attempt(&id, || panic!("seven")).is_err());
+        assert!(troubles.of(&id).unwrap().why.contains("seven"));
+        lock(&troubles.0).get_mut(&id).unwrap().next = Some(Instant::now());
+        assert!(troubles.begin(&id), "and tried again");
+    }
 
     #[test]
     fn tries_back_off_and_are_shown_until_one_works() {

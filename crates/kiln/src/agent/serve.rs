@@ -438,7 +438,7 @@ pub(super) fn answer(agent: &Arc<Agent>, stream: UnixStream) {
 }
 
 /// What a request comes to, also when it meets a bug: its client hears so, and nobody else does.
-fn guarded<T>(work: impl FnOnce() -> Result<T, Report>) -> Result<T, Report> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, Report>) -> Result<T, Report> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str);
         let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
