@@ -20,6 +20,7 @@ use kiln_core::plan::Plan;
 use kiln_core::tree::{Kind, Tree};
 use kiln_core::written::{Name, What, Written, fold};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
+use rustix::io::Errno;
 use serde_json::json;
 
 use super::card::Card;
@@ -254,8 +255,11 @@ fn walk(top: OwnedFd, each: &mut dyn FnMut(&At<'_>) -> bool) -> io::Result<bool>
             path.push(b'/');
         }
         path.extend(name.to_bytes());
-        // Gone meanwhile.
-        let Ok(stat) = statat(&level.fd, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        let stat = match statat(&level.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(error) if is_gone(error) => continue,
+            Err(error) => return Err(error.into()),
+        };
         let folder = FileType::from_raw_mode(stat.st_mode).is_dir();
         let dir = level.fd.as_fd();
         let opaque = || folder && has(dir, name, c"trusted.overlay.opaque");
@@ -270,11 +274,17 @@ fn walk(top: OwnedFd, each: &mut dyn FnMut(&At<'_>) -> bool) -> io::Result<bool>
         match open(dir, name) {
             Ok(fd) if levels.len() < DEPTH => levels.push(Level::new(fd, path.len(), new)?),
             Ok(_) => whole = false,
-            // Gone, or something else by now.
-            Err(_) => {}
+            Err(error) if is_gone(error) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(whole)
+}
+
+/// Whether a name is gone, or something else than a folder by now. Every other error hides what may
+/// be large.
+fn is_gone(error: Errno) -> bool {
+    matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
 }
 
 /// What a layer takes.
@@ -327,6 +337,7 @@ pub(crate) fn keep_small(agent: &Arc<Agent>) {
     let watching = Arc::clone(agent);
     agent.background(move || {
         let (mut pause, mut room, mut measured) = (PULSE, None, Instant::now());
+        let mut unmeasured = BTreeSet::new();
         while !watching.leaving() {
             std::thread::sleep(pause);
             // Nobody can have written much without it.
@@ -340,7 +351,9 @@ pub(crate) fn keep_small(agent: &Arc<Agent>) {
                 continue;
             }
             (room, measured) = (now, Instant::now());
-            watching.stages().iter().for_each(|stage| measure(&watching, stage));
+            for stage in watching.stages() {
+                measure(&watching, &stage, &mut unmeasured);
+            }
             pause = (measured.elapsed() * SHARE).clamp(PULSE, REST);
         }
     });
@@ -352,7 +365,9 @@ fn free(path: &Path) -> Option<u64> {
     Some(found.f_bfree.saturating_mul(found.f_frsize))
 }
 
-fn measure(agent: &Agent, stage: &Stage) {
+/// Ends those that have written too much. One whose layer cannot be measured goes on, and that is
+/// said once: `unmeasured` are those of which it was.
+fn measure(agent: &Agent, stage: &Stage, unmeasured: &mut BTreeSet<String>) {
     let layered: Vec<_> = {
         let state = stage.state();
         let of = |instance: &Instance| {
@@ -365,9 +380,20 @@ fn measure(agent: &Agent, stage: &Stage) {
         state.instances.values().filter_map(of).collect()
     };
     for (id, inbox, most) in layered {
-        let found = size(&dir(agent, &id).join("upper"), most);
-        if let Some(why) = found.ok().and_then(|size| too_much(size, most)) {
-            let _ = inbox.send(Word::TooMuch(why));
+        match size(&dir(agent, &id).join("upper"), most) {
+            Ok(size) => {
+                unmeasured.remove(&id);
+                if let Some(why) = too_much(size, most) {
+                    let _ = inbox.send(Word::TooMuch(why));
+                }
+            }
+            // It has just ended.
+            Err(error) if Errno::from_io_error(&error).is_some_and(is_gone) => {}
+            Err(error) => {
+                if unmeasured.insert(id.clone()) {
+                    agent.log(&format!("{id}: what it has written cannot be measured: {error}"));
+                }
+            }
         }
     }
 }
@@ -422,6 +448,12 @@ mod tests {
         let hidden = size(home.path(), u64::MAX).unwrap();
         assert_eq!(hidden, Size::Deep, "what is not looked at is not small");
         assert!(too_much(hidden, u64::MAX).unwrap().contains("in each other"));
+        for (error, gone) in [(Errno::NOENT, true), (Errno::LOOP, true), (Errno::NOTDIR, true)] {
+            assert_eq!(is_gone(error), gone);
+        }
+        for error in [Errno::IO, Errno::MFILE, Errno::NFILE, Errno::ACCESS, Errno::NOMEM] {
+            assert!(!is_gone(error), "{error}: nobody knows how large it is");
+        }
         assert_eq!(too_much(Size::Bytes(7), 7), None);
         assert!(too_much(Size::Bytes(8), 7).unwrap().contains("x-kiln.scratch"));
     }
