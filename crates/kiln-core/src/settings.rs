@@ -129,6 +129,8 @@ pub fn settings(
         sysctls: service.sysctls.clone(),
         dns: service.dns.clone(),
         unconfined: service.unconfined,
+        post_start: service.post_start.clone(),
+        pre_stop: service.pre_stop.clone(),
         files,
         worker,
     };

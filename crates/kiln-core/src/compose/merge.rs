@@ -147,6 +147,15 @@ pub(super) fn canonicalise(cx: &Context<'_>, root: &mut Node) -> Result<(), Comp
         if let Some(deploy) = child(service, "deploy") {
             pairs_to_map(cx, child(deploy, "labels"), &format!("{path}.deploy.labels"))?;
         }
+        for key in ["post_start", "pre_stop"] {
+            let Some(Value::List(hooks)) = child(service, key).map(|node| &mut node.value) else {
+                continue;
+            };
+            for (at, hook) in hooks.iter_mut().enumerate() {
+                let path = format!("{path}.{key}[{at}].environment");
+                pairs_to_map(cx, child(hook, "environment"), &path)?;
+            }
+        }
         hosts_to_list(cx, child(service, "extra_hosts"), &path)?;
     }
     for section in ["networks", "volumes", "configs", "secrets"] {

@@ -27,6 +27,7 @@ mod error;
 mod extends;
 mod files;
 mod find;
+mod hooks;
 mod include;
 mod interpolate;
 mod keys;

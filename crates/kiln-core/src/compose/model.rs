@@ -150,8 +150,29 @@ pub struct Service {
     /// Targets of the bind mounts whose source was stated relative to the project.
     #[serde(skip)]
     pub relative: BTreeSet<String>,
+    /// `post_start`.
+    pub post_start: Vec<Hook>,
+    /// `pre_stop`.
+    pub pre_stop: Vec<Hook>,
     /// `file:line` of the service's key, for messages.
     pub place: String,
+}
+
+/// One command of `post_start` or `pre_stop`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hook {
+    /// The command line; never empty.
+    pub command: Vec<String>,
+    /// `user[:group]` instead of the service's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Absolute working directory instead of the service's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// `NAME=value` beside the service's own, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
 }
 
 /// `build`.

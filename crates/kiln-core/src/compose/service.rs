@@ -7,7 +7,9 @@ use super::model::{Condition, Dependency, Restart, Service};
 use super::project::Sections;
 use super::reader::At;
 use super::units::Words;
-use super::{build, environment, files, keys, limits, mounts, namespaces, network, ports, units};
+use super::{
+    build, environment, files, hooks, keys, limits, mounts, namespaces, network, ports, units,
+};
 use crate::image::Healthcheck;
 
 /// `profiles` of a service.
@@ -60,6 +62,8 @@ fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(
         "links" => network::links(at, service)?,
         "network_mode" => service.network_mode = network::mode(at)?,
         "networks" => service.networks = network::of_service(at, &sections.networks)?,
+        "post_start" => service.post_start = hooks::read(at)?,
+        "pre_stop" => service.pre_stop = hooks::read(at)?,
         "ports" => service.ports = ports::published(at)?,
         "read_only" => service.read_only = Some(at.truth()?),
         "restart" => service.restart = Some(restart(at)?),

@@ -20,7 +20,7 @@ pub use self::read::{ReadError, read};
 
 use crate::canonical::Members;
 use crate::compose::{
-    Dependency, Dns, Expose, Limits, Membership, Mount, NetworkMode, Port, Restart, Tmpfs,
+    Dependency, Dns, Expose, Hook, Limits, Membership, Mount, NetworkMode, Port, Restart, Tmpfs,
 };
 use crate::digest::Digest;
 use crate::image::{Healthcheck, ImageId};
@@ -140,6 +140,10 @@ pub struct Settings {
     pub dns: Dns,
     /// Without the filter of system calls.
     pub unconfined: bool,
+    /// Commands that are run in an instance before it counts as ready.
+    pub post_start: Vec<Hook>,
+    /// Commands that are run in an instance before its stop signal.
+    pub pre_stop: Vec<Hook>,
     /// Configs and secrets, pinned.
     pub files: Vec<PinnedFile>,
     /// Nobody can call it; it never runs in two slots.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::{FORMAT, PinnedFile, Release, ReleasedService, Settings, Source};
 use crate::canonical::{Json, Members};
 use crate::compose::{
-    Condition, Content, Dependency, Dns, Expose, Limits, Membership, Mount, MountSource,
+    Condition, Content, Dependency, Dns, Expose, Hook, Limits, Membership, Mount, MountSource,
     NetworkMode, Port, Protocol, Restart, Tmpfs,
 };
 use crate::image::{Healthcheck, ImageId};
@@ -99,6 +99,8 @@ pub(super) fn part(settings: &Settings) -> Members {
         sysctls,
         dns,
         unconfined,
+        post_start,
+        pre_stop,
         files,
         worker,
     } = settings;
@@ -126,6 +128,8 @@ pub(super) fn part(settings: &Settings) -> Members {
         .unless(mounts.is_empty(), "mounts", Json::list(mounts.iter().map(Members::from)))
         .stated("network_mode", network_mode.as_ref().map(Json::from))
         .stated("networks", networks.as_ref().map(map))
+        .unless(post_start.is_empty(), "post_start", hooks(post_start))
+        .unless(pre_stop.is_empty(), "pre_stop", hooks(pre_stop))
         .stated("read_only", *read_only)
         .stated("restart", restart.map(Json::from))
         .stated("scratch", *scratch)
@@ -139,6 +143,17 @@ pub(super) fn part(settings: &Settings) -> Members {
         .unless(user.is_empty(), "user", user)
         .unless(!worker, "worker", *worker)
         .unless(working_dir.is_empty(), "working_dir", working_dir)
+}
+
+fn hooks(hooks: &[Hook]) -> Json {
+    let one = |Hook { command, user, working_dir, env }: &Hook| {
+        Members::new()
+            .with("command", Json::list(command))
+            .unless(env.is_empty(), "env", Json::list(env))
+            .stated("user", user.as_ref())
+            .stated("working_dir", working_dir.as_ref())
+    };
+    Json::list(hooks.iter().map(one))
 }
 
 impl From<&Port> for Members {

@@ -531,3 +531,18 @@ fn namespaces() {
     assert_eq!(map.sysctls.len(), 3);
     assert!(!web("user: x").unconfined);
 }
+
+#[test]
+fn hooks() {
+    let service = web(
+        "post_start:\n  - command: echo \"one two\"\n    environment: [B=2, A, NOT]\n  - \
+         {command: [x], user: 5, privileged: false, working_dir: /srv}\npre_stop: [{command: bye}]",
+    );
+    let words = |list: &[&str]| list.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>();
+    let [first, second] = &service.post_start[..] else { panic!("{:?}", service.post_start) };
+    assert_eq!(first.command, words(&["echo", "one two"]));
+    assert_eq!(first.env, ["B=2"]);
+    assert_eq!((second.user.as_deref(), second.working_dir.as_deref()), (Some("5"), Some("/srv")));
+    assert_eq!(service.pre_stop[0].command, ["bye"]);
+    assert!(web("post_start: []").post_start.is_empty());
+}

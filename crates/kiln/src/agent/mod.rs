@@ -45,6 +45,7 @@ mod door;
 mod fill;
 mod folder;
 pub(crate) mod git;
+mod hooks;
 mod images;
 mod instances;
 mod joined;

@@ -20,7 +20,7 @@ use kiln_core::steps::{Act, way_back};
 use super::instances;
 use super::session::Session;
 use super::stage::{Illegal, Instance, Life, Role, Seen, Stage, StageState};
-use super::{Agent, silence, watch, who};
+use super::{Agent, hooks, silence, watch, who};
 use crate::deliver::Published;
 use crate::report::Report;
 
@@ -266,7 +266,8 @@ pub(crate) fn start(
         let result = waiting.dependencies(service, patience).and_then(|()| {
             let node = session.begin("start", service, "starting");
             let result = instances::start(agent, stage, target.digest, service)
-                .and_then(|_| waiting.ready(service, patience.of(&target.release, service)))
+                .and_then(|_| waiting.hooked(service, patience))
+                .and_then(|()| waiting.ready(service, patience.of(&target.release, service)))
                 .or_else(|report| waiting.done_without(service, report));
             node.end(&result, &words(stage, target, service));
             result
@@ -359,14 +360,18 @@ impl Waiting<'_> {
             if !release.services.contains_key(dep) {
                 continue;
             }
+            let hooks = self.has_hooks(dep);
+            // As in Compose, who waits for the start waits for its hooks.
+            let hooked = |it: &Instance| !hooks || it.hooked || !matches!(it.life, Life::Starting);
             let met = |instance: &Instance| match dependency.condition {
-                Condition::ServiceStarted => instance.running.is_some(),
+                Condition::ServiceStarted => instance.running.is_some() && hooked(instance),
                 Condition::ServiceHealthy => matches!(instance.life, Life::Ready),
                 Condition::ServiceCompletedSuccessfully => instance.life == Life::Completed,
             };
             // The dependency's own wait has the better words for why it failed.
             let limit = patience.of(release, dep).saturating_mul(TRIES + 1);
             let limit = limit.saturating_add(Duration::from_secs(60));
+            let limit = limit.saturating_add(if hooks { hooks::PATIENCE } else { Duration::ZERO });
             self.until(
                 limit,
                 |state| {
@@ -398,6 +403,30 @@ impl Waiting<'_> {
             report.message
         ));
         Ok(())
+    }
+
+    fn has_hooks(&self, service: &str) -> bool {
+        let released = self.target.release.services.get(service);
+        released.is_some_and(|released| !released.settings.post_start.is_empty())
+    }
+
+    /// Waits for the hooks of a start, which may take longer than to get ready may.
+    fn hooked(&self, service: &str, patience: Patience) -> Result<(), Report> {
+        if !self.has_hooks(service) {
+            return Ok(());
+        }
+        let limit = patience.limit.unwrap_or(hooks::PATIENCE + LOOK);
+        let settled = |state: &StageState| {
+            let instance = state.member(&self.target.digest, service)?;
+            // What is wrong with one that no longer starts is said by who waits for it next.
+            (instance.hooked || !matches!(instance.life, Life::Starting)).then_some(Ok(()))
+        };
+        let how =
+            format!("has not ended its `post_start` hooks after {:.1} s", limit.as_secs_f64());
+        self.until(limit, settled, |state| match state.member(&self.target.digest, service) {
+            Some(instance) => self.not_healthy(instance, service, &how),
+            None => Short::of(format!("service `{service}` was not there in time")),
+        })
     }
 
     fn ready(&self, service: &str, limit: Duration) -> Result<(), Report> {
@@ -536,6 +565,7 @@ impl Short {
         log.extend(
             instance.unknown.iter().map(|why| format!("it is not known whether it runs: {why}")),
         );
+        log.extend(instance.hook_said.iter().map(|line| format!("post_start: {line}")));
         log.extend(instances::last_lines(&instance.id, instance.running.as_deref(), 10));
         let cure = if self.read_only { cure_of(&log, &instance.service) } else { None };
         let again =

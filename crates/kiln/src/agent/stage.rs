@@ -90,6 +90,12 @@ pub(crate) struct Instance {
     /// The last probes that failed, newest last.
     #[serde(default)]
     pub probes: Vec<String>,
+    /// Its `post_start` hooks are done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hooked: bool,
+    /// What the hook wrote that failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hook_said: Vec<String>,
     /// What it can write and others could too.
     #[serde(default)]
     pub data: Data,
@@ -99,6 +105,9 @@ pub(crate) struct Instance {
     /// Why it is not known whether it runs, while that is so.
     #[serde(skip)]
     pub unknown: Option<String>,
+    /// This agent started it, and nobody has run its hooks.
+    #[serde(skip)]
+    pub fresh: bool,
     /// Its supervisor's inbox.
     #[serde(skip)]
     pub inbox: Option<Sender<Word>>,
@@ -129,9 +138,12 @@ impl Instance {
             before: BTreeSet::new(),
             silent: false,
             probes: Vec::new(),
+            hooked: false,
+            hook_said: Vec::new(),
             data: Data::default(),
             renewed: None,
             unknown: None,
+            fresh: false,
             inbox: None,
             running: None,
         }

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! shim ── Lookout ──▶ Ended, Unknown, Known ─┐
-//! probes ─ Prober ──▶ Ready, Answered,       ├─▶ inbox ─▶ Supervisor: life, ledger, fresh one
+//! hooks ── Starting ▶ Hooked, HookFailed     ├─▶ inbox ─▶ Supervisor: life, ledger, fresh one
+//! probes ─ Prober ──▶ Ready, Answered,       │
 //!                     Unhealthy, Healthy     │
 //! stop() ───────────▶ Stop ──────────────────┘
 //! ```
@@ -22,8 +23,9 @@ use kiln_core::release::Settings;
 use kiln_run::{End, Known, Running};
 use serde_json::json;
 
+use super::hooks::{self, Failed, Starting};
 use super::network::{self, Net};
-use super::stage::{Instance, Life, Role, Stage};
+use super::stage::{Instance, Life, Role, Stage, StageState};
 use super::watch::Prober;
 use super::{Agent, instances, record};
 
@@ -58,6 +60,10 @@ pub(crate) enum Word {
     Known,
     /// It has written more than it may; in words.
     TooMuch(String),
+    /// Its `post_start` hooks are done.
+    Hooked,
+    /// One of them failed.
+    HookFailed(Failed),
     /// It has got ready, with these ports that accept.
     Ready(BTreeSet<Expose>),
     /// These ports accept by now.
@@ -114,6 +120,13 @@ pub(crate) fn begin(agent: &Arc<Agent>, stage: &Arc<Stage>, id: &str) {
             running,
             inbox,
             began: Instant::now(),
+            hooks: match (std::mem::take(&mut instance.fresh), instance.hooked) {
+                _ if released.settings.post_start.is_empty() => Hooks::Done,
+                (true, false) => Hooks::Due,
+                (false, false) if instance.life == Life::Starting => Hooks::Unknown,
+                _ => Hooks::Done,
+            },
+            misbegun: false,
             probing: None,
             unconfirmed: None,
             ended_for: None,
@@ -191,6 +204,17 @@ enum Next {
     Done,
 }
 
+/// How it stands with the hooks of its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hooks {
+    /// There are none, or they are done.
+    Done,
+    /// They are to be run.
+    Due,
+    /// An agent that has gone ran them, and took them along.
+    Unknown,
+}
+
 struct Supervisor {
     agent: Arc<Agent>,
     stage: Arc<Stage>,
@@ -211,6 +235,9 @@ struct Supervisor {
     running: Arc<Running>,
     inbox: Receiver<Word>,
     began: Instant,
+    hooks: Hooks,
+    /// A hook of its start failed.
+    misbegun: bool,
     /// The prober goes on as long as this is there.
     probing: Option<Sender<()>>,
     /// It was to be stopped, and whether it has ended is not known.
@@ -255,7 +282,24 @@ impl Supervisor {
         let doubt = self.doubt.take();
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
         thread("lookout").spawn(move || look_on(&running, &to, doubt))?;
-        if self.job || self.stood == Life::Stopping {
+        if self.stood == Life::Stopping {
+            return Ok(());
+        }
+        if self.hooks == Hooks::Unknown {
+            // To run them again might do twice what is to be done once.
+            self.end_for("was starting when its agent ended, and so did its hooks".to_owned());
+            return Ok(());
+        }
+        let hooks = (self.hooks == Hooks::Due).then(|| Starting {
+            agent: Arc::clone(&self.agent),
+            running: Arc::clone(&self.running),
+            hooks: self.settings.post_start.clone(),
+            to: post.clone(),
+        });
+        if self.job {
+            if let Some(hooks) = hooks {
+                thread("hooks").spawn(move || hooks.run())?;
+            }
             return Ok(());
         }
         let (probing, wanted) = channel();
@@ -270,7 +314,11 @@ impl Supervisor {
             wanted,
         };
         let (stood, open) = (self.stood.clone(), self.open.take());
-        thread("prober").spawn(move || prober.run(&stood, open))?;
+        thread("prober").spawn(move || {
+            if hooks.is_none_or(Starting::run) {
+                prober.run(&stood, open);
+            }
+        })?;
         self.probing = Some(probing);
         Ok(())
     }
@@ -312,6 +360,15 @@ impl Supervisor {
             Word::Unknown(why) => self.unknown(Some(why)),
             Word::Known => self.unknown(None),
             Word::Answered(answer) => self.answered(answer),
+            Word::Hooked => {
+                self.update(|instance| instance.hooked = true);
+                self.agent.save(&self.stage);
+            }
+            Word::HookFailed(Failed { how, said }) => {
+                self.update(|instance| instance.hook_said = said);
+                self.misbegun = true;
+                self.end_for(how);
+            }
             Word::Ready(open) => {
                 self.update(|instance| {
                     instance.probes.clear();
@@ -352,8 +409,7 @@ impl Supervisor {
     /// Changes how the instance stands, unless it is being stopped. Routes follow.
     fn set(&self, life: Life) {
         let serves = self.stage.update(|state| {
-            let active =
-                state.with_role(Role::Active).is_some_and(|slot| slot.has(&self.service, &self.id));
+            let active = self.serves(state);
             // Who is being stopped stays so.
             state.turn(&self.id, life).is_ok() && active
         });
@@ -361,6 +417,15 @@ impl Supervisor {
             self.agent.routes_changed();
             self.agent.save(&self.stage);
         }
+    }
+
+    /// Whether it is in the slot that serves.
+    fn serves(&self, state: &StageState) -> bool {
+        state.with_role(Role::Active).is_some_and(|slot| slot.has(&self.service, &self.id))
+    }
+
+    fn is_active(&self) -> bool {
+        self.serves(&self.stage.state())
     }
 
     fn answered(&self, answer: String) {
@@ -396,7 +461,13 @@ impl Supervisor {
     /// Stops it for whoever ordered that. What has not certainly ended keeps its place.
     fn stop(&mut self, order: &Order) -> Next {
         self.probing = None;
-        let known = self.running.stop(order.signal, order.grace);
+        let hooks = if self.ended_for.is_some() { &[] } else { &self.settings.pre_stop[..] };
+        let (grace, hooked) = hooks::before_stop(&self.agent, &self.running, hooks, order.grace);
+        if let Err(Failed { how, said }) = hooked {
+            let data = json!({ "instance": self.id, "what": how, "log": said });
+            record::note(&self.agent, &self.stage, "instance.pre_stop", data);
+        }
+        let known = self.running.stop(order.signal, grace);
         let next = match &known {
             Known::Unknown(why) => {
                 let (signal, grace, pause) = (order.signal, order.grace, STOP_AGAIN);
@@ -430,7 +501,9 @@ impl Supervisor {
         let log = instances::last_lines(&self.id, Some(&self.running), 5);
         let data = json!({ "instance": self.id, "how": how, "log": log });
         record::note(&self.agent, &self.stage, "instance.exit", data);
-        if !self.settings.restarts_after(success(end), self.job, restarts) {
+        // Its start is refused at once: what a hook does may not be for doing four times.
+        let refused = std::mem::take(&mut self.misbegun) && !self.is_active();
+        if refused || !self.settings.restarts_after(success(end), self.job, restarts) {
             self.agent.claims.give_back(&self.id);
             self.set(if success(end) { Life::Completed } else { Life::Failed { how } });
             return Next::Done;

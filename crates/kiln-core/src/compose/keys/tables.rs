@@ -8,6 +8,7 @@ pub(super) const ALL: &[&Keys] = &[
     &SERVICE,
     &BUILD,
     &HEALTHCHECK,
+    &HOOK,
     &DEPENDS_ON,
     &ENV_FILE,
     &PORT,
@@ -120,6 +121,14 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
             "ports",
             "TCP; short form with ranges and addresses, or the long form; published in `dev` only",
         ),
+        honoured(
+            "post_start",
+            "run in the instance before it counts as ready; one that fails fails the start; see [runtime](runtime.md#hooks)",
+        ),
+        honoured(
+            "pre_stop",
+            "run in the instance before the stop signal, within `stop_grace_period`; see [runtime](runtime.md#hooks)",
+        ),
         honoured("profiles", "a service that is switched off is not read any further"),
         honoured(
             "read_only",
@@ -191,8 +200,6 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
             "pid",
             "leave it out: `kiln exec` looks into an instance, and no instance out of it",
         ),
-        refused("post_start", "do it in the image's entrypoint"),
-        refused("pre_stop", "do it when the program gets its stop signal"),
         refused("privileged", "name what it needs in `cap_add`"),
         refused("provider", "run it as a service with an image of its own"),
         refused("runtime", "Kiln runs instances itself").unless(&["runc"]),
@@ -259,6 +266,23 @@ pub(in crate::compose) const HEALTHCHECK: Keys = Keys {
         honoured("start_period", ""),
         honoured("test", "text is for the shell; a list begins with CMD, CMD-SHELL or NONE"),
         honoured("timeout", ""),
+    ],
+};
+
+pub(in crate::compose) const HOOK: Keys = Keys {
+    name: "`post_start` and `pre_stop`",
+    keys: &[
+        honoured("command", "a list, or text that is split as a shell does"),
+        honoured(
+            "environment",
+            "beside the service's own; list or map; a name without a value takes that of the environment",
+        ),
+        honoured("user", ""),
+        honoured("working_dir", ""),
+        refused(
+            "privileged",
+            "a hook has what its service has: name what it needs in `cap_add` of the service",
+        ),
     ],
 };
 

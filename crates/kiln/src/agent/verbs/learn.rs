@@ -14,6 +14,7 @@ use kiln_run::{End, Known, Running};
 
 use super::build::known_services;
 use super::{Answer, load_and_tell, with_turn};
+use crate::agent::hooks::Starting;
 use crate::agent::provision::Patience;
 use crate::agent::session::Session;
 use crate::agent::stage::{Instance, Life, Stage, StageId, Wish};
@@ -146,7 +147,17 @@ impl<'a> Lone<'a> {
             to,
             wanted: closed,
         };
-        std::thread::spawn(move || prober.run(&Life::Starting, None));
+        let hooks = Starting {
+            agent: Arc::clone(self.agent),
+            running: Arc::clone(&self.running),
+            hooks: prober.settings.post_start.clone(),
+            to: prober.to.clone(),
+        };
+        std::thread::spawn(move || {
+            if hooks.run() {
+                prober.run(&Life::Starting, None);
+            }
+        });
         let mut deadline = Instant::now() + limit;
         let mut ready = false;
         let stood = loop {

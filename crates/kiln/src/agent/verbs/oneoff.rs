@@ -40,6 +40,12 @@ pub(super) fn run(
             .hint(format!("there are {}", known.join(", "))));
     };
     spec.argv = argv(agent, released, std::mem::take(&mut spec.argv))?;
+    if !released.settings.post_start.is_empty() {
+        session.notice(format!(
+            "the `post_start` hooks of `{service}` are not run: what the command needs of them, it \
+             does itself"
+        ));
+    }
     let odd = alone(released);
     let instance = instances::launch_odd(agent, stage, active, service, odd)?;
     let lone = Lone::of(agent, stage, instance)?;
