@@ -1,7 +1,7 @@
 //! Trees, configurations and releases as objects. Their canonical bytes are what is stored, so an
 //! object's name is the tree, config or release digest.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -144,10 +144,8 @@ impl Store {
     pub fn put_release(&self, release: &Release) -> Result<Digest> {
         let bytes = release.canonical();
         let digest = self.put_surely(&bytes)?;
-        let spare = self.spare(&digest);
-        if !fs::read(&spare).is_ok_and(|there| there == bytes) {
-            let _unsynced = self.inner.unsynced.mark(Published::File(&spare))?;
-            write_atomic(&spare, &bytes).doing("writing", &spare)?;
+        if !fs::read(self.spare(&digest)).is_ok_and(|there| there == bytes) {
+            self.write_spare(&digest, &bytes)?;
         }
         Ok(digest)
     }
@@ -174,6 +172,44 @@ impl Store {
 
     pub(crate) fn spare(&self, release: &Digest) -> PathBuf {
         self.root().join("spare").join(release.hex())
+    }
+
+    /// Makes the second copies that the releases of stages lack, and says how many: those of an older
+    /// Kiln have none. Nothing is made of a release that is not whole.
+    ///
+    /// # Errors
+    /// I/O errors; what is wrong with the ledger.
+    pub fn second_copies(&self) -> Result<usize> {
+        let mut made = 0;
+        for release in self.releases_of_stages()? {
+            if !self.lacks_second_copy(&release) {
+                continue;
+            }
+            let Ok(bytes) = self.get(&release) else { continue };
+            self.write_spare(&release, &bytes)?;
+            made += 1;
+        }
+        Ok(made)
+    }
+
+    /// All releases that a stage points to, or could go back to.
+    pub(crate) fn releases_of_stages(&self) -> Result<BTreeSet<Digest>> {
+        let pointers = self.pointers()?;
+        let kept = pointers.values().flat_map(|pointer| {
+            pointer.active.iter().chain(&pointer.standby).chain(&pointer.previous)
+        });
+        Ok(kept.copied().collect())
+    }
+
+    pub(crate) fn lacks_second_copy(&self, release: &Digest) -> bool {
+        fs::symlink_metadata(self.spare(release))
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    }
+
+    pub(crate) fn write_spare(&self, release: &Digest, bytes: &[u8]) -> Result<()> {
+        let spare = self.spare(release);
+        let _unsynced = self.inner.unsynced.mark(Published::File(&spare))?;
+        write_atomic(&spare, bytes).doing("writing", &spare)
     }
 
     /// Puts a release again from its second copy; false if that is of no use either.

@@ -166,14 +166,8 @@ impl Look<'_> {
                 self.spare(&release, "its content is another one")?;
             }
         }
-        let pointers = self.store.pointers()?;
-        let kept = pointers.values().flat_map(|pointer| {
-            pointer.active.iter().chain(&pointer.standby).chain(&pointer.previous)
-        });
-        for release in kept.copied().collect::<BTreeSet<_>>() {
-            let gone = fs::symlink_metadata(self.store.spare(&release))
-                .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
-            if gone {
+        for release in self.store.releases_of_stages()? {
+            if self.store.lacks_second_copy(&release) {
                 self.spare(&release, "there is no second copy of this release")?;
             }
         }
@@ -182,13 +176,11 @@ impl Look<'_> {
 
     /// Tells of the second copy of `release`, and makes it again from the first if that is whole.
     fn spare(&mut self, release: &Digest, what: &str) -> Result<()> {
-        let path = self.store.spare(release);
         let mut damage = Damage::at(format!("spare/{}", release.hex()), what);
         if self.repair
             && let Ok(bytes) = self.store.get(release)
         {
-            let _unsynced = self.store.inner.unsynced.mark(Published::File(&path))?;
-            write_atomic(&path, &bytes).doing("writing", &path)?;
+            self.store.write_spare(release, &bytes)?;
             damage.healed = Some("made again from the release".to_owned());
         } else {
             damage.cure =

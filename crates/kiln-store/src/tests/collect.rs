@@ -159,6 +159,25 @@ fn what_is_kept_and_cannot_be_read_stops_collection() {
 }
 
 #[test]
+fn a_root_of_an_older_kiln_gets_second_copies() {
+    let (_dir, store) = store(Backing::Links);
+    let kept = image(&store, "kept");
+    let digest = store.put_release(&release(&[kept])).unwrap();
+    let pointer = Pointer { active: Some(digest), ..Pointer::default() };
+    store.move_pointer("shop", "dev", &pointer, &[], 0).unwrap();
+    assert_eq!(store.second_copies().unwrap(), 0);
+    // As it was before there were any.
+    fs::remove_file(store.spare(&digest)).unwrap();
+    assert_eq!(store.second_copies().unwrap(), 1);
+    assert_eq!(store.fsck(false).unwrap().damage, []);
+    // Nothing is copied that is damaged itself.
+    fs::remove_file(store.spare(&digest)).unwrap();
+    flip(&store.object_path(&digest));
+    assert_eq!(store.second_copies().unwrap(), 0);
+    assert!(!store.spare(&digest).exists());
+}
+
+#[test]
 fn a_release_is_healed_from_its_second_copy_and_that_is_said() {
     let (_dir, store) = store(Backing::Links);
     let kept = image(&store, "kept");

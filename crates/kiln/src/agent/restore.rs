@@ -147,6 +147,7 @@ pub(crate) fn restore(agent: &Arc<Agent>) {
     if let Err(report) = clear_unknown(agent, &strays) {
         agent.log(&report.to_string());
     }
+    second_copies(agent);
     remap(agent);
     for stage in agent.stages() {
         begin_watching(agent, &stage);
@@ -330,6 +331,15 @@ fn remap(agent: &Agent) {
     match agent.host.translate_all(&mapped) {
         Ok(()) => *super::lock(&agent.mapped) = mapped.into_iter().collect(),
         Err(error) => agent.log(&format!("restoring stable addresses: {error}")),
+    }
+}
+
+/// A root of an older Kiln has no second copies of the releases that it kept.
+fn second_copies(agent: &Agent) {
+    match agent.store.second_copies() {
+        Ok(0) => {}
+        Ok(made) => agent.log(&format!("{made} releases have a second copy now, and had none")),
+        Err(error) => agent.log(&format!("making second copies of releases: {error}")),
     }
 }
 
