@@ -2,11 +2,12 @@
 //! is told so, instead of waiting for an answer that cannot come.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use kiln_core::exit::Exit;
@@ -50,8 +51,8 @@ impl Door {
                 Ok((stream, _)) => match shortage(&stream) {
                     None => {
                         let agent = Arc::clone(&self.agent);
-                        let answer = move || serve::answer(&agent, stream);
-                        let Err(error) = std::thread::Builder::new().spawn(answer) else {
+                        let answer = move |stream: &UnixStream| serve::answer(&agent, stream);
+                        let Err(error) = on_a_thread(thread::Builder::new(), stream, answer) else {
                             continue;
                         };
                         error
@@ -70,7 +71,7 @@ impl Door {
             if error.raw_os_error() == Some(libc::EMFILE) {
                 self.turn_away();
             }
-            std::thread::sleep(SHORT);
+            thread::sleep(SHORT);
         }
     }
 
@@ -88,6 +89,25 @@ impl Door {
         let _ = self.listener.set_nonblocking(false);
         self.spare = spare();
     }
+}
+
+/// Answers a client on a thread of its own. One for which there is no thread is told so.
+fn on_a_thread(
+    thread: thread::Builder,
+    stream: UnixStream,
+    answer: impl FnOnce(&UnixStream) + Send + 'static,
+) -> io::Result<()> {
+    let stream = Arc::new(stream);
+    let theirs = Arc::clone(&stream);
+    let spawned = thread.spawn(move || answer(&theirs));
+    spawned.map(drop).inspect_err(|error| refuse(&stream, no_thread(error)))
+}
+
+/// What a client is told for which there is no thread.
+pub(super) fn no_thread(error: &io::Error) -> Report {
+    Report::failed(format!("the agent cannot start a thread for this request: {error}")).hint(
+        "what runs goes on; free memory or processes, or raise the limit (`pids.max`, TasksMax=)",
+    )
 }
 
 /// Says no, and waits a moment for the client to have heard: a request that nobody reads would take
@@ -116,4 +136,26 @@ fn short(limit: u64) -> Report {
         "the agent is short of file descriptors: its limit is {limit}, and {RESERVE} have to be free"
     ))
     .hint("what runs goes on; raise the limit (`prlimit --nofile`, LimitNOFILE=) or free some")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cannot_be_given_a_thread_is_told_so() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        (&theirs).write_all(b"a request\n").unwrap();
+        // No machine has so much room for a stack.
+        let thread = thread::Builder::new().stack_size(1 << 60);
+        on_a_thread(thread, ours, |_| panic!("on which thread?")).unwrap_err();
+        let mut heard = String::new();
+        (&theirs).read_to_string(&mut heard).unwrap();
+        let (greeting, event) = heard.trim_end().split_once('\n').unwrap();
+        assert_eq!(greeting, build_id());
+        let Ok(Event::Failed(report)) = serde_json::from_str(event) else { panic!("{event}") };
+        assert_eq!(report.exit, Exit::Failed);
+        assert!(report.message.contains("thread"), "{report}");
+    }
 }

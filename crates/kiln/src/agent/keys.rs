@@ -81,7 +81,7 @@ mod tests {
     /// A session with a client that answers each question with the lines that `answer` gives.
     fn asked(answer: impl Fn(u64, Question) -> Vec<String> + Send + 'static) -> Session {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let session = Session::new(&ours, BTreeMap::new(), PathBuf::from("/"));
+        let session = Session::new(&ours, BTreeMap::new(), PathBuf::from("/")).unwrap();
         std::thread::spawn(move || {
             let mut writer = theirs.try_clone().unwrap();
             for line in BufReader::new(theirs).lines() {
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn a_client_that_goes_is_not_waited_for() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let session = Session::new(&ours, BTreeMap::new(), PathBuf::from("/"));
+        let session = Session::new(&ours, BTreeMap::new(), PathBuf::from("/")).unwrap();
         std::thread::scope(|scope| {
             let asking = scope.spawn(|| session.credential("r.example", "a"));
             let mut line = String::new();

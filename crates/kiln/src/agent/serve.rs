@@ -15,9 +15,9 @@ use kiln_run::Runtime;
 use kiln_run::net::Host;
 use kiln_store::Store;
 
-use super::addresses::Addresses;
-use super::door::Door;
+use super::door::{Door, no_thread};
 use super::line::Line;
+use super::restore::Remains;
 use super::session::Session;
 use super::who::{self, Who};
 use super::{Agent, build_id, lock, privacy, restore, socket_path, verbs};
@@ -392,7 +392,7 @@ impl Drop for Working<'_> {
     }
 }
 
-pub(super) fn answer(agent: &Arc<Agent>, stream: UnixStream) {
+pub(super) fn answer(agent: &Arc<Agent>, mut stream: &UnixStream) {
     use std::io::Write;
     let working = Working::begin(agent);
     if agent.leaving() {
@@ -401,12 +401,12 @@ pub(super) fn answer(agent: &Arc<Agent>, stream: UnixStream) {
     }
     let mut greeting = build_id();
     greeting.push('\n');
-    if (&stream).write_all(greeting.as_bytes()).is_err() {
+    if stream.write_all(greeting.as_bytes()).is_err() {
         return;
     }
     // A client that says nothing keeps the agent neither from leaving nor from being replaced.
     let limits = stream.set_write_timeout(Some(CLIENT)).and(stream.set_read_timeout(Some(HELLO)));
-    let received = limits.ok().and_then(|()| receive(&stream));
+    let received = limits.ok().and_then(|()| receive(stream));
     let Some((request, fds)) = received else { return };
     if stream.set_read_timeout(None).is_err() {
         return;
@@ -414,8 +414,16 @@ pub(super) fn answer(agent: &Arc<Agent>, stream: UnixStream) {
     // Who only looks on keeps the agent neither from leaving nor from being replaced.
     let looks = matches!(request.verb, Verb::Logs { .. } | Verb::Stats { .. } | Verb::Wait { .. });
     let _working = (!looks).then_some(working);
-    let session = Session::new(&stream, request.env.clone(), request.cwd.clone());
-    let _acting = who::act_for(Who::at(&stream, request.env.get("SUDO_USER")));
+    let session = match Session::new(stream, request.env.clone(), request.cwd.clone()) {
+        Ok(session) => session,
+        Err(error) => {
+            let event = serde_json::to_string(&Event::Failed(no_thread(&error)));
+            let _ = writeln!(stream, "{}", event.unwrap_or_default());
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+            return;
+        }
+    };
+    let _acting = who::act_for(Who::at(stream, request.env.get("SUDO_USER")));
     // A newer client that speaks another protocol still knows how to say this.
     let result = if let Verb::Replace = request.verb {
         Err(agent.replace(&request.exe))

@@ -1,7 +1,7 @@
 //! One client's request under way: where its progress goes, and whether it is still wanted.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,23 +74,29 @@ impl Said {
 impl Session {
     /// For `stream`, which from now on is watched: when the client hangs up the session counts as
     /// cancelled.
-    pub(crate) fn new(stream: &UnixStream, env: BTreeMap<String, String>, cwd: PathBuf) -> Self {
+    ///
+    /// # Errors
+    /// When there is neither a descriptor nor a thread to watch it by.
+    pub(crate) fn new(
+        stream: &UnixStream,
+        env: BTreeMap<String, String>,
+        cwd: PathBuf,
+    ) -> io::Result<Self> {
         let cancelled = Arc::new(AtomicBool::new(false));
         let said: Arc<Said> = Arc::default();
-        if let Ok(mut watched) = stream.try_clone() {
-            let (cancelled, said) = (Arc::clone(&cancelled), Arc::clone(&said));
-            std::thread::spawn(move || {
-                let mut bytes = [0; 4 << 10];
-                while let Ok(length @ 1..) = watched.read(&mut bytes) {
-                    said.add(&bytes[..length]);
-                }
-                cancelled.store(true, Ordering::Release);
-                said.more.notify_all();
-            });
-        }
-        let out = stream.try_clone().ok().map(Mutex::new);
+        let mut watched = stream.try_clone()?;
+        let out = Some(Mutex::new(stream.try_clone()?));
+        let (gone, heard) = (Arc::clone(&cancelled), Arc::clone(&said));
+        std::thread::Builder::new().spawn(move || {
+            let mut bytes = [0; 4 << 10];
+            while let Ok(length @ 1..) = watched.read(&mut bytes) {
+                heard.add(&bytes[..length]);
+            }
+            gone.store(true, Ordering::Release);
+            heard.more.notify_all();
+        })?;
         let questions = Mutex::default();
-        Self { out, cancelled, stoppable: true, said, questions, env, cwd }
+        Ok(Self { out, cancelled, stoppable: true, said, questions, env, cwd })
     }
 
     /// For what the agent does by itself: nobody listens, nobody cancels.
@@ -255,7 +261,7 @@ impl Node<'_> {
     pub(crate) fn end<T>(self, result: &Result<T, Report>, detail: &str) {
         match result {
             Ok(_) => self.done(detail),
-            Err(report) => self.failed(report.message.lines().next().unwrap_or_default()),
+            Err(report) => self.failed(&report.line()),
         }
     }
 }
