@@ -159,13 +159,13 @@ impl<'a> Cage<'a> {
                 symlink(own.join(&name).canonicalize()?, cage.join(&name))?;
             }
         }
-        let config = self.config(home);
+        let config = self.config(home)?;
         fs::write(cage.join("config"), config)
     }
 
     /// The configuration of the cage: what of the machine's, the user's and the repository's may
     /// be taken over. The later file wins, as in Git.
-    fn config(&self, home: Option<&Path>) -> String {
+    fn config(&self, home: Option<&Path>) -> io::Result<String> {
         let Repository { own, common, .. } = self.repository;
         let mut files = vec![PathBuf::from("/etc/gitconfig")];
         if let Some(home) = home {
@@ -174,9 +174,12 @@ impl<'a> Cage<'a> {
         files.extend([common.join("config"), own.join("config.worktree")]);
         let mut taken: BTreeMap<&str, String> = BTreeMap::new();
         let mut excludes = home.map(|home| home.join(".config/git/ignore"));
-        for file in files.iter().filter(|file| small_file(file).is_some()) {
+        // Git reads a copy: what is at the path by then may be anything else.
+        let copy = self.dir.path().join("config.read");
+        for text in files.iter().filter_map(|file| small_file(file)) {
+            fs::write(&copy, text)?;
             let listed = self.git(["config", "--no-includes", "-z", "--list", "--file"]);
-            let Ok(listed) = run({ listed }.arg(file)) else { continue };
+            let Ok(listed) = run({ listed }.arg(&copy)) else { continue };
             for setting in String::from_utf8_lossy(&listed).split('\0') {
                 let (key, value) = setting.split_once('\n').unwrap_or((setting, "true"));
                 if let Some(key) = TAKEN_OVER.iter().find(|name| **name == key) {
@@ -199,7 +202,7 @@ impl<'a> Cage<'a> {
             let (section, name) = key.split_once('.').unwrap_or(("core", key));
             let _ = writeln!(text, "[{section}]\n{name} = {}", quoted(&value));
         }
-        text
+        Ok(text)
     }
 
     /// A `git` in the cage: no configuration but ours, no environment, no terminal.
