@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::{Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 use kiln_bake::base::Lock;
 use kiln_core::Digest;
@@ -18,8 +18,8 @@ use kiln_store::refs::PROJECTS;
 use kiln_store::regular::{self, Links};
 use kiln_store::{RefName, Reference, References, Roots};
 
-use super::Agent;
 use super::bake::LOCK_FILE;
+use super::{Agent, lock};
 use crate::report::{Because, Report};
 
 /// How long the file system of a project is waited for.
@@ -82,16 +82,19 @@ fn name_of(folder: &Path) -> String {
 /// Those of [`kiln_store::Store::references`].
 pub(crate) fn of_projects(agent: &Agent) -> kiln_store::Result<(Roots, Vec<String>)> {
     let (mut roots, mut unread) = (Roots::default(), Vec::new());
-    for ((kind, name), reference) in agent.store.references()? {
-        let Some(folder) = reference.folder.filter(|_| kind == PROJECTS) else { continue };
-        match read_lock(folder.join(LOCK_FILE)) {
+    let projects = agent.store.references()?.into_iter().filter(|((kind, _), _)| kind == PROJECTS);
+    let (names, paths): (Vec<String>, Vec<PathBuf>) = projects
+        .filter_map(|((_, name), reference)| Some((name, reference.folder?.join(LOCK_FILE))))
+        .unzip();
+    for ((name, path), lock) in names.into_iter().zip(&paths).zip(read_locks(&paths)) {
+        match lock {
             Ok(Some(lock)) => roots.needs.extend(lock.references()),
             Ok(None) => {
                 roots.gone.insert(name);
             }
             Err(why) => {
                 roots.unknown = true;
-                unread.push(format!("{}: {why}", folder.join(LOCK_FILE).display()));
+                unread.push(format!("{}: {why}", path.display()));
             }
         }
     }
@@ -104,8 +107,10 @@ pub(crate) fn names_of_images<'a>(
     references: impl Iterator<Item = &'a Reference>,
 ) -> BTreeMap<String, BTreeSet<String>> {
     let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for folder in references.filter_map(|reference| reference.folder.as_ref()) {
-        let Ok(Some(lock)) = read_lock(folder.join(LOCK_FILE)) else { continue };
+    let folders = references.filter_map(|reference| reference.folder.as_ref());
+    let paths: Vec<PathBuf> = folders.map(|folder| folder.join(LOCK_FILE)).collect();
+    for lock in read_locks(&paths) {
+        let Ok(Some(lock)) = lock else { continue };
         for image in lock.images.into_values() {
             for platform in &image.platforms {
                 let of = names.entry(platform.manifest.hex()).or_default();
@@ -136,12 +141,12 @@ pub(crate) fn write_again(agent: &Agent) -> Result<Vec<(RefName, PathBuf)>, Repo
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let folders = readable.values().filter_map(|reference| reference.folder.clone());
-    let locks: Vec<(PathBuf, Lock)> = folders
-        .filter_map(|folder| {
-            let path = folder.join(LOCK_FILE);
-            Some((path.clone(), read_lock(path).ok()??))
-        })
+    let folders = readable.values().filter_map(|reference| reference.folder.as_ref());
+    let paths: Vec<PathBuf> = folders.map(|folder| folder.join(LOCK_FILE)).collect();
+    let locks: Vec<(&PathBuf, Lock)> = paths
+        .iter()
+        .zip(read_locks(&paths))
+        .filter_map(|(path, lock)| Some((path, lock.ok()??)))
         .collect();
     let mut written = Vec::new();
     for name in wanted {
@@ -149,26 +154,115 @@ pub(crate) fn write_again(agent: &Agent) -> Result<Vec<(RefName, PathBuf)>, Repo
             locks.iter().find_map(|(path, lock)| Some((path, lock.kept(&agent.store, &name)?)));
         if let Some((path, digests)) = kept {
             agent.store.set_ref(&name.0, &name.1, &digests).because(doing)?;
-            written.push((name, path.clone()));
+            written.push((name, (*path).clone()));
         }
     }
     Ok(written)
 }
 
-/// The lock at `path`, which is a user's: it may be anything, and its file system may be dead.
-fn read_lock(path: PathBuf) -> Result<Option<Lock>, String> {
-    let (read, answer) = mpsc::channel();
-    // Who waits for a dead file system cannot be ended; nobody waits for them.
-    std::thread::spawn(move || read.send(regular::read(&path, Links::Refuse, Lock::LARGEST)));
-    match answer.recv_timeout(PATIENCE) {
-        Ok(Ok(text)) => {
-            let lock = String::from_utf8(text).ok().and_then(|text| Lock::parse(&text).ok());
-            lock.map(Some).ok_or_else(|| "it is no lock".to_owned())
+/// Locks that somebody still waits for, since when.
+static WAITED_FOR: Mutex<BTreeMap<PathBuf, Instant>> = Mutex::new(BTreeMap::new());
+
+/// The locks at `paths`, in their order. They are users': they may be anything, and their file systems
+/// may be dead. So all are asked at once, and one that owes an answer is not asked again before that
+/// has come.
+fn read_locks(paths: &[PathBuf]) -> Vec<Result<Option<Lock>, String>> {
+    answers(paths, PATIENCE, |path| regular::read(path, Links::Refuse, Lock::LARGEST))
+        .into_iter()
+        .map(|answer| match answer? {
+            Ok(text) => {
+                let lock = String::from_utf8(text).ok().and_then(|text| Lock::parse(&text).ok());
+                lock.map(Some).ok_or_else(|| "it is no lock".to_owned())
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
+                _ => Err(error.to_string()),
+            },
+        })
+        .collect()
+}
+
+/// What `read` says of each path within `patience` for all together; why it says nothing, if not.
+fn answers<T: Send + 'static>(
+    paths: &[PathBuf],
+    patience: Duration,
+    read: impl Fn(&Path) -> T + Copy + Send + 'static,
+) -> Vec<Result<T, String>> {
+    let late = |since: Instant| {
+        let seconds = since.elapsed().as_secs();
+        Err(format!("its file system does not answer; it was asked {seconds} s ago"))
+    };
+    let (told, heard) = mpsc::channel();
+    let mut all: Vec<Option<Result<T, String>>> = Vec::new();
+    for (at, path) in paths.iter().enumerate() {
+        let (told, owed) = (told.clone(), path.clone());
+        let since = *lock(&WAITED_FOR).entry(path.clone()).or_insert_with(Instant::now);
+        if since.elapsed() > patience {
+            all.push(Some(late(since)));
+            continue;
         }
-        Ok(Err(error)) => match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
-            _ => Err(error.to_string()),
-        },
-        Err(_) => Err(format!("its file system does not answer within {PATIENCE:?}")),
+        // Who waits for a dead file system cannot be ended; nobody waits for them.
+        let asked = std::thread::Builder::new().spawn(move || {
+            let answer = read(&owed);
+            lock(&WAITED_FOR).remove(&owed);
+            let _ = told.send((at, answer));
+        });
+        all.push(asked.err().map(|error| {
+            lock(&WAITED_FOR).remove(path);
+            Err(format!("no thread is to be had to read it: {error}"))
+        }));
+    }
+    drop(told);
+    let deadline = Instant::now() + patience;
+    while let Ok((at, answer)) =
+        heard.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    {
+        if let Some(one) = all.get_mut(at) {
+            *one = Some(Ok(answer));
+        }
+    }
+    all.into_iter()
+        .map(|one| {
+            one.unwrap_or_else(|| {
+                let seconds = patience.as_secs_f32();
+                Err(format!("its file system does not answer within {seconds} s"))
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dead_file_systems_cost_their_time_once() {
+        let paths: Vec<PathBuf> = (0..40).map(|n| format!("/of/needs/{n}").into()).collect();
+        static HELD: Mutex<()> = Mutex::new(());
+        let held = lock(&HELD);
+        let patience = Duration::from_millis(300);
+        let read = |path: &Path| {
+            if path.ends_with("7") {
+                return 7;
+            }
+            drop(lock(&HELD));
+            0
+        };
+        let began = Instant::now();
+        let first = answers(&paths, patience, read);
+        assert!(began.elapsed() < patience * 20, "all at once: {:?}", began.elapsed());
+        assert_eq!(first[7], Ok(7));
+        assert!(first[8].as_ref().unwrap_err().contains("does not answer within"), "{first:?}");
+        let began = Instant::now();
+        let again = answers(&paths[7..], patience, read);
+        assert!(began.elapsed() < patience, "who owes an answer is not asked again");
+        assert_eq!(again[0], Ok(7));
+        assert!(again[1].as_ref().unwrap_err().contains("asked"), "{again:?}");
+        drop(held);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while lock(&WAITED_FOR).keys().any(|path| path.starts_with("/of/needs")) {
+            assert!(Instant::now() < deadline, "one that answers may be asked again");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
