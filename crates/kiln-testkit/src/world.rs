@@ -35,7 +35,15 @@ impl World {
     /// # Panics
     /// If there is no room for a temporary directory.
     pub fn new(binary: impl Into<PathBuf>) -> Self {
-        let home = tempfile::Builder::new().prefix("kiln-test-").tempdir();
+        Self::within(binary, &std::env::temp_dir())
+    }
+
+    /// The same in a folder of the caller's, which stays.
+    ///
+    /// # Panics
+    /// If there is no room for a temporary directory.
+    pub fn within(binary: impl Into<PathBuf>, dir: &Path) -> Self {
+        let home = tempfile::Builder::new().prefix("kiln-test-").tempdir_in(dir);
         let home = home.unwrap_or_else(|error| panic!("no temporary directory: {error}"));
         Self { binary: binary.into(), home, scope: OnceLock::new(), env: Vec::new() }
     }

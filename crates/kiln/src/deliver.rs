@@ -310,7 +310,7 @@ impl<'a> Under<'a> {
 
     fn failed(&mut self, report: &Report) {
         if let Some(node) = self.node.take() {
-            node.failed(report.message.lines().next().unwrap_or_default());
+            node.failed(&report.line());
         }
     }
 }

@@ -102,6 +102,17 @@ impl Report {
         self
     }
 
+    /// In one line, with its causes. One that only gave up because another failed says no more itself.
+    pub(crate) fn line(&self) -> String {
+        let first = |text: &String| text.lines().next().unwrap_or_default().to_owned();
+        if self.message.is_empty() {
+            return "given up, because another one failed".to_owned();
+        }
+        let all: Vec<String> =
+            std::iter::once(&self.message).chain(&self.causes).map(first).collect();
+        all.join(": ")
+    }
+
     /// From what went wrong at a registry, with what to do.
     pub(crate) fn of_registry(error: &kiln_remote::registry::Error) -> Self {
         let exit = if error.is_usage() { Exit::Usage } else { Exit::Failed };

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{PATIENCE, answer, instances, kill, page, wait_for_answer, web};
+use common::{KILN, PATIENCE, answer, filled, instances, kill, page, wait_for_answer, web, web_in};
 use kiln_testkit::{Project, World, wait_until};
 use serde_json::Value;
 
@@ -257,4 +257,55 @@ fn the_ledger_takes_little_of_what_an_instance_says_and_names_who_gave_a_command
         .map(|path| fs::read_to_string(path).unwrap())
         .collect();
     assert!(kept.contains("hush") && kept.contains(exec["data"]["command"].as_str().unwrap()));
+}
+
+/// A disk of its own, which is gone with this.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn new(size: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let size = std::ffi::CString::new(format!("size={size},mode=0755")).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, Some(size.as_c_str())).unwrap();
+        Self(dir)
+    }
+
+    /// Takes all the room there is; gives the file that has it.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.path().join("large");
+        let mut large = fs::File::create(&path).unwrap();
+        for size in [1 << 20, 1 << 12, 1] {
+            let zeros = vec![0; size];
+            while std::io::Write::write_all(&mut large, &zeros).is_ok() {}
+        }
+        path
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let detach = rustix::mount::UnmountFlags::DETACH;
+        rustix::mount::unmount(self.0.path(), detach).unwrap();
+    }
+}
+
+#[test]
+fn why_an_instance_does_not_come_back_on_a_full_disk_is_said_and_it_does_when_there_is_room() {
+    let disk = Disk::new("400m");
+    let (world, project, port) = web_in(filled(World::within(KILN, disk.0.path())));
+    world.kiln_in(&project, ["up"]).expect_done();
+    let large = disk.fill();
+    kill(instances(&world, &project)[0]["pid"].as_i64().unwrap());
+    let said = wait_until(PATIENCE, "the reason", || {
+        let status = world.kiln_in(&project, ["status"]).expect_done().stdout;
+        status.contains("No space left on device").then_some(status)
+    });
+    assert!(said.contains("backing off"), "{said}");
+    page(&project, "web", "two");
+    let failed = world.kiln_in(&project, ["up"]).expect_code(1);
+    let line = |line: &str| line.contains("FAILED") && line.contains("No space left on device");
+    assert!(failed.stderr.lines().any(line), "{failed}");
+    fs::remove_file(large).unwrap();
+    wait_for_answer(&port, "one");
 }

@@ -64,7 +64,7 @@ impl Troubles {
         trouble.busy = false;
         trouble.next = Some(Instant::now() + pause(trouble.tries));
         trouble.tries = trouble.tries.saturating_add(1);
-        trouble.why = report.message;
+        trouble.why = report.line();
     }
 
     /// The try that has begun. One that meets a bug has failed as others do: it is tried again.

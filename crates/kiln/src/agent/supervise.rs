@@ -555,11 +555,11 @@ impl Supervisor {
                 Ok(fresh) => return self.hand_over(Instance { streak, ..fresh }),
                 // The machine may be short of something: that passes.
                 Err(report) => {
-                    self.finding("instance.failed", &report.message);
+                    how = report.line();
+                    self.finding("instance.failed", &how);
                     self.update(|instance| {
                         (instance.restarts, instance.streak) = (restarts, streak);
                     });
-                    how = report.message;
                 }
             }
         }

@@ -72,12 +72,15 @@ fn copy(from: &Path, to: &Path) {
 
 /// A world whose store has the busybox base; in `backing.rs` one without EROFS.
 pub(crate) fn world() -> World {
-    let template = template();
-    let world = match env!("CARGO_CRATE_NAME") {
+    filled(match env!("CARGO_CRATE_NAME") {
         "backing" => World::new(KILN).env("KILN_STORE_BACKING", "links"),
         _ => World::new(KILN),
-    };
-    copy(&template.join("root"), world.home());
+    })
+}
+
+/// That world with what the template has.
+pub(crate) fn filled(world: World) -> World {
+    copy(&template().join("root"), world.home());
     world
 }
 
@@ -100,7 +103,11 @@ pub(crate) fn page(project: &Project, service: &str, text: &str) {
 
 /// A world with one service `web` that answers `one`.
 pub(crate) fn web() -> (World, Project, Port) {
-    let world = world();
+    web_in(world())
+}
+
+/// The same in that world.
+pub(crate) fn web_in(world: World) -> (World, Project, Port) {
     let port = Port::claim();
     let compose = format!(
         "name: demo\nservices:\n  web:\n    build: ./web\n    ports: [\"{}:8080\"]\n",
