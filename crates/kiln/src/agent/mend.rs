@@ -93,6 +93,9 @@ impl Troubles {
     }
 }
 
+/// What this is called where others wait for it.
+const OWN: &str = "the agent's building up again of what is missing";
+
 /// How long after so many failures the next try begins.
 fn pause(failures: u32) -> Duration {
     FIRST.saturating_mul(2_u32.saturating_pow(failures.min(16))).min(LAST)
@@ -129,7 +132,9 @@ pub(super) fn mend(agent: &Arc<Agent>, stage: &Arc<Stage>) {
     let (agent, stage) = (Arc::clone(agent), Arc::clone(stage));
     agent.clone().background(move || {
         // Who delivers just now makes it whole, or leaves it as it is.
-        let Some(_turn) = stage.try_turn() else { return agent.troubles.put_off(&stage.id) };
+        let Some(_turn) = stage.try_turn(OWN) else {
+            return agent.troubles.put_off(&stage.id);
+        };
         if !lacks(&stage) {
             return agent.troubles.put_off(&stage.id);
         }

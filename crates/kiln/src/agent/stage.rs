@@ -10,7 +10,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_core::Digest;
 use kiln_core::compose::Expose;
@@ -22,6 +22,7 @@ pub(crate) use kiln_core::stage::{Illegal, Life, Member, Role, Slot};
 use kiln_store::ledger::Pointer;
 use serde::{Deserialize, Serialize};
 
+use super::lock;
 use super::network::Net;
 use super::supervise::Word;
 use crate::report::Report;
@@ -228,6 +229,8 @@ pub(crate) struct Stage {
     /// Which.
     pub id: StageId,
     turn: Mutex<()>,
+    /// What has the turn, and since when.
+    holder: Mutex<Option<(&'static str, Instant)>>,
     saving: Mutex<()>,
     wish: Mutex<Wish>,
     /// The ports of each service that accepted when it served last.
@@ -241,8 +244,8 @@ impl Stage {
     pub(crate) fn new(id: StageId, pointer: Pointer) -> Self {
         let state = StageState::new(pointer);
         let (turn, saving, wish) = (Mutex::new(()), Mutex::new(()), Mutex::default());
-        let (served, changed) = (Mutex::default(), Condvar::new());
-        Self { id, turn, saving, wish, served, state: Mutex::new(state), changed }
+        let (served, changed, holder) = (Mutex::default(), Condvar::new(), Mutex::default());
+        Self { id, turn, holder, saving, wish, served, state: Mutex::new(state), changed }
     }
 
     /// Which ports of `service` accepted when it served last.
@@ -298,13 +301,20 @@ impl Stage {
         self.state().pointer.renewed + u64::from(self.wished().renew)
     }
 
-    /// The turn of this delivery, if nobody else has it.
-    pub(crate) fn try_turn(&self) -> Option<MutexGuard<'_, ()>> {
-        match self.turn.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(std::sync::TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
-            Err(std::sync::TryLockError::WouldBlock) => None,
-        }
+    /// The turn of `what`, in words, if nobody else has it.
+    pub(crate) fn try_turn(&self, what: &'static str) -> Option<Turn<'_>> {
+        let guard = match self.turn.try_lock() {
+            Ok(guard) => guard,
+            Err(std::sync::TryLockError::Poisoned(guard)) => guard.into_inner(),
+            Err(std::sync::TryLockError::WouldBlock) => return None,
+        };
+        *lock(&self.holder) = Some((what, Instant::now()));
+        Some(Turn { stage: self, _guard: guard })
+    }
+
+    /// What has the turn, in words, and for how long.
+    pub(crate) fn whose_turn(&self) -> Option<(&'static str, Duration)> {
+        lock(&self.holder).map(|(what, since)| (what, since.elapsed()))
     }
 
     /// Held from reading the state to having written it, so that a later state is written later.
@@ -340,6 +350,21 @@ impl Stage {
             Ok((state, _)) => state,
             Err(poisoned) => poisoned.into_inner().0,
         }
+    }
+}
+
+/// A turn; see [`Stage::try_turn`].
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Turn<'a> {
+    stage: &'a Stage,
+    _guard: MutexGuard<'a, ()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // Before the next one has it.
+        *lock(&self.stage.holder) = None;
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_core::compose::{MountSource, Project};
 use kiln_core::exit::Exit;
 use serde_json::json;
 
-use super::{Answer, COMPOSE_FILES, load, name_of_broken, with_turn};
+use super::{Answer, COMPOSE_FILES, load, name_of_broken, with_turn, with_turn_by};
 use crate::agent::session::Session;
 use crate::agent::stage::{Illegal, Seen, Stage, StageId, StageState};
 use crate::agent::volumes::{Kind, Volume};
@@ -21,6 +21,9 @@ use crate::report::Report;
 
 /// How long requests under way may take to end.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// How long `shutdown` waits for deliveries under way.
+const WAIT: Duration = Duration::from_secs(60);
 
 /// What the command line and the files at hand say.
 struct Asked {
@@ -58,7 +61,7 @@ pub(super) fn down(
         true => agent.stage(&id),
         false => super::find_stage(agent, session, args, stage)?,
     };
-    with_turn(session, &stage, || {
+    with_turn(session, &stage, "kiln down", || {
         agent.ledger_is_whole("the stage is not taken down")?;
         stop_and_remove(agent, session, &stage, &asked, volumes)
     })
@@ -309,9 +312,13 @@ pub(super) fn shutdown(agent: &Arc<Agent>, session: &Session) -> Result<Answer, 
     // A ledger that takes nothing keeps nobody from ending all there is.
     let held = agent.ledger_is_whole("that all is stopped is not recorded");
     let held = held.map_err(|report| session.notice(report.to_string())).is_err();
-    for stage in agent.stages() {
+    // What somebody delivers to just now is waited for last, so that no other stage waits with it.
+    let (busy, free): (Vec<_>, Vec<_>) =
+        agent.stages().into_iter().partition(|stage| stage.whose_turn().is_some());
+    let deadline = Instant::now() + WAIT;
+    for stage in free.into_iter().chain(busy) {
         let stop = || stop_stage(agent, session, &stage, held);
-        stopped.extend(with_turn(session, &stage, stop)?);
+        stopped.extend(with_turn_by(session, &stage, "kiln shutdown", Some(deadline), stop)?);
     }
     // What was left alone, for nobody knew whose it is, is not left behind.
     crate::agent::end_all(&agent.runtime)?;

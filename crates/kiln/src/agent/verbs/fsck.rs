@@ -131,7 +131,7 @@ fn forget_previous(
     restorable: &dyn Fn(&Digest) -> bool,
 ) -> Result<Vec<Digest>, Report> {
     // While something is delivered, what is before that is not settled.
-    let Some(_turn) = stage.try_turn() else { return Ok(Vec::new()) };
+    let Some(_turn) = stage.try_turn("kiln fsck") else { return Ok(Vec::new()) };
     let mut pointer = stage.state().pointer.clone();
     let needed = [pointer.active, pointer.standby];
     let (kept, lost): (Vec<Digest>, Vec<Digest>) = pointer

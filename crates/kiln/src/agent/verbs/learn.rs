@@ -44,7 +44,7 @@ pub(super) fn learn(
     known_services(&project, &[service.to_owned()])?;
     let id = StageId { project: project.name.clone(), stage: "dev".into() };
     let stage = agent.stage(&id);
-    with_turn(session, &stage, || {
+    with_turn(session, &stage, "kiln up --learn", || {
         agent.ledger_is_whole("nothing is started")?;
         // Nothing names what is made here, so it is collected some time after.
         let _lease = agent.lease()?;

@@ -19,10 +19,11 @@ mod serve;
 mod stats;
 mod verify;
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_core::compose::{self, Project, Protocol};
 use kiln_core::exit::Exit;
@@ -291,28 +292,96 @@ fn find_stage(
 const TURN: Duration = Duration::from_millis(5);
 
 /// Deliveries to one stage take turns; who has to wait hears of it. Whose client goes away before
-/// its turn does nothing.
+/// its turn does nothing. `what`: this delivery, as others are told of it.
 fn with_turn<T>(
     session: &Session,
     stage: &Stage,
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, Report>,
+) -> Result<T, Report> {
+    with_turn_by(session, stage, what, None, work)
+}
+
+/// The same, and given up after `deadline`: then nothing was done.
+fn with_turn_by<T>(
+    session: &Session,
+    stage: &Stage,
+    what: &'static str,
+    deadline: Option<Instant>,
     work: impl FnOnce() -> Result<T, Report>,
 ) -> Result<T, Report> {
     let mut told = false;
     loop {
         session.check()?;
-        if let Some(_turn) = stage.try_turn() {
+        if let Some(_turn) = stage.try_turn(what) {
             session.check()?;
             return work();
         }
-        if !told {
-            session.notice(format!("another delivery to {} is under way: waiting", stage.id));
-            told = true;
+        // Nobody has it any more: the next try is as good.
+        if let Some((other, long)) = stage.whose_turn() {
+            let long = long.as_secs();
+            if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                return Err(Report::failed(format!(
+                    "{what} was given up: {other} has been under way in {} for {long} s and does \
+                     not end",
+                    stage.id
+                ))
+                .hint(format!(
+                    "end that command and run this again; if that does not help, `kill -9 {}` ends \
+                     the agent, nothing that runs, and whatever it is at",
+                    std::process::id()
+                )));
+            }
+            if !told {
+                session.notice(format!(
+                    "another delivery to {} is under way ({other}, for {long} s): waiting",
+                    stage.id
+                ));
+                told = true;
+            }
         }
         std::thread::sleep(TURN);
+    }
+}
+
+/// What a verb says of a service that `place` does not have.
+fn no_service(
+    place: &impl fmt::Display,
+    service: &str,
+    known: impl IntoIterator<Item = impl AsRef<str>>,
+) -> Report {
+    let known: Vec<String> = known.into_iter().map(|name| name.as_ref().to_owned()).collect();
+    let report = Report::usage(format!("{place} has no service `{service}`"));
+    match known.is_empty() {
+        true => report.hint("it has none: kiln up"),
+        false => report.hint(format!("there are {}", known.join(", "))),
     }
 }
 
 /// What a verb says of a stage in which nothing serves.
 fn nothing_serves(stage: &Stage) -> Report {
     Report::failed(format!("nothing serves in {}", stage.id)).hint("kiln up")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_store::Pointer;
+
+    #[test]
+    fn who_does_not_get_its_turn_says_whose_it_is() {
+        let id = StageId { project: "shop".into(), stage: "dev".into() };
+        let stage = Stage::new(id, Pointer::default());
+        let session = Session::own();
+        let turn = stage.try_turn("kiln up").unwrap();
+        let late = Some(Instant::now());
+        let work = || -> Result<(), Report> { panic!("it is not its turn") };
+        let refused = with_turn_by(&session, &stage, "kiln shutdown", late, work).unwrap_err();
+        assert!(refused.message.contains("kiln up has been under way in shop/dev"), "{refused}");
+        let cure = format!("kill -9 {}", std::process::id());
+        assert!(refused.hint.unwrap().contains(&cure));
+        drop(turn);
+        assert_eq!(stage.whose_turn(), None);
+        assert_eq!(with_turn_by(&session, &stage, "kiln shutdown", late, || Ok(7)), Ok(7));
+    }
 }

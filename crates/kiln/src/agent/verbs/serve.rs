@@ -57,7 +57,7 @@ pub(super) fn up(
     let only = with_dependencies(&project, asked.services);
     let id = StageId { project: project.name.clone(), stage: "dev".into() };
     let stage = agent.stage(&id);
-    with_turn(session, &stage, || {
+    with_turn(session, &stage, "kiln up", || {
         agent.ledger_is_whole("nothing is delivered")?;
         let consent = folder::Consent {
             given: asked.take_over,
@@ -257,7 +257,7 @@ pub(super) fn rollback(
     timeout: Option<u64>,
 ) -> Result<Answer, Report> {
     let began = Instant::now();
-    with_turn(session, stage, || {
+    with_turn(session, stage, "kiln rollback", || {
         agent.ledger_is_whole("nothing is delivered")?;
         let digest = choose(agent, stage, release)?;
         let release = agent.release(&digest)?;
@@ -276,7 +276,7 @@ pub(super) fn restart(
     timeout: Option<u64>,
 ) -> Result<Answer, Report> {
     let began = Instant::now();
-    with_turn(session, stage, || {
+    with_turn(session, stage, "kiln restart", || {
         agent.ledger_is_whole("nothing is delivered")?;
         let active = stage.state().pointer.active.ok_or_else(|| nothing_serves(stage))?;
         let release = agent.release(&active)?;
