@@ -147,8 +147,8 @@ fn sync(part: &Path, count: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// One volume is filled once: services that start together may have it in common, and an empty
-/// folder would be renamed over the one that another instance has mounted already.
+/// One volume is filled by one at a time: services that start together may have it in common, and
+/// the second would throw away what the first has half made.
 struct Filling<'a>(&'a Path);
 
 static UNDER_WAY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());

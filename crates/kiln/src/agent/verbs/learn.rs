@@ -1,6 +1,7 @@
 //! `kiln up --learn SERVICE`: one instance with a layer, in no slot and without traffic, to see what it
 //! writes. It finds its neighbours where they serve now. Volumes are folders of its own, so it meets
-//! nobody's data; what is bound from the host is, and is refused if somebody writes it now.
+//! nobody's data. What is bound from the host it shares with others, and it is refused if somebody
+//! writes that now.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -93,7 +94,8 @@ enum Stood {
     Late,
 }
 
-/// An instance that is in no slot. Dropped, on whatever path, it is gone.
+/// An instance that is in no slot. Dropped, on whatever path, it is killed, and what it leaves is
+/// cleared away once it has certainly ended.
 pub(super) struct Lone<'a> {
     agent: &'a Arc<Agent>,
     stage: &'a Stage,
@@ -205,7 +207,7 @@ impl Drop for Lone<'_> {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !matches!(self.running.kill(), Known::Ended(_)) {
             if Instant::now() > deadline {
-                // Its card is there, so the next agent finds it.
+                // The next agent ends it: a card leads to no release that serves, or there is none.
                 return self.agent.log(&format!("{id}: whether it has ended is not known"));
             }
             std::thread::sleep(LOOK);

@@ -278,7 +278,8 @@ pub(super) fn history(
     Ok(Value::Null.into())
 }
 
-/// The releases that slots and pointers of this root name, and those that were cut.
+/// The releases that slots and pointers of this root name. Those that were cut and never served are
+/// not among them: references keep them.
 pub(super) fn named(agent: &Agent) -> BTreeSet<Digest> {
     let mut releases: BTreeSet<Digest> = BTreeSet::new();
     for stage in agent.stages() {
