@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kiln_core::compose::Project;
 use serde_json::json;
 
-use super::{Answer, load_and_tell, pull};
+use super::{Answer, load_and_tell, no_service, pull};
 use crate::agent::Agent;
 use crate::agent::bake;
 use crate::agent::session::Session;
@@ -73,12 +73,8 @@ pub(super) fn bake(
 
 /// Refuses services that the project does not have.
 pub(super) fn known_services(project: &Project, services: &[String]) -> Result<(), Report> {
-    for service in services {
-        if !project.services.contains_key(service) {
-            let known: Vec<&str> = project.services.keys().map(String::as_str).collect();
-            return Err(Report::usage(format!("no service `{service}` in `{}`", project.name))
-                .hint(format!("its services are {}", known.join(", "))));
-        }
+    match services.iter().find(|service| !project.services.contains_key(*service)) {
+        Some(service) => Err(no_service(&project.name, service, project.services.keys())),
+        None => Ok(()),
     }
-    Ok(())
 }

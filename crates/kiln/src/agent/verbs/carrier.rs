@@ -17,7 +17,7 @@ use kiln_store::Store;
 use serde_json::json;
 
 use super::build::known_services;
-use super::{Answer, load_and_tell};
+use super::{Answer, load_and_tell, no_service};
 use crate::agent::session::Session;
 use crate::agent::{Agent, bake, record, released};
 use crate::protocol::ProjectArgs;
@@ -122,7 +122,7 @@ fn items(agent: &Arc<Agent>, session: &Session, wish: &Export<'_>) -> Result<Vec
     };
     for service in wish.services {
         if !images.contains_key(service) {
-            return Err(Report::usage(format!("the release has no service `{service}`")));
+            return Err(no_service(&"the release", service, images.keys()));
         }
     }
     let wanted = |name: &String| wish.services.is_empty() || wish.services.contains(name);

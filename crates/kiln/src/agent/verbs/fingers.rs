@@ -1,7 +1,6 @@
 //! What fingers expect that know Compose: `port`, `ls`, `wait`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_core::compose::Protocol;
@@ -9,7 +8,8 @@ use kiln_core::exit::Exit;
 use kiln_run::{End, Known, Running};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Answer, nothing_serves};
+use super::exec::running;
+use super::{Answer, no_service, nothing_serves};
 use crate::agent::Agent;
 use crate::agent::session::Session;
 use crate::agent::stage::Stage;
@@ -31,11 +31,9 @@ pub(super) fn port(
 ) -> Result<Answer, Report> {
     let active = stage.state().pointer.active.ok_or_else(|| nothing_serves(stage))?;
     let release = agent.release(&active)?;
-    let released = release.services.get(service).ok_or_else(|| {
-        let known: Vec<&str> = release.services.keys().map(String::as_str).collect();
-        Report::usage(format!("{} has no service `{service}`", stage.id))
-            .hint(format!("there are {}", known.join(", ")))
-    })?;
+    let released = release.services.get(service);
+    let missing = || no_service(&stage.id, service, release.services.keys());
+    let released = released.ok_or_else(missing)?;
     let wanted = |port: &&kiln_core::compose::Port| {
         target.is_none_or(|target| port.target == target && port.protocol == protocol)
     };
@@ -124,16 +122,6 @@ pub(super) fn wait(
     let ended: Vec<answers::Ended> = ended.into_iter().collect::<Result<_, _>>()?;
     let code = ended.first().map_or(0, |first| first.code);
     Ok(Answer::of(&answers::Waited { services: ended, code }))
-}
-
-fn running(stage: &Stage, service: &str) -> Result<Arc<Running>, Report> {
-    let state = stage.state();
-    let active = state.pointer.active.ok_or_else(|| nothing_serves(stage))?;
-    let instance = state.member(&active, service);
-    let running = instance.and_then(|instance| instance.running.clone());
-    running.ok_or_else(|| {
-        Report::usage(format!("no instance of `{service}` in {}", stage.id)).hint("kiln ps")
-    })
 }
 
 fn await_end(

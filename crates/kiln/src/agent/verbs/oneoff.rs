@@ -14,7 +14,7 @@ use kiln_run::ExecSpec;
 use serde_json::json;
 
 use super::learn::Lone;
-use super::{Answer, exec, nothing_serves};
+use super::{Answer, exec, no_service, nothing_serves};
 use crate::agent::Agent;
 use crate::agent::session::Session;
 use crate::agent::stage::Stage;
@@ -35,9 +35,7 @@ pub(super) fn run(
     let active = stage.state().pointer.active.ok_or_else(|| nothing_serves(stage))?;
     let release = agent.release(&active)?;
     let Some(released) = release.services.get(service) else {
-        let known: Vec<&str> = release.services.keys().map(String::as_str).collect();
-        return Err(Report::usage(format!("{} has no service `{service}`", stage.id))
-            .hint(format!("there are {}", known.join(", "))));
+        return Err(no_service(&stage.id, service, release.services.keys()));
     };
     spec.argv = argv(agent, released, std::mem::take(&mut spec.argv))?;
     if !released.settings.post_start.is_empty() {

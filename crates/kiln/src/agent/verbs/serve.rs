@@ -12,7 +12,7 @@ use kiln_front::Bound;
 use kiln_store::Pointer;
 
 use super::build::known_services;
-use super::{Answer, load_and_tell, nothing_serves, with_turn};
+use super::{Answer, load_and_tell, no_service, nothing_serves, with_turn};
 use crate::agent::provision::Patience;
 use crate::agent::routes::route_id;
 use crate::agent::session::Session;
@@ -280,10 +280,8 @@ pub(super) fn restart(
         agent.ledger_is_whole("nothing is delivered")?;
         let active = stage.state().pointer.active.ok_or_else(|| nothing_serves(stage))?;
         let release = agent.release(&active)?;
-        let known: Vec<&str> = release.services.keys().map(String::as_str).collect();
-        if let Some(name) = services.iter().find(|name| !known.contains(&name.as_str())) {
-            return Err(Report::usage(format!("{} has no service `{name}`", stage.id))
-                .hint(format!("there are {}", known.join(", "))));
+        if let Some(name) = services.iter().find(|name| !release.services.contains_key(*name)) {
+            return Err(no_service(&stage.id, name, release.services.keys()));
         }
         let jobs = release.jobs();
         let fresh = match services {

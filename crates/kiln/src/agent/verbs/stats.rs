@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kiln_run::Running;
 use kiln_run::usage::Usage;
 
-use super::Answer;
+use super::{Answer, no_service};
 use crate::agent::Agent;
 use crate::agent::session::Session;
 use crate::answers;
@@ -78,12 +78,7 @@ fn known(agent: &Agent, wanted: &Wanted<'_>) -> Result<(), Report> {
         return Ok(());
     };
     let place = wanted.project.unwrap_or("this root");
-    let known: Vec<String> = known.into_iter().collect();
-    Err(Report::usage(format!("{place} has no service `{name}`")).hint(if known.is_empty() {
-        "nothing of it runs: kiln up".to_owned()
-    } else {
-        format!("there are {}", known.join(", "))
-    }))
+    Err(no_service(&place, name, known))
 }
 
 /// One instance as it was looked at.

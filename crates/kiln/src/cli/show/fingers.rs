@@ -25,7 +25,7 @@ pub(super) fn projects(found: &answers::Projects, quiet: bool) -> String {
         return names.iter().map(|name| format!("{name}\n")).collect();
     }
     if found.projects.is_empty() {
-        return "nothing runs\n".to_owned();
+        return super::NOTHING_RUNS.to_owned();
     }
     let mut rows = vec![row(["PROJECT", "STAGE", "STATUS", "RELEASE", "FOLDER"])];
     for project in &found.projects {

@@ -250,6 +250,9 @@ fn member_row(member: &answers::Member) -> Vec<String> {
     }
 }
 
+/// A table without a row.
+const NOTHING_RUNS: &str = "nothing runs\n";
+
 const INSTANCE_HEAD: [&str; 6] = ["SERVICE", "STATE", "VERDICT", "SLOTS", "RESTARTS", "AGE"];
 
 fn ps(found: &answers::Ps) -> String {
@@ -261,7 +264,7 @@ fn ps(found: &answers::Ps) -> String {
     stages.sort_unstable();
     stages.dedup();
     if stages.is_empty() {
-        return "nothing runs\n".into();
+        return NOTHING_RUNS.into();
     }
     let mut out = String::new();
     for (project, stage) in stages {

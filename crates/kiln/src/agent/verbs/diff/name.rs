@@ -8,7 +8,7 @@ use kiln_core::{Digest, Release};
 use kiln_store::Pointer;
 use serde_json::{Value, json};
 
-use super::super::{load_and_tell, nothing_serves, project_name};
+use super::super::{load_and_tell, no_service, nothing_serves, project_name};
 use super::image::Image;
 use crate::agent::session::Session;
 use crate::agent::stage::{Stage, StageId};
@@ -236,10 +236,8 @@ fn image_of(what: &What, service: &str, word: &str) -> Result<What, Report> {
         return Err(Report::usage(format!("`{word}`: an image has no services"))
             .hint("write RELEASE:SERVICE"));
     };
-    let released = release.services.get(service).ok_or_else(|| {
-        let known: Vec<&str> = release.services.keys().map(String::as_str).collect();
-        Report::usage(format!("`{word}`: the release has no service `{service}`"))
-            .hint(format!("its services are {}", known.join(", ")))
-    })?;
+    let place = format!("`{word}`: the release");
+    let missing = || no_service(&place, service, release.services.keys());
+    let released = release.services.get(service).ok_or_else(missing)?;
     Ok(What::Image(Image::from(released.image)))
 }
