@@ -267,6 +267,57 @@ networks: { theirs: { external: true, name: bridge-of-both } }
 }
 
 #[test]
+fn an_address_of_which_nothing_is_known_any_more_is_not_given_to_another() {
+    let world = world();
+    let text = |service: &str| {
+        format!(
+            "services:\n  {service}: {{ build: ./{service}, networks: [shared] }}\n\
+             networks: {{ shared: {{ name: of-all }} }}\n"
+        )
+    };
+    let up = |name: &str| {
+        let project = project(&world, name, &text(name));
+        named(&project, &[name]);
+        world.kiln_in(&project, ["up"]).expect_done();
+        project
+    };
+    let path = world.root().join("run/joined.json");
+    let addresses = || {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let file: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        file["addresses"].as_object().unwrap().clone()
+    };
+    let one = up("one");
+    up("two");
+    let given = addresses()["one/dev one"].clone();
+    let agent = world.role("agent").pid;
+    common::kill(agent.cast_signed());
+    wait_until(PATIENCE, "the agent's end", || {
+        (!std::path::Path::new(&format!("/proc/{agent}")).exists()).then_some(())
+    });
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.iter().position(|byte| *byte == b'"').unwrap();
+    bytes[at + 1] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    // What ran goes on, and what starts has addresses that nobody had.
+    let three = up("three");
+    assert_eq!(ask(&world, &three, "three", "one"), "one");
+    let now = addresses();
+    let block = |at: &str| at.parse::<std::net::Ipv4Addr>().unwrap().to_bits() >> 11;
+    let before = block(given.as_str().unwrap());
+    for (name, at) in &now {
+        assert_ne!(block(at.as_str().unwrap()), before, "{name} has {at}");
+    }
+    assert_ne!(block(&address(&world, &three, "three")), before);
+    assert_eq!(block(&address(&world, &one, "one")), before);
+    // Nor by the agent that follows.
+    common::kill(world.role("agent").pid.cast_signed());
+    let four = up("four");
+    assert_ne!(block(&address(&world, &four, "four")), before);
+    assert_eq!(ask(&world, &four, "four", "one"), "one");
+}
+
+#[test]
 fn nobody_joins_a_network_that_its_owner_keeps() {
     let world = world();
     let kept = project(&world, "kept", "services:\n  api: { build: ./api }\n");

@@ -34,11 +34,18 @@ enum Kind {
 }
 
 impl Addresses {
-    /// From the blocks of the root's range, less what is `taken`.
-    pub(crate) fn new(range: &Range, taken: &BTreeSet<Ipv4Addr>) -> Self {
+    /// From the blocks of the root's range, less what is `taken`. Of the blocks that are `withheld`,
+    /// by their first address, nothing is free.
+    pub(crate) fn new(
+        range: &Range,
+        taken: &BTreeSet<Ipv4Addr>,
+        withheld: &BTreeSet<Ipv4Addr>,
+    ) -> Self {
         let mut free = Free::default();
         for block in range.blocks() {
-            free.add(*block, taken);
+            free.add(*block, |address| {
+                !taken.contains(address) && !withheld.contains(&block.network())
+            });
         }
         // An agent that was restarted knows not which were used last: begin somewhere else.
         let turn = usize::try_from(super::now_ms() % 1_000_000).unwrap_or(0);
@@ -71,7 +78,7 @@ impl Addresses {
             let _alone = lock(&self.growing);
             if lock(&self.free).list(kind).len() < count {
                 let block = grow()?;
-                lock(&self.free).add(block, &BTreeSet::new());
+                lock(&self.free).add(block, |_| true);
             }
         }
     }
@@ -89,10 +96,9 @@ fn doing() -> String {
 }
 
 impl Free {
-    fn add(&mut self, block: Block, taken: &BTreeSet<Ipv4Addr>) {
-        let free = |address: &Ipv4Addr| !taken.contains(address);
-        self.instances.extend(block.instances().filter(free));
-        self.virtuals.extend(block.virtuals().filter(free));
+    fn add(&mut self, block: Block, free: impl Fn(&Ipv4Addr) -> bool) {
+        self.instances.extend(block.instances().filter(&free));
+        self.virtuals.extend(block.virtuals().filter(&free));
         self.all_virtuals.extend(block.virtuals());
     }
 

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
-use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::stage::{Instance, StageId};
+use super::summed;
 use crate::report::{Because, Report};
 
 /// What is written.
@@ -33,19 +33,21 @@ impl Card {
     pub(crate) fn write(&self, dir: &Path) -> Result<(), Report> {
         let doing = || format!("writing {}", path(dir).display());
         DirBuilder::new().recursive(true).mode(0o700).create(dir).because(doing)?;
-        let text = serde_json::to_vec(self).because(doing)?;
-        std::fs::write(path(dir), text).because(doing)
+        summed::write(&path(dir), self).because(doing)
     }
 
     /// That of the instance in `dir`; `None`: it has none.
     ///
     /// # Errors
-    /// When it cannot be read, or makes no sense.
+    /// When it cannot be read, makes no sense, or is another instance's.
     pub(crate) fn read(dir: &Path) -> std::io::Result<Option<Self>> {
-        match std::fs::read(path(dir)) {
-            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        let card: Option<Self> = summed::read(&path(dir))?;
+        let own = |card: &Self| dir.file_name().is_some_and(|id| id == card.instance.id.as_str());
+        match card {
+            Some(card) if !own(&card) => {
+                Err(std::io::Error::other(format!("it is that of {}", card.instance.id)))
+            }
+            card => Ok(card),
         }
     }
 }

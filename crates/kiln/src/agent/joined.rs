@@ -14,13 +14,15 @@ use serde::{Deserialize, Serialize};
 
 use super::network::{self, Net};
 use super::stage::{Life, Role, Stage, StageId, StageState};
-use super::{Agent, lock};
+use super::{Agent, lock, summed};
 use crate::report::{Because, Report};
 
 /// The addresses that were given, by stage and service.
 #[derive(Debug)]
 pub(crate) struct Joined {
     path: PathBuf,
+    /// See [`File`].
+    withheld: BTreeSet<Ipv4Addr>,
     given: Mutex<Given>,
     /// Held while more are given: whoever only looks does not wait for the disk.
     giving: Mutex<()>,
@@ -31,10 +33,26 @@ type Given = BTreeMap<String, Ipv4Addr>;
 
 /// What is written, so that the next agent goes on with it.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct File {
+pub(crate) struct File {
     /// The boot of the machine under which it was written: under another one nobody knows them.
     boot: String,
-    addresses: Given,
+    /// The addresses that were given.
+    pub addresses: Given,
+    /// Blocks of addresses, by their first one, of which an agent could not find out what is in use:
+    /// nothing of them is given to anybody until the machine has started anew.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub withheld: BTreeSet<Ipv4Addr>,
+}
+
+impl File {
+    /// What an earlier agent of this boot has written.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn read(root: &Path) -> std::io::Result<Self> {
+        let Some(file) = summed::read::<Self>(&path(root))? else { return Ok(Self::default()) };
+        Ok(if boot_id()? == file.boot { file } else { Self::default() })
+    }
 }
 
 fn path(root: &Path) -> PathBuf {
@@ -45,17 +63,18 @@ fn key(stage: &StageId, service: &str) -> String {
     format!("{stage} {service}")
 }
 
-/// What an earlier agent of this boot has given.
-pub(crate) fn given(root: &Path) -> BTreeMap<String, Ipv4Addr> {
-    let Ok(text) = std::fs::read(path(root)) else { return Given::new() };
-    let file: File = serde_json::from_slice(&text).unwrap_or_default();
-    if boot_id().is_ok_and(|boot| boot == file.boot) { file.addresses } else { Given::new() }
-}
-
 impl Joined {
-    /// Those of `root`.
-    pub(crate) fn of(root: &Path) -> Self {
-        Self { path: path(root), given: Mutex::new(given(root)), giving: Mutex::default() }
+    /// Goes on with what was written, as far as that could be read.
+    pub(crate) fn of(root: &Path, file: File) -> Self {
+        let File { addresses, withheld, .. } = file;
+        let (path, given) = (path(root), Mutex::new(addresses));
+        Self { path, withheld, given, giving: Mutex::default() }
+    }
+
+    /// Writes down what is withheld, which no other file tells.
+    pub(crate) fn write_down(&self) -> std::io::Result<()> {
+        let given = lock(&self.given).clone();
+        self.write(&given)
     }
 
     /// Where those of `stage` are found, with where each leads now.
@@ -71,13 +90,8 @@ impl Joined {
     }
 
     fn write(&self, given: &Given) -> std::io::Result<()> {
-        let parent = self.path.parent().unwrap_or(&self.path);
-        std::fs::create_dir_all(parent)?;
-        let part = tempfile::NamedTempFile::new_in(parent)?;
-        let file = File { boot: boot_id()?, addresses: given.clone() };
-        std::io::Write::write_all(&mut &part, &serde_json::to_vec(&file)?)?;
-        part.persist(&self.path)?;
-        Ok(())
+        let (addresses, withheld) = (given.clone(), self.withheld.clone());
+        summed::write(&self.path, &File { boot: boot_id()?, addresses, withheld })
     }
 }
 

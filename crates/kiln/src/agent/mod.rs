@@ -28,6 +28,7 @@
 //! | [`addresses`] | which addresses are free |
 //! | [`card`], [`strays`] | what the folder of an instance says it is; instances in no run file |
 //! | [`restore`] | finding everything again after a restart |
+//! | [`summed`] | files by which another agent goes on |
 //! | [`mend`] | building up again what is missing, until it is there |
 //! | [`privacy`] | what of the root belongs to the root user only |
 //! | [`record`] | the ledger |
@@ -71,6 +72,7 @@ pub(crate) mod session;
 pub(crate) mod silence;
 pub(crate) mod stage;
 mod strays;
+mod summed;
 mod supervise;
 mod verbs;
 pub(crate) mod volumes;

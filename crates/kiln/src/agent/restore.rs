@@ -2,26 +2,30 @@
 //! releases are built up again from their metafiles.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::DirEntry;
+use std::io::{self, ErrorKind};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_core::{Digest, plan};
+use kiln_core::plan;
 use kiln_run::known::boot_id;
-use kiln_run::net::{Host, Networks};
+use kiln_run::net::{Host, Networks, Range};
 use kiln_run::runtime::{Found, QUICK, Runtime};
 use kiln_run::{End, Known};
 use kiln_store::Store;
 use serde_json::json;
 
+use super::addresses::Addresses;
 use super::card::Card;
 use super::claims::Claim;
+use super::joined::{self, Joined};
 use super::network::Net;
 use super::provision::retire;
 use super::stage::{Instance, Life, Role, RunFile, Seen, Stage, StageId, Written};
 use super::strays::Strays;
-use super::{Agent, joined, mend, record, supervise};
+use super::{Agent, mend, record, summed, supervise};
 use crate::report::{Because, Report};
 
 /// Where the state of a stage's instances is written.
@@ -29,93 +33,152 @@ pub(crate) fn run_path(root: &Path, id: &StageId) -> PathBuf {
     root.join("run").join(&id.project).join(format!("{}.json", id.stage))
 }
 
-/// Writes it whole or not at all. Not flushed: it is of no use after a power cut.
-pub(crate) fn write_run_file(path: &Path, file: &RunFile) -> std::io::Result<()> {
-    let parent = path.parent().unwrap_or(path);
-    std::fs::create_dir_all(parent)?;
-    let part = tempfile::NamedTempFile::new_in(parent)?;
-    // In one piece: a file takes a system call for each write.
-    let mut text = serde_json::to_vec(file)?;
-    let sum = Digest::of(&text).hex();
-    text.extend_from_slice(format!("\n{sum}\n").as_bytes());
-    std::io::Write::write_all(&mut &part, &text)?;
-    part.persist(path)?;
-    Ok(())
+/// Writes it whole or not at all.
+pub(crate) fn write_run_file(path: &Path, file: &RunFile) -> io::Result<()> {
+    summed::write(path, file)
 }
 
 /// What is written at `path`; nothing, if that was under another boot: then nothing of it lives.
-/// One without a sum is of an older Kiln.
-pub(crate) fn read_run_file(path: &Path) -> std::io::Result<RunFile> {
-    let text = std::fs::read(path)?;
-    let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
-    let (json, sum) = text.split_at(end);
-    if !sum.is_empty() && sum.trim_ascii() != Digest::of(json).hex().as_bytes() {
-        return Err(std::io::Error::other("its sum does not fit"));
-    }
-    let file: RunFile = serde_json::from_slice(json)?;
+pub(crate) fn read_run_file(path: &Path) -> io::Result<RunFile> {
+    let Some(file) = summed::read::<RunFile>(path)? else { return Ok(RunFile::default()) };
     let before = !file.boot.is_empty() && boot_id()? != file.boot;
     Ok(if before { RunFile::default() } else { file })
 }
 
-/// All run files of `root`, and why one cannot be read.
-fn run_files(root: &Path) -> Vec<(StageId, std::io::Result<RunFile>)> {
-    let entries = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
-    let mut all = Vec::new();
-    for project in entries(root.join("run")) {
-        for file in entries(project.path()) {
-            let Some(stage) =
-                file.file_name().to_str().and_then(|n| n.strip_suffix(".json")).map(str::to_owned)
-            else {
-                continue;
-            };
-            let project = project.file_name().to_string_lossy().into_owned();
-            all.push((StageId { project, stage }, read_run_file(&file.path())));
+/// All that is in a folder; nothing in one that is not there.
+fn entries(path: &Path) -> io::Result<Vec<DirEntry>> {
+    match std::fs::read_dir(path) {
+        Ok(entries) => entries.collect(),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(Vec::new())
         }
+        Err(error) => Err(error),
     }
-    all
 }
 
-/// Addresses that were in use when the agent ended, by run files and by the instances' own cards.
-pub(crate) fn addresses(root: &Path) -> BTreeSet<Ipv4Addr> {
-    let mut taken = BTreeSet::new();
-    for (_, file) in run_files(root) {
-        let file = file.unwrap_or_default();
-        taken.extend(file.instances.iter().map(|instance| instance.address));
-        taken
-            .extend(file.slots.iter().flat_map(|written| written.slot.addresses.values().copied()));
+/// What an agent that has ended left in writing: read once, for everything that is found again.
+pub(crate) struct Remains {
+    files: Vec<(StageId, io::Result<RunFile>)>,
+    /// By the names of their folders.
+    cards: BTreeMap<String, io::Result<Option<Card>>>,
+    /// What joined networks have.
+    joined: joined::File,
+    /// Why it is not known which addresses are in use: then all may be.
+    unread: Vec<String>,
+}
+
+impl Remains {
+    /// Those of `root`.
+    pub(crate) fn read(root: &Path) -> Self {
+        let mut unread = Vec::new();
+        let mut failed = |what: &Path, error: &io::Error| {
+            unread.push(format!("{} cannot be read: {error}", what.display()));
+        };
+        let mut listed = |path: &Path| {
+            entries(path).inspect_err(|error| failed(path, error)).unwrap_or_default()
+        };
+        let mut files = Vec::new();
+        for project in listed(&root.join("run")) {
+            for file in listed(&project.path()) {
+                let name = file.file_name();
+                let Some(stage) = name.to_str().and_then(|name| name.strip_suffix(".json")) else {
+                    continue;
+                };
+                let project = project.file_name().to_string_lossy().into_owned();
+                let id = StageId { project, stage: stage.to_owned() };
+                files.push((id, read_run_file(&file.path())));
+            }
+        }
+        let mut cards = BTreeMap::new();
+        for folder in listed(&root.join("instances")) {
+            let name = folder.file_name().to_string_lossy().into_owned();
+            cards.insert(name, Card::read(&folder.path()));
+        }
+        // What runs has a card; only an older Kiln's is in the run file alone.
+        let carded = cards.values().all(|card| !matches!(card, Ok(None)));
+        for (id, file) in &files {
+            if let (Err(error), false) = (file, carded) {
+                failed(&run_path(root, id), error);
+            }
+        }
+        for (id, card) in &cards {
+            if let Err(error) = card {
+                failed(&root.join("instances").join(id).join("instance.json"), error);
+            }
+        }
+        let joined = joined::File::read(root)
+            .inspect_err(|error| failed(&root.join("run/joined.json"), error))
+            .unwrap_or_default();
+        Self { files, cards, joined, unread }
     }
-    for folder in std::fs::read_dir(root.join("instances")).into_iter().flatten().flatten() {
-        if let Ok(Some(card)) = Card::read(&folder.path()) {
+
+    fn readable_files(&self) -> impl Iterator<Item = (&StageId, &RunFile)> {
+        self.files.iter().filter_map(|(id, file)| Some((id, file.as_ref().ok()?)))
+    }
+
+    fn readable_cards(&self) -> impl Iterator<Item = &Card> {
+        self.cards.values().filter_map(|card| card.as_ref().ok()?.as_ref())
+    }
+
+    /// Addresses that were in use when the agent ended, as far as that could be read.
+    fn addresses(&self) -> BTreeSet<Ipv4Addr> {
+        let mut taken = BTreeSet::new();
+        for (_, file) in self.readable_files() {
+            taken.extend(file.instances.iter().map(|instance| instance.address));
+            let slots = file.slots.iter();
+            taken.extend(slots.flat_map(|written| written.slot.addresses.values().copied()));
+        }
+        for card in self.readable_cards() {
             taken.insert(card.instance.address);
-            taken.extend(card.names.into_values());
+            taken.extend(card.names.values());
         }
+        taken.extend(self.joined.addresses.values());
+        taken
     }
-    taken.extend(joined::given(root).into_values());
-    taken
-}
 
-/// Addresses of the instances that ran when the agent ended, and the networks of each: by run files,
-/// and by the instances' own cards.
-pub(crate) fn places(root: &Path) -> BTreeMap<Ipv4Addr, Networks> {
-    let mut all = BTreeMap::new();
-    let place = |stage: &StageId, instance: &Instance| {
-        instance.net.networks(stage).map(|networks| (instance.address, networks))
-    };
-    for folder in std::fs::read_dir(root.join("instances")).into_iter().flatten().flatten() {
-        if let Ok(Some(card)) = Card::read(&folder.path()) {
-            all.extend(place(&card.stage, &card.instance));
+    /// Addresses of the instances that ran when the agent ended, and the networks of each.
+    pub(crate) fn places(&self) -> BTreeMap<Ipv4Addr, Networks> {
+        let place = |stage: &StageId, instance: &Instance| {
+            instance.net.networks(stage).map(|networks| (instance.address, networks))
+        };
+        let cards = self.readable_cards();
+        let mut all: BTreeMap<_, _> =
+            cards.filter_map(|card| place(&card.stage, &card.instance)).collect();
+        for (id, file) in self.readable_files() {
+            all.extend(file.instances.iter().filter_map(|instance| place(id, instance)));
         }
+        all
     }
-    for (id, file) in run_files(root) {
-        let instances = file.unwrap_or_default().instances;
-        all.extend(instances.iter().filter_map(|instance| place(&id, instance)));
+
+    /// The addresses of `range` that are free, and what is known of joined networks. Where it is not
+    /// known which are in use, none of the blocks so far is free: none is given twice.
+    pub(crate) fn settle(&mut self, root: &Path, range: &Range) -> (Addresses, Joined) {
+        let taken = self.addresses();
+        let mut joined = std::mem::take(&mut self.joined);
+        if !self.unread.is_empty() {
+            joined.withheld.extend(range.blocks().iter().map(|block| block.network()));
+        }
+        let addresses = Addresses::new(range, &taken, &joined.withheld);
+        let joined = Joined::of(root, joined);
+        if !self.unread.is_empty()
+            && let Err(error) = joined.write_down()
+        {
+            self.unread.push(format!("nor can it be written down for the next agent: {error}"));
+        }
+        (addresses, joined)
     }
-    all
 }
 
 /// Finds stages and instances again, clears away what nobody knows, and brings the active release
 /// of each stage back to full strength.
-pub(crate) fn restore(agent: &Arc<Agent>) {
+pub(crate) fn restore(agent: &Arc<Agent>, remains: Remains) {
+    let Remains { files: read, cards, unread, .. } = remains;
+    for why in &unread {
+        agent.log(why);
+    }
+    if !unread.is_empty() {
+        agent.log("so any address may be in use: fresh ones come from a new block");
+    }
     // Nobody knows what should run then, so nothing is stopped and nothing started.
     let held = match agent.ledger_is_whole("nothing is started and nothing stopped") {
         Ok(()) => false,
@@ -126,7 +189,7 @@ pub(crate) fn restore(agent: &Arc<Agent>) {
     };
     let mut files = Vec::new();
     let mut whole = true;
-    for (id, file) in run_files(&agent.root) {
+    for (id, file) in read {
         agent.stage(&id);
         match file {
             Ok(file) => files.push((id, file)),
@@ -143,7 +206,7 @@ pub(crate) fn restore(agent: &Arc<Agent>) {
     for (id, file) in files {
         take_over(agent, &agent.stage(&id), file, &mut found, held);
     }
-    let strays = Strays::find(agent, found, whole, held);
+    let strays = Strays::find(agent, found, cards, whole, held);
     if let Err(report) = clear_unknown(agent, &strays) {
         agent.log(&report.to_string());
     }
@@ -383,7 +446,7 @@ pub(crate) fn collect_remains(root: &Path) -> Result<bool, Report> {
     let store = Store::open(root).because(doing)?;
     let exe = std::env::current_exe().because(doing)?;
     let mut ids = Vec::new();
-    for (id, file) in run_files(store.root()) {
+    for (id, file) in Remains::read(store.root()).files {
         let file = file.unwrap_or_default();
         ids.extend(file.instances.into_iter().map(|instance| instance.id));
         let _ = std::fs::remove_file(run_path(store.root(), &id));
@@ -402,7 +465,10 @@ pub(crate) fn collect_remains(root: &Path) -> Result<bool, Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kiln_core::Digest;
+
     use crate::agent::stage::Slot;
+
     #[test]
     fn run_files_of_another_boot_are_not_believed() {
         let dir = tempfile::tempdir().unwrap();
@@ -422,15 +488,6 @@ mod tests {
         for (boot, slots) in [(boot_id().unwrap().as_str(), 1), ("", 1), ("another", 0)] {
             write_run_file(&path, &slot(boot)).unwrap();
             assert_eq!(read_run_file(&path).unwrap().slots.len(), slots, "{boot}");
-        }
-        // Whatever bit is another one, it is not read.
-        write_run_file(&path, &slot("")).unwrap();
-        let whole = std::fs::read(&path).unwrap();
-        for at in 0..whole.len() - 1 {
-            let mut flipped = whole.clone();
-            flipped[at] ^= 1 << (at % 8);
-            std::fs::write(&path, &flipped).unwrap();
-            assert!(read_run_file(&path).is_err(), "byte {at}");
         }
         std::fs::write(&path, "{").unwrap();
         assert!(read_run_file(&path).is_err(), "what cannot be read is not the same as nothing");

@@ -128,9 +128,9 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
             }
         };
     }
-    let agent = open(root)?;
+    let (agent, remains) = open(root)?;
     let listener = listen(&agent.root)?;
-    restore::restore(&agent);
+    restore::restore(&agent, remains);
     for notice in agent.host.notices() {
         agent.log(notice);
     }
@@ -146,7 +146,7 @@ fn run(root: &Path, leave: Leave) -> Result<Exit, Report> {
     Door { agent, listener, spare }.attend()
 }
 
-fn open(root: &Path) -> Result<Arc<Agent>, Report> {
+fn open(root: &Path) -> Result<(Arc<Agent>, Remains), Report> {
     let store =
         Store::open(root).because(|| format!("opening the root folder {}", root.display()))?;
     let root = store.root().to_owned();
@@ -157,20 +157,21 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
     // What runs goes on reaching its own, also when the table had to be made anew. Addresses of
     // another boot or range are nobody's.
     let range = host.range();
-    let places = restore::places(&root).into_iter();
+    let mut remains = Remains::read(&root);
+    let places = remains.places().into_iter();
     let places: Vec<_> =
         places.filter(|(address, _)| range.number_of(*address).is_some()).collect();
     host.admit_all(&places).because(|| "letting instances into their networks".into())?;
     let runtime = Runtime::new(&root, exe.clone(), host.range().scope())
         .because(|| "setting up the runtime".into())?;
-    let taken = restore::addresses(&root);
+    let (addresses, joined) = remains.settle(&root, &host.range());
     let resolv_conf = kiln_run::net::resolv_conf().because(|| "reading resolv.conf".into())?;
-    Ok(Arc::new(Agent {
+    let agent = Agent {
         routes: Line::new(root.clone(), exe.clone()),
-        addresses: Addresses::new(&host.range(), &taken),
+        addresses,
         claims: Default::default(),
         layers: Default::default(),
-        joined: super::joined::Joined::of(&root),
+        joined,
         root,
         store,
         runtime,
@@ -187,7 +188,8 @@ fn open(root: &Path) -> Result<Arc<Agent>, Report> {
         leaving: AtomicBool::new(false),
         network: Mutex::default(),
         last_use: Mutex::new(Instant::now()),
-    }))
+    };
+    Ok((Arc::new(agent), remains))
 }
 
 /// Makes this process the agent of `root`, before it touches anything that is the agent's; false

@@ -2,6 +2,7 @@
 //! run file is lost, or could not be written. Their cards tell where they belong.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -38,10 +39,11 @@ struct Stray {
 
 impl Strays {
     /// Gives those that the active or the standby release of a stage lacks their place, and has the
-    /// others stopped. `whole`: every run file could be read. `held`: nothing may be stopped.
+    /// others stopped. `cards` are those of all folders. `whole`: every run file could be read. `held`: nothing may be stopped.
     pub(super) fn find(
         agent: &Agent,
         found: BTreeMap<String, Found>,
+        mut cards: BTreeMap<String, io::Result<Option<Card>>>,
         whole: bool,
         held: bool,
     ) -> Self {
@@ -51,7 +53,7 @@ impl Strays {
             if matches!(found.known, Known::Ended(_)) {
                 continue;
             }
-            match Card::read(found.running.dir()) {
+            match cards.remove(&id).unwrap_or(Ok(None)) {
                 Ok(Some(card)) if held => {
                     agent.claims.found(&id, Claim::of(&card.stage, &card.instance));
                     strays.leave(agent, id, "the ledger is not whole");

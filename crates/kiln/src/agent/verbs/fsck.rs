@@ -83,7 +83,7 @@ fn read_pointers(agent: &Agent) -> Result<(), Report> {
 fn run_files(agent: &Agent, repair: bool, found: &mut Findings) {
     for stage in agent.stages() {
         let path = restore::run_path(&agent.root, &stage.id);
-        if !path.exists() || restore::read_run_file(&path).is_ok() {
+        if restore::read_run_file(&path).is_ok() {
             continue;
         }
         if repair {
