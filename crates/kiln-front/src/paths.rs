@@ -86,14 +86,16 @@ impl Paths {
 impl Paths {
     /// The process that has the lock named `name`: proc(5), `/proc/locks`.
     pub(crate) fn holder_of(&self, name: &str) -> Option<Pid> {
-        let inode = fs::metadata(self.dir.join(name)).ok()?.ino().to_string();
+        let file = fs::metadata(self.dir.join(name)).ok()?;
+        let inode = file.ino().to_string();
         let locks = fs::read_to_string("/proc/locks").ok()?;
         locks.lines().find_map(|line| {
             let words: Vec<&str> = line.split_ascii_whitespace().collect();
             let at = words.iter().position(|word| *word == "FLOCK")?;
             let same = words.get(at + 4)?.rsplit(':').next()? == inode;
             let pid = same.then(|| words.get(at + 3)?.parse().ok()).flatten()?;
-            Pid::from_raw(pid)
+            // Inode numbers are a file system's own: a lock of that number may be elsewhere.
+            Pid::from_raw(pid).filter(|pid| has_open(*pid, &file))
         })
     }
 
@@ -111,6 +113,14 @@ impl Paths {
     }
 }
 
+/// Whether the process has `file` open.
+fn has_open(pid: Pid, file: &fs::Metadata) -> bool {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    // Follows to the file itself, whatever its name is by now.
+    let mut open = open.filter_map(|entry| fs::metadata(entry.path()).ok());
+    open.any(|it| (it.dev(), it.ino()) == (file.dev(), file.ino()))
+}
+
 /// Calls `with` with a name of the socket `path` that fits into a socket address: roots may be
 /// longer than the 107 bytes of one.
 pub(crate) fn short<T>(path: &Path, with: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
@@ -122,4 +132,34 @@ pub(crate) fn short<T>(path: &Path, with: impl FnOnce(&Path) -> io::Result<T>) -
     };
     let dir = File::open(dir)?;
     with(&Path::new("/proc/self/fd").join(dir.as_fd().as_raw_fd().to_string()).join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_has_the_lock_file_open_is_its_holder() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::new(root.path());
+        paths.create().unwrap();
+        assert_eq!(paths.holder_of("worker.lock"), None);
+        let lock = paths.try_lock("worker.lock").unwrap().unwrap();
+        let file = lock.metadata().unwrap();
+        let own = rustix::process::getpid();
+        assert!(has_open(own, &file));
+        assert_eq!(paths.holder_of("worker.lock"), Some(own));
+        // A child keeps the lock alive by a copy of it. Its parent, which `/proc/locks` names, has
+        // none any more: as with a stranger's lock of the same inode number.
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .stdout(lock)
+            .spawn()
+            .unwrap();
+        assert!(!has_open(own, &file));
+        assert_eq!(paths.holder_of("worker.lock"), None);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        drop(paths.try_lock("worker.lock").unwrap().unwrap());
+    }
 }
