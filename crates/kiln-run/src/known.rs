@@ -141,7 +141,9 @@ fn remains(dir: &Path, group: &Group) -> io::Result<Option<String>> {
             }
         }
         Ok(None) => {}
-        Err(error) if error.kind() == ErrorKind::InvalidData => {}
+        // The kinds of serde's errors: garbled, and cut short.
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+        }
         Err(error) => return Err(doing(PROCESSES_FILE, error)),
     }
     let populated = group.populated().map_err(|error| doing("its control group", error))?;
@@ -200,6 +202,20 @@ mod tests {
         fs::remove_file(at.join(PROCESSES_FILE)).unwrap();
         fs::create_dir(at.join(PROCESSES_FILE)).unwrap();
         assert!(unknown(&look(at, &group, "silent")).contains(PROCESSES_FILE));
+    }
+
+    #[test]
+    fn torn_names_leave_the_control_group_as_the_witness() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path();
+        for torn in ["", "{\"boot\":", "nonsense"] {
+            fs::write(at.join(PROCESSES_FILE), torn).unwrap();
+            let empty = group(at, Some(false));
+            assert_eq!(look(at, &empty, "silent"), Known::Ended(End::Lost), "{torn:?}");
+            let populated = group(at, Some(true));
+            let known = look(at, &populated, "silent");
+            assert_eq!(unknown(&known), "silent, and its processes are there", "{torn:?}");
+        }
     }
 
     #[test]

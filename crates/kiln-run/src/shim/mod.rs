@@ -116,7 +116,9 @@ fn own() -> std::io::Result<Option<ProcessId>> {
 fn leave_names(program: ProcessId) -> std::io::Result<()> {
     let Some(shim) = own()? else { return Ok(()) };
     let processes = Processes { boot: boot_id()?, shim, program };
-    std::fs::write(PROCESSES_FILE, serde_json::to_vec(&processes)?)
+    let temporary = format!("{PROCESSES_FILE}.new");
+    std::fs::write(&temporary, serde_json::to_vec(&processes)?)?;
+    std::fs::rename(temporary, PROCESSES_FILE)
 }
 
 fn prepare(dir: &Path) -> Result<InstanceSpec, Fault> {
