@@ -248,10 +248,13 @@ impl Claims {
         Ok(Claimed { range: Range::new(scope, [index]), abandoned })
     }
 
-    /// Claims one more block for the root of `range`, which has claimed.
+    /// Claims one more block for the root of `range`, which has claimed. What it claimed besides,
+    /// and then could not use, is free again.
     pub(super) fn grow(&self, range: &Range, routes: &[Route]) -> Result<Range, NetError> {
         let _lock = self.lock()?;
         let mut claims = self.read()?;
+        let in_use = |index| range.blocks.iter().any(|block| block.index == index);
+        claims.retain(|claim| claim.scope != range.scope || in_use(claim.index));
         let own = claims.iter().find(|claim| claim.scope == range.scope);
         let lost = || NetError::NoRange { claims: self.path(), taken: claims.len() };
         let root = own.ok_or_else(lost)?.root.clone();
@@ -471,6 +474,24 @@ mod tests {
         let again = claims.grow(&other, &[]).unwrap();
         claims.release(&again).unwrap();
         assert_eq!(claims.read().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn growing_that_failed_takes_no_block_from_anybody() {
+        let run = tempfile::tempdir().unwrap();
+        let claims = Claims::at(run.path());
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let first = claims.claim(a.path(), &[], &[]).unwrap().range;
+        let other = claims.claim(b.path(), &[], &[]).unwrap().range;
+        let grown = claims.grow(&first, &[]).unwrap();
+        // The kernel refused what else that takes, each time: the range is as it was.
+        for _ in 0..usize::from(BLOCKS) {
+            assert_eq!(claims.grow(&first, &[]).unwrap(), grown);
+        }
+        assert_eq!(claims.read().unwrap().len(), 3);
+        assert_eq!(claims.claim(b.path(), &[], &[]).unwrap().range, other);
+        let further = claims.grow(&grown, &[]).unwrap();
+        assert_eq!(claims.claim(a.path(), &[], &[]).unwrap().range, further);
     }
 
     #[test]
