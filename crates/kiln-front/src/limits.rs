@@ -22,16 +22,17 @@ pub(crate) struct Limits {
     pub(crate) head: Duration,
     /// Of a client in the body of a request.
     pub(crate) body: Duration,
-    /// Of an upstream before it begins to answer. Long polls and reports take minutes.
+    /// Of an upstream before it begins to answer, from when its request moved last. Long polls and
+    /// reports take minutes.
     pub(crate) answer: Duration,
     /// Of an upstream in the middle of an answer: event streams are quiet for long. That the client
-    /// has gone shows in a moment, whatever the upstream says. Over HTTP/2 of either side.
+    /// has gone shows in a moment, whatever the upstream says. Over HTTP/2 of both sides.
     pub(crate) quiet: Duration,
     /// Of either side that takes nothing of what is for it. A player that was paused reads on.
     pub(crate) stall: Duration,
-    /// Of a server over TCP whose client has said all.
+    /// Of a server over TCP, as long as it is silent, whose client has said all.
     pub(crate) after_client: Duration,
-    /// Of a client over TCP whose server has said all.
+    /// Of a client over TCP, as long as it is silent, whose server has said all.
     pub(crate) after_upstream: Duration,
 }
 

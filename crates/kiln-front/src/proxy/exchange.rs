@@ -192,8 +192,7 @@ async fn receive(
     let Limits { answer: patience, quiet, stall, .. } = *told.limits;
     let mut interim = 0;
     let answer = loop {
-        let read = read_head(upstream, buf, HEAD_LIMIT, patience, patience).await;
-        let length = match read {
+        let length = match answer_head(upstream, buf, patience, progress).await {
             Ok(length) => length,
             Err(Stop::End | Stop::From) if buf.is_empty() && interim == 0 => {
                 // The client was told nothing yet: what moved was of the request.
@@ -267,6 +266,23 @@ async fn receive(
         }
         Err(Stop::To) => Carried::Gone,
         Err(_) => Carried::BrokenOff,
+    }
+}
+
+/// Reads the head of an answer. As long as its request moves, whoever takes that in need not
+/// answer yet.
+async fn answer_head(
+    upstream: &TcpStream,
+    buf: &mut BytesMut,
+    patience: Duration,
+    progress: &Progress,
+) -> Result<usize, Stop> {
+    loop {
+        let left = patience.saturating_sub(progress.silent_for());
+        match read_head(upstream, buf, HEAD_LIMIT, left, patience).await {
+            Err(Stop::Silent) if buf.is_empty() && progress.silent_for() < patience => {}
+            read => return read,
+        }
     }
 }
 

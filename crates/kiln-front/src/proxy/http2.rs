@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::head::{Client, believed, trailer_passes};
+use super::stream::Progress;
 use super::{Conn, Failure, Rewound, connect, fields};
 use crate::generation::Closing;
 use crate::limits::Limits;
@@ -97,6 +98,8 @@ enum Failed {
     /// The status that says so: nothing was answered yet.
     Status(StatusCode),
     Reset(Reason),
+    /// One side says, or takes, nothing.
+    Silent,
 }
 
 impl From<h2::Error> for Failed {
@@ -116,6 +119,7 @@ impl Stream {
         match self.forward(&who, request, &mut respond).await {
             Ok(()) => {}
             Err(Failed::Reset(reason)) => respond.send_reset(reason),
+            Err(Failed::Silent) => respond.send_reset(Reason::CANCEL),
             Err(Failed::Status(status)) => {
                 self.conn.front.count_error(self.conn.listener);
                 let mut answer = Response::new(());
@@ -145,13 +149,14 @@ impl Stream {
         let requests = &mut sender.requests;
         let mut cut = active.upstream().when_cut();
         let (answer, sending) = requests.send_request(Request::from_parts(head, ()), bodiless)?;
+        let progress = Progress::default();
         let upload = async {
             if !bodiless {
-                pipe(body, sending, &self.conn.front.limits).await?;
+                pipe(body, sending, &self.conn.front.limits, &progress).await?;
             }
             Ok::<_, Failed>(())
         };
-        let answered = self.answer(answer, &active, respond, upload);
+        let answered = self.answer(answer, &active, respond, upload, &progress);
         self.until_cut(&mut cut, answered).await
     }
 
@@ -202,28 +207,38 @@ impl Stream {
         Err(Failed::Status(StatusCode::BAD_GATEWAY))
     }
 
-    /// Brings the answer back while the request may still be on its way.
+    /// Brings the answer back while the request may still be on its way; `progress` is of both.
     async fn answer(
         &self,
         answer: h2::client::ResponseFuture,
         active: &Active,
         respond: &mut SendResponse<Bytes>,
         upload: impl Future<Output = Result<(), Failed>>,
+        progress: &Progress,
     ) -> Result<(), Failed> {
         let patience = self.conn.front.limits.answer;
         let mut upload = std::pin::pin!(upload);
         let mut uploading = true;
         let mut answer = std::pin::pin!(answer);
         let response = loop {
+            // While the request moves, whoever takes it in need not answer yet.
+            let left = patience.saturating_sub(progress.silent_for());
             let step = tokio::select! {
                 biased;
                 step = next(answer.as_mut(), respond) => step,
-                // The upstream may answer although it reads no more.
-                _ = &mut upload, if uploading => { uploading = false; continue }
-                () = sleep(patience) => {
+                done = &mut upload, if uploading => {
+                    uploading = false;
+                    unless_silent(done)?;
+                    continue;
+                }
+                () = sleep(left) => {
+                    if progress.silent_for() < patience {
+                        continue;
+                    }
                     return Err(Failed::Status(StatusCode::GATEWAY_TIMEOUT));
                 }
             };
+            progress.moved();
             match step {
                 Step::Interim(interim) => respond.send_informational(interim)?,
                 Step::Answer(Ok(response)) => break response,
@@ -248,15 +263,24 @@ impl Stream {
         if bodiless {
             return Ok(());
         }
-        let download = pipe(body, sending, &self.conn.front.limits);
+        let download = pipe(body, sending, &self.conn.front.limits, progress);
         let mut download = std::pin::pin!(download);
         loop {
             tokio::select! {
                 done = &mut download => return done,
-                _ = &mut upload, if uploading => uploading = false,
+                done = &mut upload, if uploading => {
+                    uploading = false;
+                    unless_silent(done)?;
+                }
             }
         }
     }
+}
+
+/// Of an upload that failed: the upstream may answer although it reads no more, but where one of
+/// the two has fallen silent, what they still say would be lost.
+fn unless_silent(upload: Result<(), Failed>) -> Result<(), Failed> {
+    if matches!(upload, Err(Failed::Silent)) { upload } else { Ok(()) }
 }
 
 enum Step {
@@ -290,17 +314,19 @@ fn respond_gone(
     Box::pin(async { poll_fn(|cx| respond.poll_reset(cx)).await.unwrap_or(Reason::CANCEL) })
 }
 
-/// Moves a body and its trailers; a slow reader slows its writer.
+/// Moves a body and its trailers; a slow reader slows its writer. Whoever says one word and then
+/// only listens is not silent while the other side speaks.
 async fn pipe(
     mut from: RecvStream,
     mut to: SendStream<Bytes>,
     limits: &Limits,
+    progress: &Progress,
 ) -> Result<(), Failed> {
     let Limits { quiet, stall, .. } = *limits;
     loop {
         let data = tokio::select! {
             biased;
-            data = timeout(quiet, from.data()) => data.map_err(|_| Failed::Reset(Reason::CANCEL))?,
+            data = progress.unless_silent(quiet, from.data()) => data.ok_or(Failed::Silent)?,
             reason = poll_fn(|cx| to.poll_reset(cx)) => return Err(Failed::Reset(reason?)),
         };
         let Some(data) = data else { break };
@@ -309,10 +335,11 @@ async fn pipe(
         while !data.is_empty() {
             to.reserve_capacity(data.len());
             let room = timeout(stall, poll_fn(|cx| to.poll_capacity(cx))).await;
-            let room = room.map_err(|_| Failed::Reset(Reason::CANCEL))?;
+            let room = room.map_err(|_| Failed::Silent)?;
             let room = room.ok_or(Failed::Reset(Reason::CANCEL))??;
             let part = data.split_to(room.min(data.len()));
             to.send_data(part, false)?;
+            progress.moved();
         }
         from.flow_control().release_capacity(taken)?;
     }

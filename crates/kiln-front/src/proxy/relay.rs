@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::Rewound;
 use super::detect::Lookout;
 use super::frames::{Frames, SERVICE_RESTART};
+use super::stream::Progress;
 use crate::limits::Limits;
 use crate::upstream::{Active, WhenCut};
 
@@ -58,8 +59,9 @@ pub(super) async fn run(
     let mut cut = active.upstream().when_cut();
     let frames = (kind == Kind::WebSocket).then(|| Mutex::new(Frames::default()));
     let lookout = (kind == Kind::Guessed).then(|| Mutex::new(Lookout::new(&client.bytes)));
+    let progress = Progress::default();
     let ended = {
-        let looks = Looks { frames: None, lookout: lookout.as_ref() };
+        let looks = Looks { frames: None, lookout: lookout.as_ref(), progress: &progress };
         let up = pump(&client.stream, &upstream.stream, client.bytes, looks);
         let down = async {
             if let Some(lookout) = &lookout {
@@ -71,10 +73,10 @@ pub(super) async fn run(
                     lookout.call_off();
                 }
             }
-            let looks = Looks { frames: frames.as_ref(), lookout: None };
+            let looks = Looks { frames: frames.as_ref(), lookout: None, progress: &progress };
             pump(&upstream.stream, &client.stream, upstream.bytes, looks).await
         };
-        let both = both(up, down, limits);
+        let both = both(up, down, limits, &progress);
         let mut both = std::pin::pin!(both);
         tokio::select! {
             ended = &mut both => ended,
@@ -103,20 +105,32 @@ async fn both(
     up: impl Future<Output = Result<(), Broken>>,
     down: impl Future<Output = Result<(), Broken>>,
     limits: &Limits,
+    progress: &Progress,
 ) -> Ended {
     let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
     let ended = tokio::select! {
         ended = &mut up => match ended {
             Err(Broken::From) => return Ended::Over,
             Err(Broken::Http) => return Ended::Http,
-            Ok(()) | Err(Broken::To) => timeout(limits.after_client, down).await.unwrap_or(Ok(())),
+            Ok(()) | Err(Broken::To) => rest(down, limits.after_client, progress).await,
         },
         ended = &mut down => match ended {
-            Ok(()) => timeout(limits.after_upstream, up).await.unwrap_or(Ok(())),
+            Ok(()) => rest(up, limits.after_upstream, progress).await,
             broken => broken,
         },
     };
     if matches!(ended, Err(Broken::Http)) { Ended::Http } else { Ended::Over }
+}
+
+/// What the other side still says after one has ended, unless it falls silent.
+async fn rest(
+    work: impl Future<Output = Result<(), Broken>>,
+    limit: Duration,
+    progress: &Progress,
+) -> Result<(), Broken> {
+    // The clock begins with that end.
+    progress.moved();
+    progress.unless_silent(limit, work).await.unwrap_or(Ok(()))
 }
 
 /// Which side failed.
@@ -139,6 +153,8 @@ struct Looks<'a> {
     frames: Option<&'a Mutex<Frames>>,
     /// What is about to be.
     lookout: Option<&'a Mutex<Lookout>>,
+    /// When anything was written last.
+    progress: &'a Progress,
 }
 
 impl Looks<'_> {
@@ -165,7 +181,7 @@ async fn pump(
     first: Bytes,
     looks: Looks<'_>,
 ) -> Result<(), Broken> {
-    write_all(to, &first).await?;
+    write_all(to, &first, looks.progress).await?;
     looks.after(&first);
     drop(first);
     loop {
@@ -174,7 +190,7 @@ async fn pump(
             Step::End => break,
             Step::Moved | Step::Nothing => {}
             Step::Left(rest) => {
-                write_all(to, &rest).await?;
+                write_all(to, &rest, looks.progress).await?;
                 looks.after(&rest);
             }
         }
@@ -211,15 +227,19 @@ fn step(from: &TcpStream, to: &TcpStream, looks: Looks<'_>) -> Result<Step, Brok
             Err(_) => return Err(Broken::To),
         };
         looks.after(&bytes[..taken]);
+        looks.progress.moved();
         Ok(if taken == count { Step::Moved } else { Step::Left(bytes[taken..].to_vec()) })
     })
 }
 
-async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> Result<(), Broken> {
+async fn write_all(to: &TcpStream, mut bytes: &[u8], progress: &Progress) -> Result<(), Broken> {
     while !bytes.is_empty() {
         to.writable().await.map_err(|_| Broken::To)?;
         match to.try_write(bytes) {
-            Ok(count) => bytes = &bytes[count..],
+            Ok(count) => {
+                bytes = &bytes[count..];
+                progress.moved();
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => return Err(Broken::To),
         }
@@ -247,7 +267,8 @@ async fn say_good_bye(
     });
     if timeout(FAREWELL, whole).await == Ok(true) {
         // A client that takes nothing is cut without a word.
-        let _ = timeout(FAREWELL, write_all(client, &SERVICE_RESTART)).await;
+        let progress = Progress::default();
+        let _ = timeout(FAREWELL, write_all(client, &SERVICE_RESTART, &progress)).await;
         let _ = shutdown(client, Shutdown::Write);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -47,18 +47,58 @@ pub(super) enum Stop {
     TooLong,
 }
 
-/// What a client has been told so far.
-#[derive(Debug, Default)]
+/// How far something is that goes on between a client and an upstream.
+#[derive(Debug)]
 pub(super) struct Progress {
+    begun: Instant,
+    /// Microseconds from then to when something moved last.
+    moved: AtomicU64,
     moves: AtomicUsize,
     /// A write waits for the client to read: it is there, or the kernel will find out.
     writing: AtomicBool,
     answering: AtomicBool,
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            moved: AtomicU64::new(0),
+            moves: AtomicUsize::new(0),
+            writing: AtomicBool::new(false),
+            answering: AtomicBool::new(false),
+        }
+    }
+}
+
 impl Progress {
     pub(super) fn moved(&self) {
+        let now = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.moved.store(now, Relaxed);
         self.moves.fetch_add(1, Relaxed);
+    }
+
+    /// How long nothing has moved.
+    pub(super) fn silent_for(&self) -> Duration {
+        let moved = Duration::from_micros(self.moved.load(Relaxed));
+        self.begun.elapsed().saturating_sub(moved)
+    }
+
+    /// Waits for `work`, and gives it up once nothing has moved for `limit`.
+    pub(super) async fn unless_silent<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let left = limit.saturating_sub(self.silent_for());
+            match timeout(left, work.as_mut()).await {
+                Ok(done) => return Some(done),
+                Err(_) if self.silent_for() < limit => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     /// Whether anything was written, a part of it at least.

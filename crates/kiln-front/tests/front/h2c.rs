@@ -14,16 +14,16 @@ use crate::raw::outside;
 use crate::root::{Root, route, wait_for};
 
 /// Answers `name path body`, with the request's trailers among its own; `/watch` says its name
-/// every 20 ms until the client has enough.
-struct Grpc {
-    addr: SocketAddr,
-    seen: Arc<Mutex<Vec<HeaderMap>>>,
+/// every 20 ms until the client has enough. [`behave`] knows the paths that answer otherwise.
+pub(crate) struct Grpc {
+    pub(crate) addr: SocketAddr,
+    pub(crate) seen: Arc<Mutex<Vec<HeaderMap>>>,
     /// Streams that the client gave up.
-    given_up: Arc<Mutex<usize>>,
+    pub(crate) given_up: Arc<Mutex<usize>>,
 }
 
 impl Grpc {
-    fn start(name: &'static str) -> Self {
+    pub(crate) fn start(name: &'static str) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let addr = listener.local_addr().unwrap();
@@ -55,7 +55,7 @@ impl Grpc {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
@@ -65,6 +65,9 @@ async fn answer(
     mut respond: h2::server::SendResponse<Bytes>,
 ) -> Result<(), h2::Error> {
     let path = request.uri().path().to_owned();
+    if let Some(how) = path.strip_prefix("/behave/") {
+        return behave(how, request.into_body(), respond).await;
+    }
     let (body, trailers) = all(request.into_body()).await?;
     if path == "/hints" {
         let mut early = Response::new(());
@@ -96,7 +99,62 @@ async fn answer(
     sending.send_trailers(out)
 }
 
-async fn all(mut body: RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>), h2::Error> {
+/// What a well-behaved server does not do, and what goes on without end.
+async fn behave(
+    how: &str,
+    mut body: RecvStream,
+    mut respond: h2::server::SendResponse<Bytes>,
+) -> Result<(), h2::Error> {
+    if how == "deaf-and-dumb" {
+        return Err(std::future::poll_fn(|cx| respond.poll_reset(cx)).await?.into());
+    }
+    if how == "dumb" {
+        all(body).await?;
+        return Err(std::future::poll_fn(|cx| respond.poll_reset(cx)).await?.into());
+    }
+    let mut sending = respond.send_response(Response::new(()), false)?;
+    let word = Bytes::from_static(b"word");
+    match how {
+        // Says one word, and takes nothing.
+        "deaf" => sending.send_data(word, false)?,
+        // Says a word for each that it hears.
+        "echo" => {
+            while let Some(data) = body.data().await {
+                body.flow_control().release_capacity(data?.len())?;
+                sending.send_data(word.clone(), false)?;
+            }
+        }
+        // Hears all before it says anything.
+        "hear" => {
+            let (heard, _) = all(body).await?;
+            return sending.send_data(format!("{}", heard.len()).into(), true);
+        }
+        // Speaks until it has heard all.
+        "talk" => {
+            let mut hearing = std::pin::pin!(all(body));
+            loop {
+                tokio::select! {
+                    heard = &mut hearing => {
+                        return sending.send_data(format!(" {}", heard?.0.len()).into(), true);
+                    }
+                    () = tokio::time::sleep(Duration::from_millis(20)) => {
+                        sending.send_data(word.clone(), false)?;
+                    }
+                }
+            }
+        }
+        "flood" => loop {
+            sending.reserve_capacity(16 << 10);
+            let room = std::future::poll_fn(|cx| sending.poll_capacity(cx)).await;
+            let room = room.ok_or(h2::Reason::CANCEL)??;
+            sending.send_data(vec![0; room].into(), false)?;
+        },
+        _ => panic!("{how}"),
+    }
+    Err(std::future::poll_fn(|cx| sending.poll_reset(cx)).await?.into())
+}
+
+pub(crate) async fn all(mut body: RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>), h2::Error> {
     let mut bytes = Vec::new();
     while let Some(data) = body.data().await {
         let data = data?;
@@ -106,14 +164,14 @@ async fn all(mut body: RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>), h2::E
     Ok((bytes, body.trailers().await?))
 }
 
-async fn connect(addr: SocketAddr) -> SendRequest<Bytes> {
+pub(crate) async fn connect(addr: SocketAddr) -> SendRequest<Bytes> {
     let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
     let (sender, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);
     sender
 }
 
-fn post(path: &str) -> Request<()> {
+pub(crate) fn post(path: &str) -> Request<()> {
     let uri = format!("http://shop{path}");
     Request::post(uri).header("x_forwarded_for", "6.6.6.6").body(()).unwrap()
 }

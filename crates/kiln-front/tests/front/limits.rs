@@ -15,6 +15,10 @@ use crate::root::{Root, wait_for};
 
 /// Of the limit under test; what is not under test stays far away.
 const LIMIT: Duration = Duration::from_millis(400);
+/// The same where somebody goes on speaking all the time: a machine that is busy lets nobody wait so
+/// long between two words.
+const LONG: Duration = Duration::from_millis(1500);
+const WORDS: usize = 25;
 /// What a clock that ticks in milliseconds may be early.
 const NEARLY: Duration = Duration::from_millis(390);
 /// A test that waits so long has failed.
@@ -23,6 +27,18 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 fn only(name: &str) -> Root {
     Root::with_limits(&format!("{{\"{name}\": {}}}", LIMIT.as_millis()))
+}
+
+fn only_long(name: &str) -> Root {
+    Root::with_limits(&format!("{{\"{name}\": {}}}", LONG.as_millis()))
+}
+
+/// Says something again and again, for longer than `LONG`.
+fn drip(stream: &mut TcpStream, word: &[u8]) {
+    for _ in 0..WORDS {
+        std::thread::sleep(LONG / 15);
+        stream.write_all(word).unwrap();
+    }
 }
 
 fn connect(addr: SocketAddr) -> TcpStream {
@@ -182,6 +198,23 @@ fn an_upstream_that_says_nothing_is_504_and_is_not_asked_again_on_that_line() {
 }
 
 #[test]
+fn an_upload_may_take_longer_than_an_answer() {
+    let length = format!("Content-Length: {WORDS}");
+    let rows: [(&str, &[u8], &[u8]); 2] =
+        [(&length, b"x", b""), ("Transfer-Encoding: chunked", b"1\r\nx\r\n", b"0\r\n\r\n")];
+    for (framing, word, end) in rows {
+        let (mut root, backend) = (only_long("answer"), Backend::start("a"));
+        let mut stream = connect(root.serve(App::Http, backend.addr));
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{framing}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        drip(&mut stream, word);
+        stream.write_all(end).unwrap();
+        let (heard, _) = to_the_end(&mut stream);
+        assert_eq!(status(&heard), 200, "{framing}: {heard}");
+    }
+}
+
+#[test]
 fn an_answer_that_stops_breaks_off_and_never_looks_whole() {
     let head = "HTTP/1.1 200 OK\r\n";
     for says in [
@@ -251,4 +284,23 @@ fn what_one_side_of_tcp_leaves_behind_is_closed() {
     assert_eq!(server.read(&mut [0; 9]).unwrap(), 0, "its half is closed in the end");
     assert!(begun.elapsed() >= NEARLY, "{:?}", begun.elapsed());
     wait_for("nothing under way", || root.front.stats().unwrap().routes["web"].active == 0);
+}
+
+#[test]
+fn what_one_side_of_tcp_still_says_is_heard_for_as_long_as_it_speaks() {
+    for name in ["after_client", "after_upstream"] {
+        let mut root = only_long(name);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = connect(root.serve(App::Tcp, listener.local_addr().unwrap()));
+        let (mut server, _) = listener.accept().unwrap();
+        server.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (silent, speaks) = match name {
+            "after_client" => (&mut client, &mut server),
+            _ => (&mut server, &mut client),
+        };
+        silent.shutdown(Shutdown::Write).unwrap();
+        drip(speaks, b"x");
+        speaks.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(to_the_end(silent).0, "x".repeat(WORDS), "{name}");
+    }
 }

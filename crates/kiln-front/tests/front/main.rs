@@ -6,6 +6,7 @@ mod client;
 mod datagrams;
 mod drain;
 mod finishing;
+mod h2_limits;
 mod h2c;
 mod hostile;
 mod http;
