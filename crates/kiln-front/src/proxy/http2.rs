@@ -36,6 +36,9 @@ const WINDOW: u32 = 4 << 20;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection without requests is kept.
 const IDLE_PATIENCE: Duration = Duration::from_secs(3600);
+/// How long a client that was told that its connection ends may still open streams, and how long it
+/// then sees them refused before it is closed, unless others are still under way.
+const GOODBYE: Duration = Duration::from_secs(3);
 /// Between the word that a connection ends and the cut of what is still under way on it.
 const FAREWELL: Duration = Duration::from_millis(100);
 /// Connections that are tried for a request that was never sent.
@@ -58,31 +61,45 @@ pub(super) async fn serve(conn: Arc<Conn>, io: Rewound) {
     let who = Arc::new(Client::new(conn.peer.ip()));
     let farewell = Arc::new(Notify::new());
     let mut closing = conn.front.closing.subscribe();
-    let mut leaving = false;
-    let mut idle = Instant::now() + IDLE_PATIENCE;
+    let (mut told, mut late) = (false, false);
+    let mut look = Instant::now() + IDLE_PATIENCE;
     loop {
-        tokio::select! {
+        let ends = tokio::select! {
             accepted = connection.accept() => match accepted {
+                // It can ask again elsewhere: nothing of this was sent on.
+                Some(Ok((_, mut respond))) if late => {
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                    false
+                }
                 Some(Ok((request, respond))) => {
-                    idle = Instant::now() + IDLE_PATIENCE;
+                    if !told {
+                        look = Instant::now() + IDLE_PATIENCE;
+                    }
                     conn.front.count_request(conn.listener);
                     let stream = Stream { conn: conn.clone(), farewell: farewell.clone() };
                     tokio::spawn(stream.serve(who.clone(), request, respond));
+                    false
                 }
                 _ => return,
             },
-            // GOAWAY: the client sends what comes next on a new connection.
-            () = farewell.notified() => connection.graceful_shutdown(),
-            _ = closing.wait_for(|closing| *closing != Closing::No), if !leaving => {
-                leaving = true;
-                connection.graceful_shutdown();
-            }
-            () = sleep_until(idle) => {
-                idle = Instant::now() + IDLE_PATIENCE;
-                if !connection.has_streams() {
-                    connection.graceful_shutdown();
+            () = farewell.notified() => true,
+            _ = closing.wait_for(|closing| *closing != Closing::No), if !told => true,
+            () = sleep_until(look) => {
+                let idle = !connection.has_streams();
+                if late && idle {
+                    return;
                 }
+                late = told;
+                look = Instant::now() + if told { GOODBYE } else { IDLE_PATIENCE };
+                idle
             }
+        };
+        if ends && !told {
+            told = true;
+            look = Instant::now() + GOODBYE;
+            // GOAWAY: the client sends what comes next on a new connection. One that has heard it
+            // is done with its last stream; one that has not is held to it.
+            connection.graceful_shutdown();
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Time-outs over HTTP/2: as in `limits.rs`, how long something took is looked at from below only.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
-use kiln_front::App;
+use kiln_front::{App, Drain};
 
 use crate::h2c::{Grpc, all, connect, post, runtime};
 use crate::root::{Root, wait_for};
@@ -157,4 +159,83 @@ fn whoever_takes_nothing_is_reset() {
             assert!(begun.elapsed() >= NEARLY, "{how}: {:?}", begun.elapsed());
         });
     }
+}
+
+/// RFC 9113, 4.1.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A request without a body: fields of RFC 7541's static table.
+fn ask(stream: u32, path: &str) -> Vec<u8> {
+    const POST: u8 = 0x83;
+    const SCHEME_HTTP: u8 = 0x86;
+    const PATH: u8 = 0x04;
+    const AUTHORITY: u8 = 0x01;
+    let length = u8::try_from(path.len()).unwrap();
+    let fields = [&[POST, SCHEME_HTTP, AUTHORITY, 1, b'a', PATH, length], path.as_bytes()].concat();
+    frame(1, 0x5, stream, &fields)
+}
+
+/// The frames in `heard`: kind, stream, payload.
+fn frames(mut heard: &[u8]) -> Vec<(u8, u32, &[u8])> {
+    let mut all = Vec::new();
+    while let Some((head, rest)) = heard.split_at_checked(9) {
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        let Some((payload, rest)) = rest.split_at_checked(length) else { break };
+        all.push((head[3], stream, payload));
+        heard = rest;
+    }
+    all
+}
+
+/// Asks for `/watch`, takes no notice of what it is told, and goes on asking if it `asks`: gives
+/// what it was told until it was closed.
+fn takes_no_notice(addr: SocketAddr, asks: bool) -> Vec<u8> {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let begin = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(4, 0, 0, &[])[..], &ask(1, "/watch")];
+    stream.write_all(&begin.concat()).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    let writing = std::thread::spawn(move || {
+        let mut streams = (3..).step_by(2);
+        while asks && writer.write_all(&ask(streams.next().unwrap(), "/again")).is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let mut heard = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut heard) {
+        // It was closed while it wrote.
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "asks: {asks}");
+    }
+    drop(stream);
+    writing.join().unwrap();
+    heard
+}
+
+#[test]
+fn a_client_that_stays_although_it_was_told_to_go_is_closed() {
+    let (mut root, old, new) = (Root::new(), Grpc::start("old"), Grpc::start("new"));
+    let addr = root.serve(App::Http, old.addr);
+    let clients = [false, true].map(|asks| std::thread::spawn(move || takes_no_notice(addr, asks)));
+    wait_for("both", || {
+        old.seen.lock().unwrap().len() >= 2 && root.front.stats().unwrap().connections == 2
+    });
+    root.serve(App::Http, new.addr);
+    root.front.drain(&Drain::of([old.addr], Duration::ZERO)).unwrap();
+    let [silent, asking] = clients.map(|client| client.join().unwrap());
+    for heard in [&silent, &asking] {
+        assert!(frames(heard).iter().any(|(kind, ..)| *kind == 7), "GOAWAY");
+    }
+    let refused = Reason::REFUSED_STREAM;
+    let refused = u32::from(refused).to_be_bytes();
+    let frames = frames(&asking);
+    assert!(
+        frames.iter().any(|(kind, _, why)| *kind == 3 && **why == refused),
+        "it may ask elsewhere"
+    );
+    assert!(!frames.iter().any(|(kind, at, why)| *kind == 3 && *at > 1 && **why != refused));
+    wait_for("nobody", || root.front.stats().unwrap().connections == 0);
 }
