@@ -3,14 +3,17 @@
 //! `<root>/front/limits.json` is read when a worker starts: one object with milliseconds by name,
 //! such as `{"head": 10000}`. What it does not name keeps its default.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use serde::Deserialize;
 
 /// Longest file that is read, in bytes.
-const LONGEST: usize = 64 << 10;
+const LONGEST: u64 = 64 << 10;
 
 /// The limits of one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,9 +74,8 @@ impl Limits {
     /// # Errors
     /// When it is there and cannot be understood: then nothing of it counts.
     pub(crate) fn read(path: &Path) -> io::Result<Self> {
-        let text = match std::fs::read(path) {
-            Ok(text) if text.len() <= LONGEST => text,
-            Ok(_) => return Err(io::Error::other("longer than 64 KiB")),
+        let text = match text(path) {
+            Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(error),
         };
@@ -97,6 +99,21 @@ impl Limits {
     }
 }
 
+/// A pipe is not waited for, and nothing is read without end.
+fn text(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = Vec::new();
+    file.take(LONGEST + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > LONGEST {
+        return Err(io::Error::other("it is longer than 64 KiB"));
+    }
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +129,29 @@ mod tests {
         for wrong in [r#"{"haed": 250}"#, r#"{"head": "1s"}"#, r#"{"head": 0}"#, "{", ""] {
             std::fs::write(&path, wrong).unwrap();
             assert!(Limits::read(&path).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_a_regular_file_of_bounded_size_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let text = |length| format!("{{\"head\": 250}}{:length$}", "");
+        std::fs::write(at("fits"), text((64 << 10) - 13)).unwrap();
+        assert_eq!(Limits::read(&at("fits")).unwrap().head, Duration::from_millis(250));
+        std::fs::write(at("long"), text((64 << 10) - 12)).unwrap();
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), kind, mode, 0).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", at("endless")).unwrap();
+        let rows = [
+            ("long", "longer than 64 KiB"),
+            ("pipe", "no regular file"),
+            ("endless", "no regular file"),
+            (".", "no regular file"),
+        ];
+        for (name, why) in rows {
+            let said = Limits::read(&at(name)).unwrap_err().to_string();
+            assert!(said.contains(why), "{name}: {said}");
         }
     }
 }
