@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -296,17 +297,16 @@ impl FrontClient {
         self.ask_done(&Request::Upgrade { grace_ms: millis(grace) })
     }
 
-    /// Ends the front, minder and all, and returns when it no longer answers. What is under way
-    /// has `grace` to end.
+    /// Ends the front, minder and all, and returns when the worker has ended. What is under way has
+    /// `grace` to end.
     ///
     /// # Errors
-    /// When the front breaks off before it agreed.
+    /// When the front breaks off before it agreed; [`FrontError::is_silence`] when it has agreed, and
+    /// is still there long after.
     pub fn stop(mut self, grace: Duration) -> Result<(), FrontError> {
         self.ask_done(&Request::Stop { grace_ms: millis(grace) })?;
-        // The line breaks when the process has ended.
-        let _ = self.stream.get_ref().set_read_timeout(Some(grace + ANSWER_LIMIT));
-        let _ = io::copy(&mut self.stream, &mut io::sink());
-        Ok(())
+        let ended = wait_for_end(&mut self.stream, grace.saturating_add(ANSWER_LIMIT));
+        ended.map_err(|source| FrontError::Broken { path: self.path, source })
     }
 
     fn ask_done(&mut self, request: &Request) -> Result<(), FrontError> {
@@ -345,12 +345,21 @@ impl FrontClient {
     }
 }
 
+/// Waits until the process at the other end has ended: then the line breaks.
+fn wait_for_end(line: &mut BufReader<UnixStream>, limit: Duration) -> io::Result<()> {
+    line.get_ref().set_read_timeout(Some(limit))?;
+    match io::copy(line, &mut io::sink()) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        ended => ended.map(drop),
+    }
+}
+
 /// A front for `root`: the one that answers, with a minder beside it, else a new one of the
 /// program `exe`, in a session of its own so that it outlives the caller.
 ///
 /// # Errors
-/// [`FrontError::Start`] when none answers within twenty seconds; [`FrontError::is_silence`] when
-/// there is one that does not answer.
+/// [`FrontError::Start`] when its process fails, or none answers within twenty seconds;
+/// [`FrontError::is_silence`] when there is one that does not answer.
 pub fn ensure_running(root: &Path, exe: &Path) -> Result<FrontClient, FrontError> {
     if let Some(client) = minded(root)? {
         return Ok(client);
@@ -371,11 +380,20 @@ pub fn ensure_running(root: &Path, exe: &Path) -> Result<FrontClient, FrontError
     let pid = child.id();
     // Reaps the minder should it end while the caller lives.
     let reaper = std::thread::Builder::new().name("front-reaper".into());
-    reaper.spawn(move || child.wait()).map_err(|error| start(error.to_string()))?;
+    let (tell, ended) = mpsc::channel();
+    let reap = move || tell.send(child.wait());
+    reaper.spawn(reap).map_err(|error| start(error.to_string()))?;
     let deadline = Instant::now() + START_LIMIT;
     loop {
         if let Some(client) = minded(root)? {
             return Ok(client);
+        }
+        // One that ends well has found another minder there, whose front is on its way.
+        if let Ok(Ok(status)) = ended.try_recv()
+            && !status.success()
+        {
+            let what = format!("process {pid} of {} has ended with {status}", exe.display());
+            return Err(start(what));
         }
         if Instant::now() > deadline {
             return Err(start(format!("process {pid} of {} does not answer", exe.display())));
@@ -446,5 +464,20 @@ impl Drain {
             deadline_ms: millis(deadline),
             ..Self::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_still_there_has_not_ended() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let mut here = BufReader::new(here);
+        let source = wait_for_end(&mut here, Duration::from_millis(20)).unwrap_err();
+        assert!(FrontError::Broken { path: PathBuf::new(), source }.is_silence());
+        drop(there);
+        wait_for_end(&mut here, Duration::from_secs(30)).unwrap();
     }
 }

@@ -1,6 +1,7 @@
 //! The processes: restart, minder, ports, generations.
 
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -63,6 +64,20 @@ fn a_killed_minder_is_replaced_without_a_new_worker() {
     // The new minder got the sockets as well.
     kill(pid);
     assert_eq!(Client::connect(addr).get("/", "2").unwrap().status, 200);
+}
+
+#[test]
+fn a_front_that_dies_at_once_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("program");
+    std::fs::write(&program, "#!/bin/sh\nexit 9\n").unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let begun = Instant::now();
+    let error = ensure_running(&dir.path().join("root"), &program).unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    let said = error.to_string();
+    assert!(said.contains("has ended with exit status: 9"), "{said}");
+    assert!(said.contains("root/front/log"), "{said}");
 }
 
 #[test]
