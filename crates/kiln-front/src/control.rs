@@ -47,13 +47,18 @@ pub(crate) fn listen_at(path: &Path) -> io::Result<UnixListener> {
 impl Control {
     /// Answers everybody who connects.
     pub(crate) async fn serve(self, listener: UnixListener) {
+        let mut failing = false;
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
+                    failing = false;
                     tokio::spawn(self.clone().converse(stream));
                 }
                 Err(error) => {
-                    say!("front: control socket: {error}");
+                    // Once: it may go on for long.
+                    if !std::mem::replace(&mut failing, true) {
+                        say!("front: control socket: {error}");
+                    }
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }

@@ -33,6 +33,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// How often the number of connections is looked at anew.
 const LOOK: Duration = Duration::from_millis(100);
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
+/// Pause before the next minder is waited for again after that failed.
+const MINDER_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `root` until it is told to stop; returns the exit code. Its standard input is the line
 /// to the minder, if a minder started it.
@@ -270,6 +272,7 @@ fn watch_minder(
     let listener = link::listen_at(&paths.minder())?;
     let state = state.clone();
     std::thread::Builder::new().name("front-minder".into()).spawn(move || {
+        let mut failing = false;
         loop {
             if let Some(line) = minder.take() {
                 while let Ok(Some(_)) = link::receive(line.as_fd()) {}
@@ -277,12 +280,19 @@ fn watch_minder(
             }
             match rustix::net::accept_with(&listener, rustix::net::SocketFlags::CLOEXEC) {
                 Ok(line) => {
+                    failing = false;
                     let line = Arc::new(line);
                     lock_state(&state).attach(line.clone());
                     minder = Some(line);
                 }
                 Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return say!("front: no minder will be found: {error}"),
+                // Out of descriptors, or of memory: some day there are some again.
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        say!("front: no minder can be let in for now: {error}");
+                    }
+                    std::thread::sleep(MINDER_PAUSE);
+                }
             }
         }
     })?;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kiln_front::{
     App, Bind, FrontClient, FrontError, Protocol, Route, Table, ensure_running, renew,
 };
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::backend::Backend;
 use crate::client::Client;
@@ -64,6 +65,27 @@ fn a_killed_minder_is_replaced_without_a_new_worker() {
     // The new minder got the sockets as well.
     kill(pid);
     assert_eq!(Client::connect(addr).get("/", "2").unwrap().status, 200);
+}
+
+#[test]
+fn a_worker_that_was_out_of_descriptors_lets_a_minder_in_later() {
+    let (mut root, backend) = (Root::new(), Backend::start("a"));
+    let addr = root.serve(App::Auto, backend.addr);
+    let pid = root.front.ping().unwrap().pid;
+    let worker = Pid::from_raw(pid.cast_signed());
+    let limit = |current| {
+        let limits = rustix::process::getrlimit(Resource::Nofile);
+        let maximum = limits.maximum;
+        prlimit(worker, Resource::Nofile, Rlimit { current, maximum }).unwrap()
+    };
+    let before = limit(Some(3));
+    kill(parent(pid));
+    wait_for("it to be out of them", || root.log().contains("no minder can be let in"));
+    limit(before.current);
+    root.front = ensure_running(&root.path(), exe()).unwrap();
+    let pong = root.front.ping().unwrap();
+    assert_eq!((pong.pid, pong.minder), (pid, true));
+    assert_eq!(Client::connect(addr).get("/", "1").unwrap().status, 200);
 }
 
 #[test]
