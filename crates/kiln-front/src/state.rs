@@ -191,8 +191,10 @@ impl State {
         gone.retain(|id, _| !self.live.contains_key(id));
         let old = std::mem::replace(&mut self.table, table);
         for upstream in gone.into_values() {
-            self.cores.retire(upstream.id);
+            // First: what a core has in use goes back into its pool unless the upstream is retired.
+            let id = upstream.id;
             run_down(upstream, &old);
+            self.cores.retire(id);
         }
         self.upstreams.retain(|_, upstream| upstream.strong_count() > 0);
         if self.finishing {
