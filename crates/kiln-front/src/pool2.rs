@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
@@ -20,6 +21,8 @@ const STREAMS: usize = 256;
 const _: () = assert!(STREAMS as u64 * STREAM_WINDOW as u64 <= WINDOW as u64);
 /// Longest list of fields in bytes.
 const FIELDS_LIMIT: u32 = 256 << 10;
+/// How long after a cut a connection stands, for streams to be ended one by one.
+const AFTER_CUT: Duration = Duration::from_secs(1);
 
 thread_local! {
     static POOL: RefCell<HashMap<u64, Vec<Sender>>> = RefCell::default();
@@ -87,9 +90,6 @@ pub(crate) async fn speak(
     });
     Ok(sender)
 }
-
-/// How long after a cut a connection stands, for streams to be ended one by one.
-const AFTER_CUT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Drops connections that have ended: they take no request any more.
 fn forget(id: u64) {

@@ -324,7 +324,8 @@ fn a_server_that_begins_with_its_settings_is_no_reason_to_pass_bytes() {
     let addr = root.serve(App::Auto, grpc.addr);
     runtime().block_on(async {
         let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
-        // Long enough for the server to have said them on the early connection, which nobody sees.
+        // The front has connected upstream meanwhile, since the server might speak first. This one
+        // does, by its settings; that is how a server of HTTP/2 begins, and no other protocol.
         tokio::time::sleep(Duration::from_millis(300)).await;
         let (client, connection) = h2::client::handshake(stream).await.unwrap();
         tokio::spawn(connection);

@@ -230,8 +230,8 @@ fn a_request_line_that_comes_late_is_no_way_around() {
                 (begin, stream)
             })
             .collect();
-        // Longer than a request line was once waited for before it was taken for bytes.
-        std::thread::sleep(Duration::from_millis(5500));
+        // Longer than words of which it is not clear what they are wait to be taken for bytes.
+        std::thread::sleep(Duration::from_millis(1500));
         for (begin, mut stream) in late {
             let rest = "\r\nGET / HTTP/1.1\r\n"
                 .strip_prefix(begin)

@@ -73,7 +73,9 @@ fn a_silent_client_holds_no_server_that_serves_one_at_a_time() {
     });
     let mut root = Root::new();
     let addr = root.serve(App::Auto, upstream);
-    // One came before it was known what is spoken here: it is let go of when that is learnt.
+    // While it is not known what is spoken here, each client has a connection upstream, in case the
+    // server speaks first. This server serves one at a time, so the second client waits for the end
+    // of the first.
     let first = TcpStream::connect(addr).unwrap();
     wait_for("the spare connection", || root.front.stats().unwrap().connections == 1);
     let start = Instant::now();
@@ -84,6 +86,7 @@ fn a_silent_client_holds_no_server_that_serves_one_at_a_time() {
     let _silent: Vec<_> = (0..3).map(|_| TcpStream::connect(addr).unwrap()).collect();
     let mut half = TcpStream::connect(addr).unwrap();
     half.write_all(b"GET / HT").unwrap();
+    // Longer than the second after which words may be taken for bytes, and go upstream.
     std::thread::sleep(Duration::from_millis(1500));
     for _ in 0..3 {
         assert_eq!(status(&say(addr, GET)), 200);
