@@ -177,3 +177,17 @@ impl<T, E: std::error::Error> Because<T> for Result<T, E> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_the_causes_and_is_never_empty() {
+        let mut report = Report::failed("writing x\nand more");
+        report.causes = vec!["the disk is full\n(really)".to_owned(), "no space".to_owned()];
+        assert_eq!(report.line(), "writing x: the disk is full: no space");
+        // So somebody says who only gave up because another one failed.
+        assert!(Report::failed("").line().contains("another one failed"));
+    }
+}

@@ -1,6 +1,7 @@
 //! After a restart of the agent everything that runs is found again; after a reboot the active
 //! releases are built up again from their metafiles.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirEntry;
 use std::io::{self, ErrorKind};
@@ -63,6 +64,8 @@ pub(crate) struct Remains {
     cards: BTreeMap<String, io::Result<Option<Card>>>,
     /// What joined networks have.
     joined: joined::File,
+    /// Whether all folders could be listed.
+    complete: bool,
     /// Why it is not known which addresses are in use: then all may be.
     unread: Vec<String>,
 }
@@ -74,8 +77,13 @@ impl Remains {
         let mut failed = |what: &Path, error: &io::Error| {
             unread.push(format!("{} cannot be read: {error}", what.display()));
         };
+        let complete = Cell::new(true);
         let mut listed = |path: &Path| {
-            entries(path).inspect_err(|error| failed(path, error)).unwrap_or_default()
+            let missed = |error: &io::Error| {
+                complete.set(false);
+                failed(path, error);
+            };
+            entries(path).inspect_err(missed).unwrap_or_default()
         };
         let mut files = Vec::new();
         for project in listed(&root.join("run")) {
@@ -109,7 +117,7 @@ impl Remains {
         let joined = joined::File::read(root)
             .inspect_err(|error| failed(&root.join("run/joined.json"), error))
             .unwrap_or_default();
-        Self { files, cards, joined, unread }
+        Self { files, cards, joined, complete: complete.get(), unread }
     }
 
     fn readable_files(&self) -> impl Iterator<Item = (&StageId, &RunFile)> {
@@ -172,7 +180,7 @@ impl Remains {
 /// Finds stages and instances again, clears away what nobody knows, and brings the active release
 /// of each stage back to full strength.
 pub(crate) fn restore(agent: &Arc<Agent>, remains: Remains) {
-    let Remains { files: read, cards, unread, .. } = remains;
+    let Remains { files: read, cards, unread, complete, .. } = remains;
     for why in &unread {
         agent.log(why);
     }
@@ -188,7 +196,7 @@ pub(crate) fn restore(agent: &Arc<Agent>, remains: Remains) {
         }
     };
     let mut files = Vec::new();
-    let mut whole = true;
+    let mut whole = complete;
     for (id, file) in read {
         agent.stage(&id);
         match file {
