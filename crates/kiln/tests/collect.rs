@@ -113,7 +113,7 @@ fn a_lock_that_cannot_be_read_gives_up_nothing() {
         ("no lock", &|| fs::write(&path, "<<<<<<< HEAD\n").unwrap()),
         ("no regular file", &pipe),
         ("no regular file", &|| fs::create_dir(&path).unwrap()),
-        ("symbolic links", &|| std::os::unix::fs::symlink("kiln.lock", &path).unwrap()),
+        ("it is a link", &|| std::os::unix::fs::symlink("kiln.lock", &path).unwrap()),
     ];
     for (why, make) in makes {
         let _ = fs::remove_file(&path);
