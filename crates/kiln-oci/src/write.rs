@@ -74,7 +74,7 @@ pub struct Item {
 pub type Owner = (u32, u32);
 
 /// One image that was written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exported {
     /// Its name in the index.
     pub name: String,

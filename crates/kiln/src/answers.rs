@@ -1,11 +1,11 @@
 //! What a verb answers: the agent makes these documents, `--json` prints them as they are, and the
 //! command line puts them into words. Both sides share the types, so a field that one of them
 //! forgets does not compile. The JSON is public: the tests below pin it.
-//!
-//! `lock`, `pull`, `verify`, `diff`, `images`, `gc`, `fsck`, `export` and `import` are not here: their documents are made
-//! of values of the crates that make them, and the command line still reads those by keys.
 
+pub(crate) mod differing;
 mod made;
+pub(crate) mod stored;
+pub(crate) mod verified;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,9 +1,9 @@
 //! Why a step does not give the same bits twice, in plain words, and what usually cures it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A probable cause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// The clock: a date, seconds since the epoch, the time that something took.
@@ -135,7 +135,7 @@ impl Cause {
 }
 
 /// A cause and how it was recognised.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// The cause.
     pub cause: Cause,

@@ -47,9 +47,9 @@ pub(crate) fn compare(sides: [Side<'_>; 2]) -> Result<Option<Difference>, BakeEr
     let (mut listed, mut findings) = (Vec::new(), Vec::new());
     for (at, one) in found.iter().enumerate() {
         let kind = kind_of(&one.change);
-        *kinds.entry(kind).or_insert(0) += 1;
+        *kinds.entry(kind.into()).or_insert(0) += 1;
         if listed.len() < Difference::LISTED {
-            listed.push((shown(one.path), kind));
+            listed.push((shown(one.path), kind.into()));
         }
         if at >= LOOKED_INTO {
             continue;
@@ -186,8 +186,9 @@ impl Comparison<'_> {
             },
         };
         let [first, second] = values;
-        let (words, cure) = (finding.cause.words(), finding.cause.cure());
-        Ok(PathDifference { path: shown(path), kind, offset, first, second, finding, words, cure })
+        let (words, cure) = (finding.cause.words().into(), finding.cause.cure().into());
+        let (path, kind) = (shown(path), kind.into());
+        Ok(PathDifference { path, kind, offset, first, second, finding, words, cure })
     }
 
     fn of_names(&self, first: &[u8], second: &[u8]) -> Finding {

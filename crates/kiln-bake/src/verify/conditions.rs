@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use kiln_store::mount::{attach, remove_tree, tmpfs};
 use kiln_store::{Lower, Store};
 use rustix::mount::MountAttrFlags;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::runner::{StepExit, StepRunner, StepSpec};
 
@@ -23,12 +23,12 @@ const FIRST_PID: u32 = 20_000;
 const UPTIME: u64 = 3_000_000;
 
 /// What a step can see of the machine beyond its inputs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conditions {
     /// The processors that it may run on, by number.
     pub cores: Vec<usize>,
     /// The number that its first process gets; 2 if nothing is given.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_pid: Option<u32>,
     /// Seconds that its clocks since boot are ahead of the machine's.
     pub uptime: u64,
@@ -44,7 +44,7 @@ pub struct Conditions {
 }
 
 /// One condition that can be varied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Condition {
     /// Nothing but what no two runs have in common: the time, random numbers, addresses.
@@ -124,7 +124,7 @@ impl Condition {
 }
 
 /// One run of a step: under what, and when.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// Under what conditions.
     pub conditions: Conditions,

@@ -1,16 +1,17 @@
 //! What a verification found: plain values, which `--json` prints as they are. Their form is
 //! written down in `docs/verify.md`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use kiln_core::tree::Path;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::cause::{Cause, Finding};
 use super::conditions::{Condition, Run};
 
 /// What became of a step, a service, or all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// The same bits.
@@ -26,7 +27,7 @@ pub enum Verdict {
 }
 
 /// One step, verified.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     /// One-based, as `kiln bake` counts.
     pub number: usize,
@@ -39,19 +40,19 @@ pub struct StepReport {
     /// The verdict.
     pub verdict: Verdict,
     /// Why the verdict is what it is, where that needs saying.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
     /// What else is to be known.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// Its two runs; empty for a step that runs nothing.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub runs: Vec<Run>,
     /// What differs.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub difference: Option<Difference>,
     /// How a run failed that should not have.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
 }
 
@@ -74,25 +75,25 @@ impl StepReport {
 }
 
 /// What differs between two results.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Difference {
     /// What was compared: `the first run`, `the second run`, `the recorded result` …
     pub between: [String; 2],
     /// How many paths differ.
     pub count: usize,
     /// In how many ways, by [`PathDifference::kind`].
-    pub kinds: BTreeMap<&'static str, usize>,
+    pub kinds: BTreeMap<Cow<'static, str>, usize>,
     /// How many of the paths that were looked into have which cause.
     pub causes: BTreeMap<String, usize>,
     /// The first differing path, bytewise.
     pub first: PathDifference,
     /// The condition that makes the difference, if a further run under it alone showed so.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<Condition>,
     /// How many of the paths are not in the image and taken by no later COPY.
     pub left_behind: usize,
     /// All differing paths with their kinds, at most [`Difference::LISTED`].
-    pub paths: Vec<(String, &'static str)>,
+    pub paths: Vec<(String, Cow<'static, str>)>,
     /// All differing paths, as they are.
     #[serde(skip)]
     pub(crate) all: Vec<Path>,
@@ -118,15 +119,15 @@ impl Difference {
 }
 
 /// One path at which two results differ.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PathDifference {
     /// Absolute; bytes that are no text as `\ooo`.
     pub path: String,
     /// `only-first`, `only-second`, `content`, `mode`, `owner`, `link`, `hardlink`, `type`,
     /// `device` or `xattr`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// Offset of the first differing byte, for contents.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
     /// The first one's value.
     pub first: Value,
@@ -136,16 +137,16 @@ pub struct PathDifference {
     #[serde(flatten)]
     pub finding: Finding,
     /// The cause in words.
-    pub words: &'static str,
+    pub words: Cow<'static, str>,
     /// What usually cures it.
-    pub cure: &'static str,
+    pub cure: Cow<'static, str>,
 }
 
 impl PathDifference {
     /// Sets the cause with its words.
     pub(crate) fn set(&mut self, finding: Finding) {
-        self.words = finding.cause.words();
-        self.cure = finding.cause.cure();
+        self.words = finding.cause.words().into();
+        self.cure = finding.cause.cure().into();
         self.finding = finding;
     }
 
@@ -156,23 +157,23 @@ impl PathDifference {
 }
 
 /// A value at a path. Of a content: the part around the first differing byte.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Value {
     /// As text: an attribute, or the part of the content with `.` for what cannot be printed.
     pub text: String,
     /// The part of the content, hexadecimal.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hex: String,
     /// Where the part begins.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<u64>,
     /// Size of the content.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
 }
 
 /// A run that failed although the bake had succeeded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// Which run: 1 or 2.
     pub run: usize,

@@ -30,7 +30,7 @@ use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use kiln_core::Digest;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Context as _, Error, Result};
 use crate::lease::Lease;
@@ -93,7 +93,7 @@ impl From<BTreeSet<Digest>> for Roots {
 }
 
 /// What [`Store::gc`] did, or would do.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GcReport {
     /// Objects that stay.
     pub kept_objects: u64,

@@ -47,7 +47,7 @@ mod fill;
 mod folder;
 pub(crate) mod git;
 mod hooks;
-mod images;
+pub(crate) mod images;
 mod instances;
 mod joined;
 mod keys;

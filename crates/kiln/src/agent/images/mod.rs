@@ -29,6 +29,7 @@ use kiln_store::Store;
 
 pub(crate) use self::pull::Pulled;
 use self::registry::Registry;
+pub(crate) use self::update::Moved;
 use super::session::Session;
 use super::{Agent, lock as locked};
 use crate::report::{Because, Report};

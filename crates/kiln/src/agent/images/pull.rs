@@ -27,7 +27,7 @@ const TELL: Duration = Duration::from_millis(100);
 const BAR: u64 = 20;
 
 /// An image of a registry, in the store.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Pulled {
     #[serde(flatten)]
     pub image: ImageId,

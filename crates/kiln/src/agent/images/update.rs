@@ -4,25 +4,25 @@ use std::collections::BTreeMap;
 
 use kiln_bake::base::LockedImage;
 use kiln_core::ImageId;
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 
 use super::{Images, locked};
 use crate::agent::verbs::diff;
+use crate::answers::differing::{ImageDiff, Package};
 use crate::report::Report;
 
 /// Packages that a sentence names.
 const FEW: usize = 5;
 
 /// A pin that moved, or came.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Moved {
     pub name: String,
     pub old: Option<LockedImage>,
     pub new: LockedImage,
     /// What is different in the image for this machine, as `kiln diff` has it; without it, the old
     /// one is not in this store.
-    pub changes: Option<Value>,
+    pub changes: Option<ImageDiff>,
 }
 
 impl Images<'_> {
@@ -64,14 +64,14 @@ impl Images<'_> {
         name: &str,
         old: &LockedImage,
         new: &LockedImage,
-    ) -> Result<Option<Value>, Report> {
+    ) -> Result<Option<ImageDiff>, Report> {
         let Some(before) = self.there(name, old)? else { return Ok(None) };
         let after = self.pull(name, new)?.image;
         difference(self, before, after).map(Some)
     }
 }
 
-fn difference(images: &Images<'_>, before: ImageId, after: ImageId) -> Result<Value, Report> {
+fn difference(images: &Images<'_>, before: ImageId, after: ImageId) -> Result<ImageDiff, Report> {
     diff::images(images.agent, before, after)
 }
 
@@ -86,23 +86,21 @@ impl Moved {
         let Some(changes) = &self.changes else {
             return format!("{head}; the old one is not in this store, so it is not compared");
         };
-        let list = |key: &str| changes[key].as_array().cloned().unwrap_or_default();
-        let packages: Vec<String> = list("packages").iter().map(package).collect();
+        let packages: Vec<String> = changes.packages.iter().map(package).collect();
         let mut parts = Vec::new();
         if !packages.is_empty() {
             let few = packages.iter().take(FEW).cloned().collect::<Vec<_>>().join(", ");
             let more = if packages.len() > FEW { ", …" } else { "" };
             parts.push(format!("{} packages ({few}{more})", packages.len()));
         }
-        let mut files: BTreeMap<String, usize> = BTreeMap::new();
-        for file in list("files") {
-            let change = file["change"].as_str().unwrap_or("changed").to_owned();
-            *files.entry(change).or_default() += 1;
+        let mut files: BTreeMap<&str, usize> = BTreeMap::new();
+        for file in &changes.files {
+            *files.entry(file.change.word()).or_default() += 1;
         }
         parts.extend(files.iter().map(|(change, count)| format!("{count} paths {change}")));
-        let keys = list("config");
+        let keys = changes.config.as_deref().unwrap_or_default();
         if !keys.is_empty() {
-            let keys: Vec<&str> = keys.iter().filter_map(|key| key["key"].as_str()).collect();
+            let keys: Vec<&str> = keys.iter().map(|change| change.key.as_str()).collect();
             parts.push(format!("configuration: {}", keys.join(", ")));
         }
         match parts.is_empty() {
@@ -112,10 +110,9 @@ impl Moved {
     }
 }
 
-fn package(package: &Value) -> String {
-    let word = |key: &str| package[key].as_str();
-    let name = word("name").unwrap_or_default();
-    match (word("old"), word("new")) {
+fn package(package: &Package) -> String {
+    let name = &package.name;
+    match (&package.old, &package.new) {
         (Some(old), Some(new)) => format!("{name} {old} → {new}"),
         (None, Some(new)) => format!("+ {name} {new}"),
         (_, None) => format!("- {name}"),

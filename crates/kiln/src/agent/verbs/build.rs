@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kiln_core::compose::Project;
-use serde_json::json;
 
 use super::{Answer, load_and_tell, no_service, pull};
 use crate::agent::Agent;
 use crate::agent::bake;
 use crate::agent::session::Session;
 use crate::answers::Baked;
+use crate::answers::stored::{Locked, LockedBase};
 use crate::protocol::ProjectArgs;
 use crate::report::Report;
 
@@ -38,21 +38,18 @@ pub(super) fn lock(
         true => pull::fetch_all(agent, session, &project, &lock)?,
         false => BTreeMap::new(),
     };
-    let bases: serde_json::Map<_, _> = lock
+    let bases = lock
         .bases
         .iter()
-        .map(|(name, base)| (name.clone(), json!({ "packages": base.unpack.len() })))
-        .collect();
-    let path = project.dir.join(bake::LOCK_FILE);
-    Ok(json!({
-        "lock": path,
-        "changed": changed,
-        "bases": bases,
-        "images": lock.images,
-        "moved": moved,
-        "fetched": fetched,
-    })
-    .into())
+        .map(|(name, base)| (name.clone(), LockedBase { packages: base.unpack.len() }));
+    Ok(Answer::of(&Locked {
+        lock: project.dir.join(bake::LOCK_FILE),
+        changed,
+        bases: bases.collect(),
+        images: lock.images,
+        moved,
+        fetched,
+    }))
 }
 
 /// `kiln bake`.

@@ -10,16 +10,14 @@ use std::sync::Arc;
 use kiln_core::exit::Exit;
 use kiln_core::{Digest, ImageId};
 use kiln_oci::remote::image_key;
-use kiln_oci::{
-    Compression, Error, Exported, Format, Imported, Item, Limits, Owner, Selector, Source,
-};
+use kiln_oci::{Compression, Error, Format, Imported, Item, Limits, Owner, Selector, Source};
 use kiln_store::Store;
-use serde_json::json;
 
 use super::build::known_services;
 use super::{Answer, load_and_tell, no_service};
 use crate::agent::session::Session;
 use crate::agent::{Agent, bake, record, released};
+use crate::answers::stored as answers;
 use crate::protocol::ProjectArgs;
 use crate::report::{Because, Report};
 
@@ -84,15 +82,13 @@ pub(super) fn export(
     };
     let exported = exported.map_err(|error| report(&error));
     node.end(&exported, &format!("{} images", items.len()));
-    let images: BTreeMap<String, Exported> =
-        exported?.into_iter().map(|image| (image.name.clone(), image)).collect();
-    Ok(json!({
-        "output": wish.output,
-        "format": wish.format,
-        "compression": wish.compression,
-        "images": images,
-    })
-    .into())
+    let images = exported?.into_iter().map(|image| (image.name.clone(), image)).collect();
+    Ok(Answer::of(&answers::Export {
+        output: wish.output.clone(),
+        format: wish.format,
+        compression: wish.compression,
+        images,
+    }))
 }
 
 /// The images that are meant, by the names that they get.
@@ -293,17 +289,17 @@ pub(super) fn import(
     // A lock may pin it by its manifest: then nobody need be asked for it.
     let known = agent.store.set_step_result(&image_key(&imported.manifest), &imported.image);
     known.because(|| "keeping the image".into())?;
-    let data = json!({
-        "tree": imported.image.tree,
-        "config": imported.image.config,
-        "manifest": imported.manifest,
-        "name": name,
-        "was": imported.name,
-        "architecture": imported.architecture,
-        "layers": imported.layers,
-    });
-    record::root_note(agent, "import", data.clone());
-    Ok(data.into())
+    let answer = Answer::of(&answers::Import::Taken(answers::Imported {
+        tree: imported.image.tree,
+        config: imported.image.config,
+        manifest: imported.manifest,
+        name: name.map(str::to_owned),
+        was: imported.name,
+        architecture: imported.architecture,
+        layers: imported.layers,
+    }));
+    record::root_note(agent, "import", answer.data.clone());
+    Ok(answer)
 }
 
 /// `kiln import --remove NAME`: what the name kept may be collected.
@@ -319,5 +315,5 @@ pub(super) fn forget(agent: &Agent, name: &str) -> Result<Answer, Report> {
             .hint(format!("there is: {}", known.join(", "))));
     }
     agent.store.remove_ref(IMPORTS, name).because(|| format!("forgetting `{name}`"))?;
-    Ok(json!({ "removed": name }).into())
+    Ok(Answer::of(&answers::Import::Removed { removed: name.to_owned() }))
 }

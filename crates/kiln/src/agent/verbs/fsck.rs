@@ -50,8 +50,7 @@ pub(super) fn fsck(agent: &Agent, session: &Session, repair: bool) -> Result<Ans
         true => Exit::Done,
         false => Exit::Difference,
     };
-    let data = serde_json::to_value(&found).because(|| "telling what was found".into())?;
-    Ok(Answer { exit, data })
+    Ok(Answer { exit, ..Answer::of(&found) })
 }
 
 fn words(found: &Findings) -> String {

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use kiln_core::exit::Exit;
 use kiln_store::{Error, GcOptions, Roots};
-use serde_json::json;
 
 use super::Answer;
 use super::look::named;
 use crate::agent::session::Session;
 use crate::agent::{Agent, needs, record};
+use crate::answers::stored::{Collected, Gc};
 use crate::report::{Because, Report};
 
 /// So long a cache of steps that nobody uses is kept, and what apt had.
@@ -32,19 +32,22 @@ pub(super) fn gc(
     options.unused = unused.unwrap_or(options.unused);
     let roots = || Roots { digests: named(agent), ..projects.clone() };
     let report = agent.store.gc_with(&roots, &options).map_err(|error| told(&error))?;
-    let mut data = serde_json::to_value(&report).because(|| "collecting".into())?;
     let room = kiln_bake::mount::caches::room(agent.store.root());
     let caches = kiln_bake::mount::caches::collect(&room, CACHE_AGE, dry_run)
         .because(|| "collecting the caches of steps".into())?;
-    data["step_caches"] = json!(caches.caches);
-    data["step_cache_bytes"] = json!(caches.bytes);
-    let lists = kiln_bake::base::collect_lists(agent.store.root(), CACHE_AGE, dry_run)
+    let package_lists = kiln_bake::base::collect_lists(agent.store.root(), CACHE_AGE, dry_run)
         .because(|| "collecting package lists".into())?;
-    data["package_lists"] = json!(lists);
+    let collected = Collected {
+        store: report,
+        step_caches: caches.caches,
+        step_cache_bytes: caches.bytes,
+        package_lists,
+    };
     if !dry_run {
-        record::root_note(agent, "gc", data.clone());
+        let data = serde_json::to_value(&collected).because(|| "recording what went".into())?;
+        record::root_note(agent, "gc", data);
     }
-    Ok(json!({ "dry_run": dry_run, "unread": unread, "collected": data }).into())
+    Ok(Answer::of(&Gc { dry_run, unread, collected }))
 }
 
 fn told(error: &Error) -> Report {

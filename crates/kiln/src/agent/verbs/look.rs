@@ -15,6 +15,7 @@ use crate::agent::silence::{self, SILENT};
 use crate::agent::stage::{Instance, Life, Role, Seen as _, Stage, StageState};
 use crate::agent::{Agent, layer, needs, released};
 use crate::answers;
+use crate::answers::stored::{Images, StoredImage};
 use crate::report::{Because, Report};
 
 /// `kiln ps`: every instance, with its slots.
@@ -341,15 +342,15 @@ pub(super) fn images(agent: &Agent) -> Result<Answer, Report> {
     let Users { trees: named, mut broken } = users(agent)?;
     let mut rows = Vec::new();
     for image in agent.store.images().because(|| "listing images".into())? {
-        let users: BTreeSet<&String> =
-            named.iter().filter(|(tree, _)| *tree == image.tree).map(|(_, user)| user).collect();
-        rows.push(json!({
-            "tree": image.tree,
-            "files": image.files,
-            "bytes": image.bytes,
-            "used_by": users,
-        }));
+        let users = named.iter().filter(|(tree, _)| *tree == image.tree);
+        let users: BTreeSet<String> = users.map(|(_, user)| user.clone()).collect();
+        rows.push(StoredImage {
+            tree: image.tree,
+            files: image.files,
+            bytes: image.bytes,
+            used_by: users,
+        });
     }
     broken.sort();
-    Ok(json!({ "images": rows, "broken": broken }).into())
+    Ok(Answer::of(&Images { images: rows, broken }))
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use kiln_bake::base::Lock;
 use kiln_bake::remote::{Mode, Pins, Remotes};
 use kiln_core::compose::Project;
-use serde_json::json;
 
 use super::build::known_services;
 use super::{Answer, load_and_tell};
@@ -14,6 +13,7 @@ use crate::agent::images::named::named;
 use crate::agent::images::{Images, Pulled};
 use crate::agent::session::Session;
 use crate::agent::{Agent, bake, needs};
+use crate::answers::stored::Pull;
 use crate::protocol::ProjectArgs;
 use crate::report::{Because, Report};
 
@@ -42,7 +42,7 @@ pub(super) fn pull(
         bake::save_lock(&project, &pinned)?;
     }
     needs::note(agent, &project, &pinned, BTreeSet::new(), false)?;
-    Ok(json!({ "images": pulled?, "services": names }).into())
+    Ok(Answer::of(&Pull { images: pulled?, services: names }))
 }
 
 /// All that a lock names: images, and bases with their packages.

@@ -1,40 +1,46 @@
 //! What a person sees of `export` and `import`.
 
-use serde_json::Value;
+use std::path::Path;
 
-use super::{number, row, short, size, table, text};
+use super::{digits, row, size, table};
+use crate::answers::stored::{Export, Import};
 
 /// `kiln export`.
-pub(super) fn export(data: &Value) -> String {
+pub(super) fn export(done: &Export) -> String {
     // An archive on standard output is all that may be there.
-    if text(&data["output"]) == "-" {
+    if done.output == Path::new("-") {
         return String::new();
     }
     let mut rows = vec![row(["NAME", "MANIFEST", "TREE", "SIZE"])];
-    for (name, image) in data["images"].as_object().into_iter().flatten() {
+    for (name, exported) in &done.images {
         rows.push(vec![
             name.clone(),
-            text(&image["manifest"]).to_owned(),
-            short(&image["tree"]).to_owned(),
-            size(number(&image["bytes"])),
+            exported.manifest.to_string(),
+            digits(&exported.image.tree),
+            size(exported.bytes),
         ]);
     }
-    format!("wrote {} ({})\n{}", text(&data["output"]), text(&data["format"]), table(&rows))
+    format!("wrote {} ({})\n{}", done.output.display(), done.format.word(), table(&rows))
 }
 
 /// `kiln import`.
-pub(super) fn import(data: &Value) -> String {
-    if let Some(name) = data["removed"].as_str() {
-        return format!("`{name}` is forgotten; `kiln gc` collects what nothing else names\n");
-    }
-    let kept = match data["name"].as_str() {
+pub(super) fn import(done: &Import) -> String {
+    let taken = match done {
+        Import::Removed { removed } => {
+            return format!(
+                "`{removed}` is forgotten; `kiln gc` collects what nothing else names\n"
+            );
+        }
+        Import::Taken(taken) => taken,
+    };
+    let kept = match &taken.name {
         Some(name) => format!("kept as `{name}`"),
         None => "not kept: `kiln gc` collects it unless a name or a release holds it".to_owned(),
     };
     let rows = [
-        row(["tree", text(&data["tree"])]),
-        row(["config", text(&data["config"])]),
-        row(["manifest", text(&data["manifest"])]),
+        row(["tree", &taken.tree.to_string()]),
+        row(["config", &taken.config.to_string()]),
+        row(["manifest", &taken.manifest.to_string()]),
     ];
     format!("{}{kept}\n", table(&rows))
 }

@@ -7,7 +7,11 @@ use std::io::IsTerminal as _;
 
 use serde_json::Value;
 
-use super::{list, number, release, short, size, text};
+use super::{digits, release, short, size};
+use crate::answers::differing::{
+    Both, Diff, Entry, File, FileChange, Found, ImageDiff, KeyChange, Package, Service,
+    ServiceChange, Side, What,
+};
 
 /// So many lines of files are shown of an image before folders are folded.
 const MOST_LINES: usize = 60;
@@ -52,39 +56,47 @@ impl Style {
 }
 
 /// The whole document.
-pub(super) fn diff(data: &Value, style: Style) -> String {
+pub(super) fn diff(found: &Diff, style: Style) -> String {
     let mut out = String::new();
     let mut say = |line: &str| put(&mut out, style, line);
-    say(&format!("--- {}", side(&data["old"])));
-    say(&format!("+++ {}", side(&data["new"])));
-    if data["same"].as_bool() == Some(true) {
+    say(&format!("--- {}", side(&found.old)));
+    say(&format!("+++ {}", side(&found.new)));
+    if found.same {
         say("nothing differs");
         return out;
     }
-    if data["kind"] == "image" {
-        image(data, "", style, &mut say);
-    }
-    for service in list(&data["services"]) {
-        let sign = sign(text(&service["change"]));
-        say(&format!("{sign} service {}", text(&service["name"])));
-        if service["image"].is_object() {
-            image(&service["image"], "  ", style, &mut say);
+    match &found.found {
+        Found::Image(found) => image(found, "", style, &mut say),
+        Found::Release { services } => {
+            for Service { name, change } in services {
+                let sign = match change {
+                    ServiceChange::Added(_) => '+',
+                    ServiceChange::Removed(_) => '-',
+                    ServiceChange::Changed { .. } => '~',
+                };
+                say(&format!("{sign} service {name}"));
+                if let ServiceChange::Changed { image: other, settings } = change {
+                    if let Some(other) = other {
+                        image(other, "  ", style, &mut say);
+                    }
+                    values("settings", settings, "  ", style, &mut say);
+                }
+            }
         }
-        values("settings", &service["settings"], "  ", style, &mut say);
     }
     out
 }
 
 /// What differs between two images, where the whole document is about something else.
-pub(super) fn of_image(data: &Value) -> String {
+pub(super) fn of_image(found: &ImageDiff) -> String {
     let style = Style::new(false, false);
     let mut out = String::new();
     let mut say = |line: &str| put(&mut out, style, line);
-    image(data, "  ", style, &mut say);
-    match number(&data["times"]) {
-        0 => {}
-        1 => say("  1 path of which only the time differs"),
-        count => say(&format!("  {count} paths of which only the time differs")),
+    image(found, "  ", style, &mut say);
+    match found.times {
+        Some(0) | None => {}
+        Some(1) => say("  1 path of which only the time differs"),
+        Some(count) => say(&format!("  {count} paths of which only the time differs")),
     }
     out
 }
@@ -97,20 +109,20 @@ fn put(out: &mut String, style: Style, line: &str) {
     out.push('\n');
 }
 
-fn side(side: &Value) -> String {
-    let name = text(&side["name"]);
+fn side(side: &Side) -> String {
+    let name = &side.name;
     let is_digest = name.starts_with("sha256:") && !name[7..].contains(':');
-    let mut words: Vec<String> = (!is_digest).then(|| name.to_owned()).into_iter().collect();
-    if side["tree"].is_string() {
-        words.push(format!("tree {}", short(&side["tree"])));
-        if side["config"].is_string() {
-            words.push(format!("config {}", short(&side["config"])));
+    let mut words: Vec<String> = (!is_digest).then(|| name.clone()).into_iter().collect();
+    match &side.what {
+        What::Image { tree, config } => {
+            words.push(format!("tree {}", digits(tree)));
+            words.extend(config.as_ref().map(|config| format!("config {}", digits(config))));
+        }
+        What::Release { release, source } => {
+            words.extend(release.as_ref().map(|release| format!("release {}", digits(release))));
+            words.extend(Some(release::words(source)).filter(|words| !words.is_empty()));
         }
     }
-    if side["release"].is_string() {
-        words.push(format!("release {}", short(&side["release"])));
-    }
-    words.extend(Some(release::source(&side["source"])).filter(|words| !words.is_empty()));
     words.join(", ")
 }
 
@@ -122,25 +134,25 @@ fn sign(change: &str) -> char {
     }
 }
 
-fn image(image: &Value, indent: &str, style: Style, say: &mut dyn FnMut(&str)) {
-    if list(&image["packages"]).next().is_some() {
+fn image(found: &ImageDiff, indent: &str, style: Style, say: &mut dyn FnMut(&str)) {
+    if !found.packages.is_empty() {
         say(&format!("{indent}packages"));
     }
-    for package in list(&image["packages"]) {
-        let change = text(&package["change"]);
-        let versions = match (package["old"].as_str(), package["new"].as_str()) {
+    for package in &found.packages {
+        let Package { name, change, old, new, .. } = package;
+        let versions = match (old, new) {
             (Some(old), Some(new)) => format!("{old} → {new} ({change})"),
-            (old, new) => old.or(new).unwrap_or_default().to_owned(),
+            (old, new) => old.as_ref().or(new.as_ref()).cloned().unwrap_or_default(),
         };
-        let files = match number(&package["files"]) {
+        let files = match package.files {
             1 => "1 path".to_owned(),
             count => format!("{count} paths"),
         };
-        let name = text(&package["name"]);
         say(&format!("{indent}  {} {name} {versions}, {files}", sign(change)));
     }
-    files(&image["files"], indent, style, say);
-    values("configuration", &image["config"], indent, style, say);
+    files(&found.files, indent, style, say);
+    let config = found.config.as_deref().unwrap_or_default();
+    values("configuration", config, indent, style, say);
 }
 
 /// One line of files, and what stands below it.
@@ -151,10 +163,10 @@ struct Line {
     below: Vec<String>,
 }
 
-fn files(files: &Value, indent: &str, style: Style, say: &mut dyn FnMut(&str)) {
+fn files(files: &[File], indent: &str, style: Style, say: &mut dyn FnMut(&str)) {
     let unfold = style.files || style.all;
-    let (shown, owned): (Vec<&Value>, Vec<&Value>) =
-        list(files).partition(|file| unfold || !file["package"].is_string());
+    let (shown, owned): (Vec<&File>, Vec<&File>) =
+        files.iter().partition(|file| unfold || file.package.is_none());
     if shown.is_empty() && owned.is_empty() {
         return;
     }
@@ -183,65 +195,70 @@ fn files(files: &Value, indent: &str, style: Style, say: &mut dyn FnMut(&str)) {
     }
 }
 
-fn plain(files: &[&Value]) -> Vec<Line> {
+fn plain(files: &[&File]) -> Vec<Line> {
     files.iter().map(|file| line(file)).collect()
 }
 
-fn line(file: &Value) -> Line {
-    let change = sign(text(&file["change"]));
-    let mut path = text(&file["path"]).to_owned();
-    if text(&file["type"]) == "directory" || path.is_empty() {
+/// The lines of a difference of texts, if it is told.
+fn text_of(file: &File) -> Option<&Vec<String>> {
+    match &file.change {
+        FileChange::Changed { text, .. } => text.as_ref(),
+        _ => None,
+    }
+}
+
+fn line(file: &File) -> Line {
+    let mut path = file.path.clone();
+    if file.kind == "directory" || path.is_empty() {
         path.push('/');
     }
-    let below = list(&file["text"]).map(|line| text(line).to_owned());
+    let below = text_of(file).into_iter().flatten().cloned();
     let mut below: Vec<String> = below.filter(|line| !line.starts_with("\\ No newline")).collect();
     if below.len() > MOST_TEXT {
         below.truncate(MOST_TEXT);
         below.push("…".into());
     }
-    let words = match change {
-        '~' => changed(file),
-        '+' => alone(&file["new"], &file["size"]["new"]),
-        _ => alone(&file["old"], &file["size"]["old"]),
+    let words = match &file.change {
+        FileChange::Changed { size, aspects, .. } => changed(size, aspects),
+        FileChange::Added { size, new } => alone(new, size.new),
+        FileChange::Removed { size, old } => alone(old, size.old),
     };
-    Line { change, path, words, below }
+    Line { change: sign(file.change.word()), path, words, below }
 }
 
-fn alone(entry: &Value, bytes: &Value) -> String {
+fn alone(entry: &Entry, bytes: Option<u64>) -> String {
     let mut words = Vec::new();
-    match text(&entry["type"]) {
-        "link" => words.push(format!("→ {}", text(&entry["target"]))),
-        "file" => words.push(size(number(bytes))),
+    match entry.kind.as_str() {
+        "link" => words.push(format!("→ {}", entry.target.as_deref().unwrap_or_default())),
+        "file" => words.push(size(bytes.unwrap_or(0))),
         "directory" => {}
         other => words.push(other.to_owned()),
     }
-    let usual = match text(&entry["type"]) {
-        "directory" | "link" => ["0755", "0777"].contains(&text(&entry["mode"])),
-        _ => text(&entry["mode"]) == "0644",
+    let usual = match entry.kind.as_str() {
+        "directory" | "link" => ["0755", "0777"].contains(&entry.mode.as_str()),
+        _ => entry.mode == "0644",
     };
     if !usual {
-        words.push(text(&entry["mode"]).to_owned());
+        words.push(entry.mode.clone());
     }
-    let (uid, gid) = (number(&entry["uid"]), number(&entry["gid"]));
-    if (uid, gid) != (0, 0) {
-        words.push(format!("{uid}:{gid}"));
+    if (entry.uid, entry.gid) != (0, 0) {
+        words.push(format!("{}:{}", entry.uid, entry.gid));
     }
     words.join(" ")
 }
 
-fn changed(file: &Value) -> String {
+fn changed(bytes: &Both<Option<u64>>, aspects: &BTreeMap<String, Both<String>>) -> String {
     let mut words = Vec::new();
-    for (aspect, values) in file["aspects"].as_object().into_iter().flatten() {
-        let (old, new) = (text(&values["old"]), text(&values["new"]));
+    for (aspect, Both { old, new }) in aspects {
         words.push(match aspect.as_str() {
             "content" => {
-                let (old, new) = (number(&file["size"]["old"]), number(&file["size"]["new"]));
+                let (old, new) = (bytes.old.unwrap_or(0), bytes.new.unwrap_or(0));
                 match old == new {
                     true => format!("content, {}", size(new)),
                     false => format!("content, {} → {}", size(old), size(new)),
                 }
             }
-            "hardlink" => match (old, new) {
+            "hardlink" => match (old, new.as_str()) {
                 (old, "") => format!("no more a name of {old}"),
                 (_, new) => format!("a name of {new}"),
             },
@@ -256,24 +273,26 @@ fn or_none(text: &str) -> &str {
 }
 
 /// Folders that came or went with all that is in them are one line.
-fn whole_folders(files: &[&Value]) -> Vec<Line> {
+fn whole_folders(files: &[&File]) -> Vec<Line> {
+    let bytes = |file: &&File| match &file.change {
+        FileChange::Added { size, .. } => size.new,
+        FileChange::Removed { size, .. } => size.old,
+        FileChange::Changed { .. } => None,
+    };
     let mut lines = Vec::new();
     let mut at = 0;
     while at < files.len() {
         let file = files[at];
         let mut line = line(file);
         at += 1;
-        if line.change != '~' && text(&file["type"]) == "directory" && line.path != "/" {
+        if line.change != '~' && file.kind == "directory" && line.path != "/" {
             let inside = files[at..]
                 .iter()
-                .take_while(|other| text(&other["path"]).starts_with(&line.path))
-                .take_while(|other| sign(text(&other["change"])) == line.change)
+                .take_while(|other| other.path.starts_with(&line.path))
+                .take_while(|other| sign(other.change.word()) == line.change)
                 .count();
-            let side = if line.change == '+' { "new" } else { "old" };
-            let below = &files[at..at + inside];
-            let bytes: u64 = below.iter().map(|file| number(&file["size"][side])).sum();
-            let plain = below.iter().all(|file| !file["text"].is_array());
-            if inside >= WORTH_FOLDING && plain {
+            if inside >= WORTH_FOLDING {
+                let bytes: u64 = files[at..at + inside].iter().filter_map(bytes).sum();
                 line.words = format!("with {inside} paths, {}", size(bytes));
                 at += inside;
             }
@@ -314,8 +333,14 @@ fn fold(lines: Vec<Line>) -> Vec<Line> {
     folded
 }
 
-fn values(title: &str, changes: &Value, indent: &str, style: Style, say: &mut dyn FnMut(&str)) {
-    if list(changes).next().is_some() {
+fn values(
+    title: &str,
+    changes: &[KeyChange],
+    indent: &str,
+    style: Style,
+    say: &mut dyn FnMut(&str),
+) {
+    if !changes.is_empty() {
         say(&format!("{indent}{title}"));
     }
     let shown = |value: &Value| {
@@ -329,17 +354,16 @@ fn values(title: &str, changes: &Value, indent: &str, style: Style, say: &mut dy
             _ => whole,
         }
     };
-    for change in list(changes) {
-        let key = text(&change["key"]);
-        let line = match (change.get("old"), change.get("new")) {
+    for KeyChange { key, old, new, text, .. } in changes {
+        let line = match (old, new) {
             (Some(old), Some(new)) => format!("~ {key}: {} → {}", shown(old), shown(new)),
             (Some(old), None) => format!("- {key}: {}", shown(old)),
             (None, Some(new)) => format!("+ {key}: {}", shown(new)),
             (None, None) => format!("~ {key}: another one (a secret is never shown)"),
         };
         say(&format!("{indent}  {line}"));
-        for text_line in list(&change["text"]).take(MOST_TEXT) {
-            say(&format!("{indent}      {}", text(text_line)));
+        for line in text.iter().flatten().take(MOST_TEXT) {
+            say(&format!("{indent}      {line}"));
         }
     }
 }
@@ -349,26 +373,54 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::answers::differing::NewSize;
 
-    fn added(path: &str, kind: &str) -> Value {
-        let entry = json!({ "type": kind, "mode": if kind == "file" { "0644" } else { "0755" },
-            "uid": 0, "gid": 0 });
-        json!({ "path": path, "change": "added", "type": kind, "size": { "new": 1000 },
-            "new": entry })
+    fn added(path: &str, kind: &str) -> File {
+        let new = Entry {
+            kind: kind.to_owned(),
+            mode: if kind == "file" { "0644" } else { "0755" }.to_owned(),
+            uid: 0,
+            gid: 0,
+            content: None,
+            target: None,
+        };
+        let change = FileChange::Added { size: NewSize { new: Some(1000) }, new };
+        let (path, kind) = (path.to_owned(), kind.to_owned());
+        File { path, path_hex: None, package: None, kind, change }
     }
 
-    fn image(files: &[Value]) -> Value {
-        json!({ "kind": "image", "same": false, "old": { "name": "a" }, "new": { "name": "b" },
-            "packages": [], "files": files, "config": [] })
+    fn image_diff(files: &[File]) -> ImageDiff {
+        ImageDiff {
+            tree: Both { old: None, new: None },
+            packages: Vec::new(),
+            files: files.to_vec(),
+            config: Some(Vec::new()),
+            times: None,
+        }
+    }
+
+    fn shown(found: ImageDiff, style: Style) -> String {
+        let side = |name: &str| {
+            let what = What::Release { release: None, source: Default::default() };
+            Side { name: name.to_owned(), what }
+        };
+        let (old, new, found) = (side("a"), side("b"), Found::Image(found));
+        diff(&Diff { format: 1, old, new, same: false, found }, style)
     }
 
     #[test]
     fn a_line_tells_what_differs() {
-        let file = json!({ "path": "bin/x", "change": "changed", "type": "file",
-            "size": { "old": 3, "new": 1500 },
-            "aspects": { "content": { "old": "sha256:1", "new": "sha256:2" },
-                "mode": { "old": "0644", "new": "4755" } } });
-        let out = diff(&image(&[file, added("etc/new", "file")]), Style::default());
+        let both = |old: &str, new: &str| Both { old: old.to_owned(), new: new.to_owned() };
+        let change = FileChange::Changed {
+            size: Both { old: Some(3), new: Some(1500) },
+            aspects: BTreeMap::from([
+                ("content".to_owned(), both("sha256:1", "sha256:2")),
+                ("mode".to_owned(), both("0644", "4755")),
+            ]),
+            text: None,
+        };
+        let file = File { change, ..added("bin/x", "file") };
+        let out = shown(image_diff(&[file, added("etc/new", "file")]), Style::default());
         assert_eq!(
             out,
             "--- a\n+++ b\nfiles\n  ~ bin/x  content, 3 B → 1.5 kB; mode 0644 → 4755\n  + \
@@ -380,30 +432,35 @@ mod tests {
     fn whole_folders_and_many_files_are_folded() {
         let mut files = vec![added("d", "directory")];
         files.extend((0..5).map(|n| added(&format!("d/{n}"), "file")));
-        let out = diff(&image(&files), Style::default());
+        let out = shown(image_diff(&files), Style::default());
         assert!(out.ends_with("files\n  + d/  with 5 paths, 5.0 kB\n"), "{out}");
-        let files: Vec<Value> = (0..100).map(|n| added(&format!("e/{n:03}"), "file")).collect();
-        let out = diff(&image(&files), Style::default());
+        let files: Vec<File> = (0..100).map(|n| added(&format!("e/{n:03}"), "file")).collect();
+        let out = shown(image_diff(&files), Style::default());
         assert!(out.ends_with("files\n  + e/*  100 added\n"), "{out}");
-        let out = diff(&image(&files), Style { all: true, ..Style::default() });
+        let out = shown(image_diff(&files), Style { all: true, ..Style::default() });
         assert_eq!(out.lines().count(), 103);
         // What cannot be folded is cut.
-        let files: Vec<Value> = (0..100).map(|n| added(&format!("{n}/x"), "file")).collect();
-        let out = diff(&image(&files), Style::default());
+        let files: Vec<File> = (0..100).map(|n| added(&format!("{n}/x"), "file")).collect();
+        let out = shown(image_diff(&files), Style::default());
         assert!(out.ends_with("  and 40 lines more (--all)\n"), "{out}");
     }
 
     #[test]
     fn files_of_packages_are_folded_under_them() {
-        let mut file = added("usr/bin/curl", "file");
-        file["package"] = json!("curl");
-        let mut data = image(&[file]);
-        data["packages"] = json!([{ "name": "curl", "change": "upgraded", "old": "1", "new": "2",
-            "files": 1 }]);
-        let out = diff(&data, Style::default());
+        let file = File { package: Some("curl".into()), ..added("usr/bin/curl", "file") };
+        let package = Package {
+            name: "curl".into(),
+            architecture: "amd64".into(),
+            change: "upgraded".into(),
+            old: Some("1".into()),
+            new: Some("2".into()),
+            files: 1,
+        };
+        let found = ImageDiff { packages: vec![package], ..image_diff(&[file]) };
+        let out = shown(found.clone(), Style::default());
         assert!(out.contains("  ~ curl 1 → 2 (upgraded), 1 path\n"), "{out}");
         assert!(!out.contains("usr/bin/curl"), "{out}");
-        let out = diff(&data, Style { files: true, ..Style::default() });
+        let out = shown(found, Style { files: true, ..Style::default() });
         assert!(out.contains("  + usr/bin/curl"), "{out}");
     }
 
@@ -412,10 +469,16 @@ mod tests {
         let style = Style { colour: true, ..Style::default() };
         assert_eq!(style.paint("  + a"), "\u{1b}[32m  + a\u{1b}[0m");
         assert_eq!(Style::default().paint("  + a"), "  + a");
-        let mut data = image(&[]);
-        data["config"] = json!([{ "key": "x", "old": "a\u{1b}[31m", "new": "b" },
-            { "key": "files./k.content", "secret": true }]);
-        let out = diff(&data, Style::default());
+        let key = KeyChange {
+            key: "x".into(),
+            old: Some(json!("a\u{1b}[31m")),
+            new: Some(json!("b")),
+            ..KeyChange::default()
+        };
+        let secret =
+            KeyChange { key: "files./k.content".into(), secret: true, ..KeyChange::default() };
+        let found = ImageDiff { config: Some(vec![key, secret]), ..image_diff(&[]) };
+        let out = shown(found, Style::default());
         assert!(out.contains("~ x: a\u{fffd}[31m → b\n"), "{out}");
         assert!(out.contains("~ files./k.content: another one"), "{out}");
     }

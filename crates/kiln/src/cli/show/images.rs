@@ -1,54 +1,54 @@
 //! What a lock and a pull of images look like for a person.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde_json::Value;
-
-use super::{diff, list, number, row, short, size, table, text};
+use super::{diff, digits, row, size, table};
+use crate::answers::stored::{Locked, Pull, Pulled};
 
 /// `kiln lock`.
-pub(super) fn lock(data: &Value) -> String {
-    let changed = if data["changed"].as_bool() == Some(true) { "wrote" } else { "unchanged:" };
-    let mut out = format!("{changed} {}\n", text(&data["lock"]));
+pub(super) fn lock(done: &Locked) -> String {
+    let changed = if done.changed { "wrote" } else { "unchanged:" };
+    let mut out = format!("{changed} {}\n", done.lock.display());
     let mut rows = Vec::new();
-    for (name, base) in data["bases"].as_object().into_iter().flatten() {
-        let packages = format!("{} packages", number(&base["packages"]));
+    for (name, base) in &done.bases {
+        let packages = format!("{} packages", base.packages);
         rows.push(vec![format!("  {name}"), packages, String::new()]);
     }
-    for (name, image) in data["images"].as_object().into_iter().flatten() {
-        let platforms = match list(&image["platforms"]).count() {
+    for (name, image) in &done.images {
+        let platforms = match image.platforms.len() {
             1 => "1 platform".to_owned(),
             count => format!("{count} platforms"),
         };
-        rows.push(vec![format!("  {name}"), short(&image["index"]).to_owned(), platforms]);
+        rows.push(vec![format!("  {name}"), digits(&image.index), platforms]);
     }
     out.push_str(&table(&rows));
-    for moved in list(&data["moved"]).filter(|moved| moved["changes"].is_object()) {
-        let (old, new) = (short(&moved["old"]["index"]), short(&moved["new"]["index"]));
-        let _ = writeln!(out, "{}: {old} → {new}", text(&moved["name"]));
-        out.push_str(&diff::of_image(&moved["changes"]));
+    for moved in &done.moved {
+        let (Some(changes), Some(old)) = (&moved.changes, &moved.old) else { continue };
+        let (old, new) = (digits(&old.index), digits(&moved.new.index));
+        let _ = writeln!(out, "{}: {old} → {new}", moved.name);
+        out.push_str(&diff::of_image(changes));
     }
-    out.push_str(&fetched(&data["fetched"]));
+    out.push_str(&fetched(&done.fetched));
     out
 }
 
 /// `kiln pull`.
-pub(super) fn pull(data: &Value) -> String {
-    match data["images"].as_object().is_none_or(serde_json::Map::is_empty) {
+pub(super) fn pull(done: &Pull) -> String {
+    match done.images.is_empty() {
         true => "the project names no image of a registry\n".to_owned(),
-        false => fetched(&data["images"]),
+        false => fetched(&done.images),
     }
 }
 
-fn fetched(images: &Value) -> String {
+fn fetched(images: &BTreeMap<String, Pulled>) -> String {
     let mut rows = Vec::new();
-    for (name, image) in images.as_object().into_iter().flatten() {
-        let (new, known) = (number(&image["fetched"]), number(&image["known"]));
-        let done = match new + known {
+    for (name, pulled) in images {
+        let done = match pulled.fetched + pulled.known {
             0 => "is here".to_owned(),
-            all => format!("{new} of {all} layers, {}", size(number(&image["bytes"]))),
+            all => format!("{} of {all} layers, {}", pulled.fetched, size(pulled.bytes)),
         };
-        rows.push(row([name, short(&image["manifest"]), short(&image["tree"]), &done]));
+        rows.push(row([name, &digits(&pulled.manifest), &digits(&pulled.image.tree), &done]));
     }
     if !rows.is_empty() {
         rows.insert(0, row(["IMAGE", "MANIFEST", "TREE", "FETCHED"]));

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::live::duration;
 use crate::agent::stage::Role;
-use crate::answers;
+use crate::answers::{self, stored};
 use crate::protocol::Verb;
 
 /// The end of a verb, in words.
@@ -33,20 +33,22 @@ pub(crate) fn done(verb: &Verb, data: &Value) -> String {
         Verb::Stats { .. } => told(data, fingers::stats),
         Verb::Learn { .. } => told(data, layer::learnt),
         Verb::Plan { .. } => told(data, plan),
-        Verb::Lock { .. } => images::lock(data),
-        Verb::Pull { .. } => images::pull(data),
+        Verb::Lock { .. } => told(data, images::lock),
+        Verb::Pull { .. } => told(data, images::pull),
         Verb::Bake { .. } => told(data, bake),
         Verb::Release { .. } => told(data, release::release),
-        Verb::Diff { files, all, .. } => diff::diff(data, diff::Style::new(*files, *all)),
-        Verb::Verify { .. } => verify::verify(data),
-        Verb::Export { .. } => carrier::export(data),
-        Verb::Import { .. } | Verb::Forget { .. } => carrier::import(data),
+        Verb::Diff { files, all, .. } => {
+            told(data, |found| diff::diff(found, diff::Style::new(*files, *all)))
+        }
+        Verb::Verify { .. } => told(data, verify::verify),
+        Verb::Export { .. } => told(data, carrier::export),
+        Verb::Import { .. } | Verb::Forget { .. } => told(data, carrier::import),
         Verb::Ps { .. } => told(data, ps),
         Verb::Status { .. } => told(data, status),
         Verb::Releases { .. } => told(data, releases),
-        Verb::Images => images(data),
-        Verb::Fsck { .. } => fsck(data),
-        Verb::Gc { .. } => gc(data),
+        Verb::Images => told(data, images),
+        Verb::Fsck { .. } => told(data, fsck),
+        Verb::Gc { .. } => told(data, gc),
         Verb::Down { .. } => told(data, down),
         Verb::Shutdown => told(data, shutdown),
         Verb::Ping => told(data, |pong: &answers::Pong| pong.agent.clone()),
@@ -84,10 +86,6 @@ fn text(value: &Value) -> &str {
 
 fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_default()
-}
-
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten()
 }
 
 /// The first twelve digits of a digest.
@@ -411,20 +409,20 @@ fn size(bytes: u64) -> String {
     }
 }
 
-fn images(data: &Value) -> String {
+fn images(found: &stored::Images) -> String {
     let mut rows = vec![row(["TREE", "FILES", "SIZE", "USED BY"])];
     let (mut others, mut bytes) = (0_u64, 0_u64);
-    for image in list(&data["images"]) {
-        let users: Vec<&str> = list(&image["used_by"]).map(text).collect();
+    for image in &found.images {
+        let users: Vec<&str> = image.used_by.iter().map(String::as_str).collect();
         if users.is_empty() {
             others += 1;
-            bytes += number(&image["bytes"]);
+            bytes += image.bytes;
             continue;
         }
         rows.push(vec![
-            short(&image["tree"]).to_owned(),
-            number(&image["files"]).to_string(),
-            size(number(&image["bytes"])),
+            digits(&image.tree),
+            image.files.to_string(),
+            size(image.bytes),
             users.join(", "),
         ]);
     }
@@ -433,8 +431,8 @@ fn images(data: &Value) -> String {
         (1, _) => String::new(),
         _ => table(&rows),
     };
-    for what in list(&data["broken"]) {
-        let _ = writeln!(out, "damaged: {} (kiln fsck)", text(what));
+    for what in &found.broken {
+        let _ = writeln!(out, "damaged: {what} (kiln fsck)");
     }
     if others > 0 {
         let _ = writeln!(
@@ -446,28 +444,27 @@ fn images(data: &Value) -> String {
     out
 }
 
-fn fsck(data: &Value) -> String {
+fn fsck(found: &stored::Findings) -> String {
     let mut out = String::new();
-    for damage in list(&data["damage"]) {
-        let _ = writeln!(out, "{}: {}", text(&damage["path"]), text(&damage["what"]));
-        let needed: Vec<&str> = list(&damage["needed_by"]).map(text).collect();
-        if !needed.is_empty() {
-            let _ = writeln!(out, "  needed by {}", needed.join(", "));
+    for damage in &found.damage {
+        let _ = writeln!(out, "{}: {}", damage.path, damage.what);
+        if !damage.needed_by.is_empty() {
+            let _ = writeln!(out, "  needed by {}", damage.needed_by.join(", "));
         }
-        for (word, of) in [("healed", &damage["healed"]), ("cure", &damage["cure"])] {
-            if of.is_string() {
-                let _ = writeln!(out, "  {word}: {}", text(of));
+        for (word, of) in [("healed", &damage.healed), ("cure", &damage.cure)] {
+            if let Some(of) = of {
+                let _ = writeln!(out, "  {word}: {of}");
             }
         }
     }
     let _ = writeln!(
         out,
         "{} objects ({}), {} images and {} entries of the ledger were read: {}",
-        number(&data["objects"]),
-        size(number(&data["bytes"])),
-        number(&data["images"]),
-        number(&data["entries"]),
-        match list(&data["damage"]).count() {
+        found.objects,
+        size(found.bytes),
+        found.images,
+        found.entries,
+        match found.damage.len() {
             0 => "all as it was written".to_owned(),
             count => format!("{count} damaged"),
         }
@@ -475,30 +472,30 @@ fn fsck(data: &Value) -> String {
     out
 }
 
-fn gc(data: &Value) -> String {
-    let what = if data["dry_run"].as_bool() == Some(true) { "would collect" } else { "collected" };
-    let count = |name: &str| data["collected"][name].as_u64().unwrap_or(0);
+fn gc(done: &stored::Gc) -> String {
+    let what = if done.dry_run { "would collect" } else { "collected" };
+    let stored::Collected { store, step_caches, step_cache_bytes, package_lists } = &done.collected;
+    let count = |caches: usize| u64::try_from(caches).unwrap_or(u64::MAX);
     let went = [
-        ("objects", "objects"),
-        ("references", "references"),
-        ("images", "mountable images"),
-        ("steps", "results of steps"),
-        ("contexts", "caches of build contexts"),
-        ("step_caches", "caches of steps"),
-        ("package_lists", "lists of packages"),
+        (store.objects, "objects"),
+        (store.references, "references"),
+        (store.images, "mountable images"),
+        (store.steps, "results of steps"),
+        (store.contexts, "caches of build contexts"),
+        (count(*step_caches), "caches of steps"),
+        (count(*package_lists), "lists of packages"),
     ];
-    let rows = went.iter().filter(|(name, _)| count(name) > 0);
-    let rows: Vec<String> = rows.map(|(name, noun)| format!("{} {noun}", count(name))).collect();
-    let bytes = count("bytes") + count("step_cache_bytes");
+    let rows = went.iter().filter(|(count, _)| *count > 0);
+    let rows: Vec<String> = rows.map(|(count, noun)| format!("{count} {noun}")).collect();
     let what = match rows.is_empty() {
         true => "nothing to collect".to_owned(),
-        false => format!("{what} {}: {}", size(bytes), rows.join(", ")),
+        false => format!("{what} {}: {}", size(store.bytes + step_cache_bytes), rows.join(", ")),
     };
-    let rest = match data["collected"]["interrupted"].as_bool() {
-        Some(true) => "; bakes were under way, so it stopped before its end: run it again later",
-        _ => "",
+    let rest = match store.interrupted {
+        true => "; bakes were under way, so it stopped before its end: run it again later",
+        false => "",
     };
-    format!("{what}; {} stay{rest}\n", size(count("kept_bytes")))
+    format!("{what}; {} stay{rest}\n", size(store.kept_bytes))
 }
 
 fn down(done: &answers::Down) -> String {

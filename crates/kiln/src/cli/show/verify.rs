@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
-use serde_json::Value;
+use kiln_bake::verify::{Difference, StepReport, Verdict};
 
-use super::{list, number, row, short, table, text};
+use super::{digits, row, table};
+use crate::answers::verified::{AgainstImage, Steps, Verified};
 use crate::cli::live::duration;
 
 /// Width of a step's instruction in the table.
@@ -14,40 +15,41 @@ const INSTRUCTION: usize = 64;
 const HEX: usize = 16;
 
 /// The end of the verb.
-pub(super) fn verify(data: &Value) -> String {
-    if data["against"].is_object() {
-        return against(data);
+pub(super) fn verify(found: &Verified) -> String {
+    match found {
+        Verified::Against(found) => against(found),
+        Verified::Steps(found) => of_steps(found),
     }
-    let deep = data["deep"].as_bool() == Some(true);
+}
+
+fn of_steps(all: &Steps) -> String {
     let mut out = String::new();
     let mut worst = Vec::new();
-    let bases = data["bases"].as_object().into_iter().flatten();
-    let bases: Vec<(&String, &Value)> = bases.collect();
-    if !bases.is_empty() {
+    if !all.bases.is_empty() {
         let mut rows = vec![row(["BASE", "VERDICT", "RUNS"])];
-        for (name, base) in &bases {
-            rows.push(vec![(*name).clone(), verdict(base), times(base, deep)]);
-            worst.push((format!("base {name}"), *base));
+        for (name, base) in &all.bases {
+            rows.push(vec![name.clone(), verdict(base).to_owned(), times(base, all.deep)]);
+            worst.push((format!("base {name}"), base));
         }
         out.push_str(&table(&rows));
         out.push('\n');
     }
-    for (name, service) in data["services"].as_object().into_iter().flatten() {
-        let _ = writeln!(out, "{name}  {}", short(&service["image"]["tree"]));
-        let steps: Vec<&Value> = list(&service["steps"]).collect();
+    for (name, service) in &all.services {
+        let _ = writeln!(out, "{name}  {}", digits(&service.image.tree));
+        let steps = &service.steps;
         if steps.is_empty() {
             out.push_str("  a base as it is\n");
         }
-        let rows: Vec<Vec<String>> = steps.iter().map(|step| step_row(step, deep)).collect();
+        let rows: Vec<Vec<String>> = steps.iter().map(|step| step_row(step, all.deep)).collect();
         for line in table(&rows).lines() {
             let _ = writeln!(out, "  {line}");
         }
-        for step in &steps {
-            for note in list(&step["notes"]) {
-                let _ = writeln!(out, "  step {}: {}", number(&step["number"]), text(note));
+        for step in steps {
+            for note in &step.notes {
+                let _ = writeln!(out, "  step {}: {note}", step.number);
             }
         }
-        let worse = |step: &&&Value| differs(step) && text(&step["verdict"]) != "left-behind";
+        let worse = |step: &&StepReport| differs(step) && step.verdict != Verdict::LeftBehind;
         if let Some(first) = steps.iter().find(worse).or(steps.iter().find(|step| differs(step))) {
             worst.push((name.clone(), first));
         }
@@ -57,121 +59,112 @@ pub(super) fn verify(data: &Value) -> String {
         out.push_str(&found(name, step));
     }
     out.push('\n');
-    out.push_str(&sum(data));
+    out.push_str(&sum(all));
     out
 }
 
-fn differs(step: &Value) -> bool {
-    matches!(text(&step["verdict"]), "diverged" | "inputs" | "left-behind")
+const fn differs(step: &StepReport) -> bool {
+    matches!(step.verdict, Verdict::Diverged | Verdict::Inputs | Verdict::LeftBehind)
 }
 
-fn verdict(step: &Value) -> String {
-    match text(&step["verdict"]) {
-        "same" => "same".to_owned(),
-        "diverged" => "DIVERGED".to_owned(),
-        "inputs" => "OTHER INPUTS".to_owned(),
-        "not-run" => "not run".to_owned(),
-        "left-behind" => "left behind".to_owned(),
-        other => other.to_owned(),
+const fn verdict(step: &StepReport) -> &'static str {
+    match step.verdict {
+        Verdict::Same => "same",
+        Verdict::Diverged => "DIVERGED",
+        Verdict::Inputs => "OTHER INPUTS",
+        Verdict::NotRun => "not run",
+        Verdict::LeftBehind => "left behind",
     }
 }
 
 /// How long each of the runs took; two whole bakes say nothing of a step.
-fn times(step: &Value, deep: bool) -> String {
+fn times(step: &StepReport, deep: bool) -> String {
     if deep {
         return String::new();
     }
-    let times = list(&step["runs"])
-        .map(|run| duration(number(&run["ended"]).saturating_sub(number(&run["began"]))));
+    let times = step.runs.iter().map(|run| duration(run.ended.saturating_sub(run.began)));
     times.collect::<Vec<_>>().join(" / ")
 }
 
-fn step_row(step: &Value, deep: bool) -> Vec<String> {
-    let mut instruction: String = text(&step["text"]).chars().take(INSTRUCTION).collect();
-    if text(&step["text"]).chars().count() > INSTRUCTION {
+fn step_row(step: &StepReport, deep: bool) -> Vec<String> {
+    let mut instruction: String = step.text.chars().take(INSTRUCTION).collect();
+    if step.text.chars().count() > INSTRUCTION {
         instruction.pop();
         instruction.push('…');
     }
-    vec![number(&step["number"]).to_string(), verdict(step), instruction, times(step, deep)]
+    vec![step.number.to_string(), verdict(step).to_owned(), instruction, times(step, deep)]
 }
 
 /// All about one step.
-fn found(name: &str, step: &Value) -> String {
+fn found(name: &str, step: &StepReport) -> String {
     let mut out = String::new();
-    match number(&step["number"]) {
+    match step.number {
         0 => {
             let _ = writeln!(out, "{name}");
         }
         at => {
-            let place = format!("{}:{}", text(&step["file"]), number(&step["line"]));
-            let _ = writeln!(out, "{name}: step {at} at {place}\n  {}", text(&step["text"]));
+            let place = format!("{}:{}", step.file, step.line);
+            let _ = writeln!(out, "{name}: step {at} at {place}\n  {}", step.text);
         }
     }
-    if let Some(why) = step["why"].as_str() {
+    if let Some(why) = &step.why {
         let _ = writeln!(out, "  {why}");
     }
-    let failure = &step["failure"];
-    if failure.is_object() {
-        let _ =
-            writeln!(out, "  run {} ended with {}", number(&failure["run"]), text(&failure["how"]));
-        for line in list(&failure["output"]) {
-            let _ = writeln!(out, "  | {}", text(line));
+    if let Some(failure) = &step.failure {
+        let _ = writeln!(out, "  run {} ended with {}", failure.run, failure.how);
+        for line in &failure.output {
+            let _ = writeln!(out, "  | {line}");
         }
     }
-    if step["difference"].is_object() {
-        out.push_str(&difference(&step["difference"]));
+    if let Some(found) = &step.difference {
+        out.push_str(&difference(found));
     }
     out
 }
 
-fn difference(difference: &Value) -> String {
-    let first = &difference["first"];
+fn difference(difference: &Difference) -> String {
+    let first = &difference.first;
+    let names = &difference.between;
     let mut out = String::new();
-    let what = match text(&first["kind"]) {
-        "content" => format!("differs from byte {} on", number(&first["offset"])),
-        "only-first" => format!("is left by {} only", text(&difference["between"][0])),
-        "only-second" => format!("is left by {} only", text(&difference["between"][1])),
+    let what = match &*first.kind {
+        "content" => format!("differs from byte {} on", first.offset.unwrap_or(0)),
+        "only-first" => format!("is left by {} only", names[0]),
+        "only-second" => format!("is left by {} only", names[1]),
         kind => format!("differs in its {kind}"),
     };
-    let _ = writeln!(out, "\n  {} {what}", text(&first["path"]));
-    let names = [text(&difference["between"][0]), text(&difference["between"][1])];
-    let width = names.iter().map(|name| name.len()).max().unwrap_or(0);
-    for (name, value) in names.iter().zip([&first["first"], &first["second"]]) {
-        let size = match value["size"].as_u64() {
+    let _ = writeln!(out, "\n  {} {what}", first.path);
+    let width = names.iter().map(String::len).max().unwrap_or(0);
+    for (name, value) in names.iter().zip([&first.first, &first.second]) {
+        let size = match value.size {
             Some(size) => format!("  ({size} bytes)"),
             None => String::new(),
         };
-        let _ = writeln!(out, "    {name:<width$}  {}{size}", text(&value["text"]));
+        let _ = writeln!(out, "    {name:<width$}  {}{size}", value.text);
     }
-    let at = number(&first["first"]["at"]);
-    if first["offset"].is_u64() {
-        let at = caret(first, at);
+    if let Some(offset) = first.offset {
+        let at = caret(offset, first.first.at.unwrap_or(0));
         let _ = writeln!(out, "    {:<width$}  {}^", "", " ".repeat(at));
-        for (name, value) in names.iter().zip([&first["first"], &first["second"]]) {
-            let _ = writeln!(out, "    {name:<width$}  {}", hex(text(&value["hex"]), at));
+        for (name, value) in names.iter().zip([&first.first, &first.second]) {
+            let _ = writeln!(out, "    {name:<width$}  {}", hex(&value.hex, at));
         }
     }
-    let _ = writeln!(out, "\n  cause  {}: {}", text(&first["words"]), text(&first["evidence"]));
-    for (at, line) in folded(text(&first["cure"]), 84).iter().enumerate() {
+    let _ = writeln!(out, "\n  cause  {}: {}", first.words, first.finding.evidence);
+    for (at, line) in folded(&first.cure, 84).iter().enumerate() {
         let _ = writeln!(out, "  {:<5}  {line}", if at == 0 { "cure" } else { "" });
     }
-    let more = number(&difference["count"]).saturating_sub(1);
+    let more = difference.count.saturating_sub(1);
     if more > 0 {
-        let causes: Vec<String> = difference["causes"]
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(cause, count)| format!("{} {cause}", number(count)))
-            .collect();
+        let causes = difference.causes.iter().map(|(cause, count)| format!("{count} {cause}"));
+        let causes: Vec<String> = causes.collect();
         let paths = if more == 1 { "path differs" } else { "paths differ" };
         let _ = writeln!(out, "  more   {more} more {paths}; by cause: {}", causes.join(", "));
     }
     out
 }
 
-/// Where the first differing byte is in the text that is shown.
-fn caret(first: &Value, at: u64) -> usize {
-    usize::try_from(number(&first["offset"]).saturating_sub(at)).unwrap_or(0)
+/// Where the first differing byte is in the text that is shown, which begins at `at`.
+fn caret(offset: u64, at: u64) -> usize {
+    usize::try_from(offset.saturating_sub(at)).unwrap_or(0)
 }
 
 /// Hexadecimal digits of the bytes around the one at `at`, which is marked.
@@ -205,49 +198,40 @@ fn folded(text: &str, width: usize) -> Vec<String> {
 }
 
 /// The last line.
-fn sum(data: &Value) -> String {
-    let how = match data["deep"].as_bool() {
-        Some(true) => "baked twice from nothing",
-        _ => "each step run twice",
+fn sum(all: &Steps) -> String {
+    let how = if all.deep { "baked twice from nothing" } else { "each step run twice" };
+    let time = duration(all.ms);
+    let verdict = match all.verdict {
+        Verdict::Same => "the same bits",
+        Verdict::Diverged => "not the same bits",
+        Verdict::Inputs => "inputs differ that nothing pins",
+        Verdict::LeftBehind => "the same bits; what differs stays behind in a stage",
+        Verdict::NotRun => "not all was run",
     };
-    let time = duration(number(&data["ms"]));
-    let verdict = match text(&data["verdict"]) {
-        "same" => "the same bits",
-        "diverged" => "not the same bits",
-        "inputs" => "inputs differ that nothing pins",
-        "left-behind" => "the same bits; what differs stays behind in a stage",
-        _ => "not all was run",
-    };
-    let mut out = format!("{}: {verdict}; {how}, {time}\n", text(&data["project"]));
-    for missing in list(&data["conditions"]["not_varied"]) {
-        let _ = writeln!(out, "  {}", text(missing));
+    let mut out = format!("{}: {verdict}; {how}, {time}\n", all.project);
+    for missing in &all.conditions.not_varied {
+        let _ = writeln!(out, "  {missing}");
     }
     out
 }
 
-fn against(data: &Value) -> String {
-    let found = &data["against"];
+fn against(answer: &AgainstImage) -> String {
+    let found = &answer.against;
     let mut out = format!(
         "{}: tree {} here, {} in {}\n",
-        text(&found["service"]),
-        short(&found["here"]["tree"]),
-        short(&found["there"]["tree"]),
-        text(&data["path"])
+        found.service,
+        digits(&found.here.tree),
+        digits(&found.there.tree),
+        answer.path.display()
     );
-    if found["difference"].is_object() {
-        out.push_str(&difference(&found["difference"]));
+    if let Some(found) = &found.difference {
+        out.push_str(&difference(found));
     }
-    for change in list(&found["config"]) {
-        let _ = writeln!(
-            out,
-            "  configuration: {} is {} here and {} there",
-            text(&change[0]),
-            change[1],
-            change[2]
-        );
+    for (key, here, there) in &found.config {
+        let _ = writeln!(out, "  configuration: {key} is {here} here and {there} there");
     }
-    out.push_str(match text(&found["verdict"]) {
-        "same" => "the same bits\n",
+    out.push_str(match found.verdict {
+        Verdict::Same => "the same bits\n",
         _ => "not the same bits\n",
     });
     out

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use kiln_core::tree::{Node, Tree};
 use kiln_core::tree_diff::{self, Aspect, Change, Difference};
 use kiln_core::{Digest, ImageId};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use similar::TextDiff;
 
 use super::packages::Packages;
 use super::values;
 use crate::agent::Agent;
+use crate::answers::differing::{
+    Both, Entry, File, FileChange, ImageDiff, NewSize, OldSize, Package,
+};
 use crate::report::{Because, Report};
 
 /// Larger files are not compared as text.
@@ -43,12 +46,12 @@ pub(super) struct Options<'a> {
     pub text: bool,
 }
 
-/// Compares two images; the document's keys `packages`, `files` and `config`.
+/// Compares two images.
 pub(super) fn diff(
     options: &Options<'_>,
     old: Option<&Image>,
     new: Option<&Image>,
-) -> Result<Value, Report> {
+) -> Result<ImageDiff, Report> {
     let store = &options.agent.store;
     let tree = |image: Option<&Image>| match image {
         Some(image) => store
@@ -67,38 +70,22 @@ pub(super) fn diff(
         }
         files.push(file(options, &before, &after, &difference, owner));
     }
-    let packages: Vec<Value> = packages
-        .changed
-        .iter()
-        .map(|package| {
-            json!({
-                "name": package.name,
-                "architecture": package.architecture,
-                "change": package.change(),
-                "old": package.old,
-                "new": package.new,
-                "files": counts.get(package.name.as_str()).copied().unwrap_or(0),
-            })
-        })
-        .collect();
-    let mut document = json!({
-        "tree": { "old": old.map(|image| image.tree), "new": new.map(|image| image.tree) },
-        "packages": packages,
-        "files": files,
+    let changed = packages.changed.iter().map(|package| Package {
+        name: package.name.clone(),
+        architecture: package.architecture.clone(),
+        change: package.change().to_owned(),
+        old: package.old.clone(),
+        new: package.new.clone(),
+        files: counts.get(package.name.as_str()).copied().unwrap_or(0),
     });
     // Of a bare tree no configuration is known, so none is compared.
-    if let (Some(old), Some(new)) =
-        (old.and_then(|image| image.config), new.and_then(|image| image.config))
-    {
-        document["config"] = json!(values::diff(&config(store, &old)?, &config(store, &new)?));
-    }
-    Ok(document)
-}
-
-/// Whether [`diff`] found nothing.
-pub(super) fn is_empty(document: &Value) -> bool {
-    let empty = |key: &str| document[key].as_array().is_none_or(Vec::is_empty);
-    empty("packages") && empty("files") && empty("config")
+    let configs = old.and_then(|image| image.config).zip(new.and_then(|image| image.config));
+    let config = match configs {
+        Some((old, new)) => Some(values::diff(&config(store, &old)?, &config(store, &new)?)),
+        None => None,
+    };
+    let tree = Both { old: old.map(|image| image.tree), new: new.map(|image| image.tree) };
+    Ok(ImageDiff { tree, packages: changed.collect(), files, config, times: None })
 }
 
 /// The configuration as JSON in which lists of named things are maps.
@@ -119,63 +106,51 @@ fn file(
     new: &Tree,
     difference: &Difference<'_>,
     owner: Option<&str>,
-) -> Value {
-    let mut entry = Map::new();
-    entry.insert("path".into(), json!(String::from_utf8_lossy(difference.path)));
-    if std::str::from_utf8(difference.path).is_err() {
-        let hex: String = difference.path.iter().map(|byte| format!("{byte:02x}")).collect();
-        entry.insert("path_hex".into(), json!(hex));
-    }
-    let mut say = |key: &str, value: Value| entry.insert(key.into(), value);
+) -> File {
     let alone = |tree: &Tree, node: &Node| {
-        let mut all = json!({ "type": tree_diff::type_name(node), "mode": format!("{:04o}", node.mode),
-            "uid": node.uid, "gid": node.gid });
-        for (key, aspect) in [("content", Aspect::Content), ("target", Aspect::Target)] {
-            let value = aspect.value(tree, node);
-            if !value.is_empty() {
-                all[key] = json!(value);
-            }
+        let value = |aspect: Aspect| Some(aspect.value(tree, node)).filter(|it| !it.is_empty());
+        Entry {
+            kind: tree_diff::type_name(node).to_owned(),
+            mode: format!("{:04o}", node.mode),
+            uid: node.uid,
+            gid: node.gid,
+            content: value(Aspect::Content),
+            target: value(Aspect::Target),
         }
-        all
     };
     let size = |tree: &Tree, node: &Node| tree_diff::content(tree, node).map(|(size, _)| size);
-    match &difference.change {
+    let (node, change) = match &difference.change {
         Change::Added(node) => {
-            say("change", json!("added"));
-            say("type", json!(tree_diff::type_name(node)));
-            say("size", json!({ "new": size(new, node) }));
-            say("new", alone(new, node));
+            let size = NewSize { new: size(new, node) };
+            (node, FileChange::Added { size, new: alone(new, node) })
         }
         Change::Removed(node) => {
-            say("change", json!("removed"));
-            say("type", json!(tree_diff::type_name(node)));
-            say("size", json!({ "old": size(old, node) }));
-            say("old", alone(old, node));
+            let size = OldSize { old: size(old, node) };
+            (node, FileChange::Removed { size, old: alone(old, node) })
         }
         Change::Changed { old: before, new: after, aspects } => {
-            say("change", json!("changed"));
-            say("type", json!(tree_diff::type_name(after)));
-            say("size", json!({ "old": size(old, before), "new": size(new, after) }));
-            let aspects: Map<_, _> = aspects
+            let aspects: BTreeMap<String, Both<String>> = aspects
                 .iter()
                 .map(|aspect| {
-                    let (a, b) = (aspect.value(old, before), aspect.value(new, after));
-                    (aspect.word().to_owned(), json!({ "old": a, "new": b }))
+                    let (old, new) = (aspect.value(old, before), aspect.value(new, after));
+                    (aspect.word().to_owned(), Both { old, new })
                 })
                 .collect();
             let texts = tree_diff::content(old, before).zip(tree_diff::content(new, after));
-            if let Some(((_, a), (_, b))) = texts.filter(|_| aspects.contains_key("content"))
-                && let Some(text) = options.text_diff(&a, &b)
-            {
-                say("text", json!(text));
-            }
-            say("aspects", aspects.into());
+            let texts = texts.filter(|_| aspects.contains_key("content"));
+            let text = texts.and_then(|((_, a), (_, b))| options.text_diff(&a, &b));
+            let size = Both { old: size(old, before), new: size(new, after) };
+            (after, FileChange::Changed { size, aspects, text })
         }
+    };
+    let hex = || difference.path.iter().map(|byte| format!("{byte:02x}")).collect();
+    File {
+        path: String::from_utf8_lossy(difference.path).into_owned(),
+        path_hex: std::str::from_utf8(difference.path).is_err().then(hex),
+        package: owner.map(str::to_owned),
+        kind: tree_diff::type_name(node).to_owned(),
+        change,
     }
-    if let Some(owner) = owner {
-        say("package", json!(owner));
-    }
-    entry.into()
 }
 
 impl Options<'_> {

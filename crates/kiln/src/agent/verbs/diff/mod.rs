@@ -25,6 +25,9 @@ use self::name::{Names, Side, What};
 use super::Answer;
 use crate::agent::Agent;
 use crate::agent::session::Session;
+use crate::answers::differing::{
+    Diff, FileChange, Found, ImageDiff, KeyChange, Service, ServiceChange,
+};
 use crate::protocol::ProjectArgs;
 use crate::report::{Because, Report};
 
@@ -47,46 +50,37 @@ pub(super) fn diff(
         [old, new, ..] => (names.side(old)?, names.side(new)?),
     };
     let options = Options { agent, text };
-    let mut document = json!({ "format": FORMAT, "old": old.json(), "new": new.json() });
-    let found = match (&old.what, &new.what) {
+    let (found, same) = match (&old.what, &new.what) {
         (What::Release { release: old, .. }, What::Release { release: new, .. }) => {
-            document["kind"] = json!("release");
             let services = services(&options, old, new)?;
             let same = services.is_empty() && old.project == new.project;
-            document["services"] = json!(services);
-            !same
+            (Found::Release { services }, same)
         }
         (What::Image(old), What::Image(new)) => {
-            document["kind"] = json!("image");
             let image = image::diff(&options, Some(old), Some(new))?;
-            let same = old == new || image::is_empty(&image);
-            if let (Value::Object(document), Value::Object(image)) = (&mut document, image) {
-                document.extend(image);
-            }
-            !same
+            let same = old == new || image.is_empty();
+            (Found::Image(image), same)
         }
         _ => return Err(apples_and_pears(&old, &new)),
     };
-    document["same"] = json!(!found);
-    let exit = if found { Exit::Difference } else { Exit::Done };
-    Ok(Answer { exit, data: document })
+    let exit = if same { Exit::Done } else { Exit::Difference };
+    let diff = Diff { format: FORMAT, old: old.told(), new: new.told(), same, found };
+    Ok(Answer { exit, ..Answer::of(&diff) })
 }
 
 /// Two images side by side, for who wants to know what an update brings: `packages`, `files` and
 /// `config` as in the document of `kiln diff`, but for files of which only the time differs, which
 /// is each one in an image that was built anew: `times` counts them.
-pub(crate) fn images(agent: &Agent, old: ImageId, new: ImageId) -> Result<Value, Report> {
+pub(crate) fn images(agent: &Agent, old: ImageId, new: ImageId) -> Result<ImageDiff, Report> {
     let options = Options { agent, text: false };
-    let mut document = image::diff(&options, Some(&old.into()), Some(&new.into()))?;
-    let Some(files) = document["files"].as_array_mut() else { return Ok(document) };
-    let all = files.len();
-    files.retain(|file| {
-        let aspects = file["aspects"].as_object();
-        !aspects.is_some_and(|aspects| aspects.len() == 1 && aspects.contains_key("time"))
+    let mut found = image::diff(&options, Some(&old.into()), Some(&new.into()))?;
+    let all = found.files.len();
+    found.files.retain(|file| match &file.change {
+        FileChange::Changed { aspects, .. } => aspects.len() != 1 || !aspects.contains_key("time"),
+        _ => true,
     });
-    let times = all - files.len();
-    document["times"] = json!(times);
-    Ok(document)
+    found.times = Some(all - found.files.len());
+    Ok(found)
 }
 
 fn apples_and_pears(old: &Side, new: &Side) -> Report {
@@ -100,7 +94,7 @@ fn apples_and_pears(old: &Side, new: &Side) -> Report {
 }
 
 /// All services of which something differs.
-fn services(options: &Options<'_>, old: &Release, new: &Release) -> Result<Vec<Value>, Report> {
+fn services(options: &Options<'_>, old: &Release, new: &Release) -> Result<Vec<Service>, Report> {
     let names: BTreeSet<&String> = old.services.keys().chain(new.services.keys()).collect();
     let mut all = Vec::new();
     for name in names {
@@ -108,36 +102,38 @@ fn services(options: &Options<'_>, old: &Release, new: &Release) -> Result<Vec<V
         if before == after {
             continue;
         }
-        let image = |service: &ReleasedService| Image::from(service.image);
-        let same_image = before.map(image) == after.map(image);
-        let mut document = Map::new();
-        document.insert("name".into(), json!(name));
         let change = match (before, after) {
-            (None, _) => "added",
-            (_, None) => "removed",
-            _ => "changed",
+            (Some(before), Some(after)) => changed(options, before, after)?,
+            (None, Some(after)) => ServiceChange::Added(after.image),
+            (Some(before), None) => ServiceChange::Removed(before.image),
+            (None, None) => continue,
         };
-        document.insert("change".into(), json!(change));
-        if let (Some(before), Some(after)) = (before, after) {
-            if !same_image {
-                let (old, new) = (image(before), image(after));
-                let image = image::diff(options, Some(&old), Some(&new))?;
-                document.insert("image".into(), image);
-            }
-            let settings = settings(options, &before.settings, &after.settings)?;
-            document.insert("settings".into(), json!(settings));
-        } else if let Some(one) = before.or(after) {
-            document.insert("tree".into(), json!(one.image.tree));
-            document.insert("config".into(), json!(one.image.config));
-        }
-        all.push(document.into());
+        all.push(Service { name: name.clone(), change });
     }
     Ok(all)
 }
 
+fn changed(
+    options: &Options<'_>,
+    before: &ReleasedService,
+    after: &ReleasedService,
+) -> Result<ServiceChange, Report> {
+    let (old, new) = (Image::from(before.image), Image::from(after.image));
+    let image = match old == new {
+        true => None,
+        false => Some(image::diff(options, Some(&old), Some(&new))?),
+    };
+    let settings = settings(options, &before.settings, &after.settings)?;
+    Ok(ServiceChange::Changed { image, settings })
+}
+
 /// Settings, key by key. Of secrets nothing is told but that they differ: a digest of something
 /// short can be guessed back.
-fn settings(options: &Options<'_>, old: &Settings, new: &Settings) -> Result<Vec<Value>, Report> {
+fn settings(
+    options: &Options<'_>,
+    old: &Settings,
+    new: &Settings,
+) -> Result<Vec<KeyChange>, Report> {
     let mut changes = values::diff(&plain(old)?, &plain(new)?);
     let targets = |settings: &Settings| -> Vec<(String, Digest, bool)> {
         let files = settings.files.iter();
@@ -153,15 +149,14 @@ fn settings(options: &Options<'_>, old: &Settings, new: &Settings) -> Result<Vec
         }
         let key = format!("files.{target}.content");
         changes.push(match was_secret || secret {
-            true => json!({ "key": key, "secret": true }),
-            false => {
-                let text = options.text_diff(&before, &after);
-                let mut change = json!({ "key": key, "old": before, "new": after });
-                if let Some(text) = text {
-                    change["text"] = json!(text);
-                }
-                change
-            }
+            true => KeyChange { key, secret: true, ..KeyChange::default() },
+            false => KeyChange {
+                key,
+                old: Some(json!(before)),
+                new: Some(json!(after)),
+                text: options.text_diff(&before, &after),
+                secret: false,
+            },
         });
     }
     Ok(changes)

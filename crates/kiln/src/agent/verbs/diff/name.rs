@@ -6,13 +6,13 @@ use std::sync::Arc;
 use kiln_core::compose::Project;
 use kiln_core::{Digest, Release};
 use kiln_store::Pointer;
-use serde_json::{Value, json};
 
 use super::super::{load_and_tell, no_service, nothing_serves, project_name};
 use super::image::Image;
 use crate::agent::session::Session;
 use crate::agent::stage::{Stage, StageId};
 use crate::agent::{Agent, bake, released};
+use crate::answers::differing;
 use crate::deliver::assemble;
 use crate::protocol::ProjectArgs;
 use crate::report::{Because, Report};
@@ -45,15 +45,14 @@ pub(super) enum What {
 
 impl Side {
     /// As the document names it.
-    pub(super) fn json(&self) -> Value {
-        match &self.what {
+    pub(super) fn told(&self) -> differing::Side {
+        let what = match &self.what {
             What::Release { digest, release } => {
-                json!({ "name": self.name, "release": digest, "source": release.source })
+                differing::What::Release { release: *digest, source: release.source.clone() }
             }
-            What::Image(image) => {
-                json!({ "name": self.name, "tree": image.tree, "config": image.config })
-            }
-        }
+            What::Image(image) => differing::What::Image { tree: image.tree, config: image.config },
+        };
+        differing::Side { name: self.name.clone(), what }
     }
 }
 

@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-/// Every key at which two values differ, as `{"key": "a.b", "old": …, "new": …}`; a side that has
-/// no such key is left out. Maps are walked, everything else is compared whole.
-pub(super) fn diff(old: &Value, new: &Value) -> Vec<Value> {
+use crate::answers::differing::KeyChange;
+
+/// Every key at which two values differ. Maps are walked, everything else is compared whole.
+pub(super) fn diff(old: &Value, new: &Value) -> Vec<KeyChange> {
     let mut found = Vec::new();
     walk("", Some(old), Some(new), &mut found);
     found
 }
 
-fn walk(key: &str, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<Value>) {
+fn walk(key: &str, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<KeyChange>) {
     // What is null is not set.
     let (old, new) = (old.filter(|v| !v.is_null()), new.filter(|v| !v.is_null()));
     if old == new {
@@ -35,14 +36,8 @@ fn walk(key: &str, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<Val
         }
         return;
     }
-    let mut change = json!({ "key": key });
-    if let Some(old) = old {
-        change["old"] = old.clone();
-    }
-    if let Some(new) = new {
-        change["new"] = new.clone();
-    }
-    found.push(change);
+    let (key, old, new) = (key.to_owned(), old.cloned(), new.cloned());
+    found.push(KeyChange { key, old, new, ..KeyChange::default() });
 }
 
 /// `["A=1", "B=2"]` → `{"A": "1", "B": "2"}`.
@@ -84,13 +79,13 @@ mod tests {
         let old = json!({ "a": { "b": 1, "c": [1] }, "gone": true, "unset": null, "same": [1, 2] });
         let new = json!({ "a": { "b": 2, "c": [1, 2] }, "come": { "x": 1 }, "same": [1, 2] });
         assert_eq!(
-            diff(&old, &new),
-            [
-                json!({ "key": "a.b", "old": 1, "new": 2 }),
-                json!({ "key": "a.c", "old": [1], "new": [1, 2] }),
-                json!({ "key": "come", "new": { "x": 1 } }),
-                json!({ "key": "gone", "old": true }),
-            ]
+            serde_json::to_value(diff(&old, &new)).unwrap(),
+            json!([
+                { "key": "a.b", "old": 1, "new": 2 },
+                { "key": "a.c", "old": [1], "new": [1, 2] },
+                { "key": "come", "new": { "x": 1 } },
+                { "key": "gone", "old": true },
+            ])
         );
         assert!(diff(&old, &old).is_empty());
     }

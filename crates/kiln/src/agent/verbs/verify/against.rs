@@ -1,29 +1,15 @@
 //! `--against`: the image that was baked here, and one that was baked elsewhere and exported.
 
-use kiln_bake::verify::{Difference, Verdict, compare_trees};
+use kiln_bake::verify::{Verdict, compare_trees};
 use kiln_core::{ImageConfig, ImageId};
 use kiln_oci::{Error, Selector};
 use kiln_store::Store;
-use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::failed;
 use crate::agent::verbs::carrier::{Opened, report};
+use crate::answers::verified::Against;
 use crate::report::{Because, Report};
-
-/// What differs between the two.
-#[derive(Debug, Serialize)]
-pub(super) struct Against {
-    service: String,
-    here: ImageId,
-    there: ImageId,
-    pub(super) verdict: Verdict,
-    /// What differs in the tree.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    difference: Option<Difference>,
-    /// What differs in the configuration: key, here, there.
-    config: Vec<(String, Value, Value)>,
-}
 
 /// Compares the image of `service` with the one that is open. Of several there, the one that has the
 /// service's name is taken.

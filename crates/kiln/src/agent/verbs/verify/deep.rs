@@ -14,13 +14,13 @@ use kiln_bake::verify::{
 use kiln_core::Digest;
 use kiln_core::compose::Project;
 use kiln_store::{Backing, Store};
-use serde_json::json;
 
 use super::recorded::Recorded;
 use super::{Answer, Asked, exit, failed, not_varied};
 use crate::agent::Agent;
 use crate::agent::bake::{Oven, VariedSteps};
 use crate::agent::session::Session;
+use crate::answers::verified::{BakedTwice, Steps, Varied, Verified};
 use crate::report::{Because, Report};
 
 /// One bake from nothing.
@@ -83,21 +83,25 @@ pub(super) fn deep(
     let found = first.recorded.assemble(&subjects, reports);
     let equal = first.recorded.images == second.recorded.images;
     let verdict = if equal { found.verdict() } else { Verdict::Diverged };
-    let data = json!({
-        "project": project.name,
-        "deep": true,
-        "verdict": verdict,
-        "conditions": {
-            "first": first.run.conditions,
-            "second": second.run.conditions,
-            "not_varied": not_varied(&second.run.conditions),
+    let steps = Steps {
+        project: project.name.clone(),
+        deep: true,
+        verdict,
+        conditions: Varied {
+            first: first.run.conditions.clone(),
+            second: second.run.conditions.clone(),
+            not_varied: not_varied(&second.run.conditions),
         },
-        "images": { "first": first.recorded.images, "second": second.recorded.images },
-        "bases": found.bases,
-        "services": found.services,
-        "ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-    });
-    Ok(Answer { exit: exit(verdict, asked.strict), data })
+        images: Some(BakedTwice {
+            first: first.recorded.images.clone(),
+            second: second.recorded.images.clone(),
+        }),
+        bases: found.bases,
+        services: found.services,
+        ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+    };
+    let answer = Answer::of(&Verified::Steps(Box::new(steps)));
+    Ok(Answer { exit: exit(verdict, asked.strict), ..answer })
 }
 
 /// Waits until a time stamp of the next bake cannot be one of the bake before.

@@ -21,17 +21,16 @@ use kiln_bake::verify::{
     mark_left_behind,
 };
 use kiln_bake::{BakeError, StepRunner};
+use kiln_core::Digest;
 use kiln_core::compose::Project;
 use kiln_core::exit::Exit;
-use kiln_core::{Digest, ImageId};
-use serde::Serialize;
-use serde_json::json;
 
 use self::recorded::Recorded;
 use super::{Answer, carrier, load_and_tell};
 use crate::agent::Agent;
 use crate::agent::bake::{self, VariedSteps};
 use crate::agent::session::Session;
+use crate::answers::verified::{AgainstImage, Service, Steps, Varied, Verified};
 use crate::protocol::ProjectArgs;
 use crate::report::{Because, Report};
 
@@ -46,16 +45,6 @@ pub(super) struct Asked {
     pub against: Option<PathBuf>,
     /// What stays behind in a stage counts as well.
     pub strict: bool,
-}
-
-/// A service, verified step by step.
-#[derive(Debug, Serialize)]
-struct ServiceReport {
-    image: ImageId,
-    verdict: Verdict,
-    /// Number of the first step that diverged or whose inputs differ.
-    first: Option<usize>,
-    steps: Vec<StepReport>,
 }
 
 /// `kiln verify`.
@@ -90,10 +79,10 @@ pub(super) fn verify(
         let there = carrier::Opened::of(agent, session, &path, fds)?;
         let found = against::against(&agent.store, &service, *here, &there)?;
         let verdict = found.verdict;
-        let data = json!({
-            "project": project.name, "verdict": verdict, "path": path, "against": found,
-        });
-        return Ok(Answer { exit: exit(verdict, asked.strict), data });
+        let project = project.name;
+        let answer = AgainstImage { project, verdict, path, against: found };
+        let answer = Answer::of(&Verified::Against(Box::new(answer)));
+        return Ok(Answer { exit: exit(verdict, asked.strict), ..answer });
     }
     let cores = available_cores();
     let node = session.begin("verify", &project.name, "");
@@ -119,19 +108,22 @@ pub(super) fn verify(
     let found = recorded.assemble(&subjects, reports?);
     let verdict = found.verdict();
     let second = Conditions::varied(&cores, 0);
-    let data = json!({
-        "project": project.name,
-        "verdict": verdict,
-        "conditions": {
-            "first": Conditions::plain(&cores),
-            "not_varied": not_varied(&second),
-            "second": second,
+    let steps = Steps {
+        project: project.name,
+        deep: false,
+        verdict,
+        conditions: Varied {
+            first: Conditions::plain(&cores),
+            not_varied: not_varied(&second),
+            second,
         },
-        "bases": found.bases,
-        "services": found.services,
-        "ms": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-    });
-    Ok(Answer { exit: exit(verdict, asked.strict), data })
+        images: None,
+        bases: found.bases,
+        services: found.services,
+        ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+    };
+    let answer = Answer::of(&Verified::Steps(Box::new(steps)));
+    Ok(Answer { exit: exit(verdict, asked.strict), ..answer })
 }
 
 /// That the contents of `trees` are what their listings say: a step that is run again reads them, and
@@ -188,7 +180,7 @@ fn one_service(project: &Project, asked: &[String]) -> Result<String, Report> {
 /// All that was found.
 struct Found {
     bases: BTreeMap<String, StepReport>,
-    services: BTreeMap<String, ServiceReport>,
+    services: BTreeMap<String, Service>,
 }
 
 impl Found {

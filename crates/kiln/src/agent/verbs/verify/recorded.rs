@@ -9,7 +9,7 @@ use kiln_bake::{Act, Progress, RecordedStep};
 use kiln_core::compose::Project;
 use kiln_core::{Digest, ImageId};
 
-use super::{Found, ServiceReport, Subjects};
+use super::{Found, Service, Subjects};
 use crate::agent::bake::{self, Oven, VariedSteps};
 use crate::agent::session::Session;
 use crate::agent::{Agent, lock as locked};
@@ -126,7 +126,7 @@ impl Recorded {
             let verdict = steps.iter().map(|step| step.verdict).max().unwrap_or(Verdict::Same);
             let first = steps.iter().find(|step| step.verdict > Verdict::LeftBehind);
             let first = first.map(|step| step.number);
-            services.entry(name.clone()).or_insert(ServiceReport {
+            services.entry(name.clone()).or_insert(Service {
                 image: *image,
                 verdict,
                 first,
