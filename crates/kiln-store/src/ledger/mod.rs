@@ -310,8 +310,12 @@ impl Ledger {
     /// Whose file the log is by now is looked at too: what goes to one that was removed is lost.
     fn follow(&self, known: &mut Known) -> Result<()> {
         let mine = self.file.metadata().doing("looking at", &self.path)?.ino();
-        let there = fs::symlink_metadata(&self.path).map(|meta| meta.ino());
-        if !there.is_ok_and(|there| there == mine) {
+        let there = match fs::symlink_metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            // Whoever cannot look does not know; nothing is lost for that.
+            there => Some(there.doing("looking at", &self.path)?.ino()),
+        };
+        if there != Some(mine) {
             let why = "the file was removed or put in another's place while it was in use";
             known.fault(Fault::Lost { seq: known.at.seq, why: why.to_owned() });
         }

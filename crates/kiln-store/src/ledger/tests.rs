@@ -42,6 +42,25 @@ fn what_is_appended_is_read_back_and_chained() {
 }
 
 #[test]
+fn a_log_that_cannot_be_looked_at_is_not_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(dir.path());
+    ledger.append(&[record("intent", 1)], Durability::Now).unwrap();
+    let (folder, away) = (dir.path().join("ledger"), dir.path().join("away"));
+    fs::rename(&folder, &away).unwrap();
+    // It leads to itself: nobody can say what is there.
+    std::os::unix::fs::symlink("ledger", &folder).unwrap();
+    assert!(matches!(ledger.faults(), Err(Error::Io { .. })), "{:?}", ledger.faults());
+    fs::remove_file(&folder).unwrap();
+    fs::rename(&away, &folder).unwrap();
+    assert_eq!(ledger.faults().unwrap(), []);
+    assert_eq!(ledger.append(&[record("outcome", 2)], Durability::Now).unwrap(), 2);
+    // One that is not there is.
+    fs::rename(&folder, &away).unwrap();
+    assert!(matches!(ledger.faults().unwrap()[..], [Fault::Lost { .. }]));
+}
+
+#[test]
 fn filters_select() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = open(dir.path());
