@@ -53,6 +53,15 @@ fn filled(count: usize, ghosts: usize) -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
+/// Tells the other thread to end when it goes.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Collects in a process of its own, while this one takes leases as bakes do.
 fn collected(count: usize, ghosts: usize) -> Took {
     let (_dir, store) = filled(count, ghosts);
@@ -61,6 +70,8 @@ fn collected(count: usize, ghosts: usize) -> Took {
     command.env(ROOT, store.root());
     let over = AtomicBool::new(false);
     let (output, shut_out) = std::thread::scope(|scope| {
+        // Also when something panics: the scope waits for its threads.
+        let ends = Ends(&over);
         let baking = scope.spawn(|| {
             let mut longest = Duration::ZERO;
             while !over.load(Ordering::Relaxed) {
@@ -74,7 +85,7 @@ fn collected(count: usize, ghosts: usize) -> Took {
             longest
         });
         let output = command.output().unwrap();
-        over.store(true, Ordering::Relaxed);
+        drop(ends);
         (output, baking.join().unwrap())
     });
     let text = fs::read_to_string(store.root().with_extension("took"));
