@@ -1,16 +1,20 @@
 //! A program of the host, Git or one of apt's: its output, and an end when the user wants one.
 
-use std::io::{ErrorKind, Read, Write as _};
+use std::cell::Cell;
+use std::io::{self, ErrorKind, Read, Write as _};
 use std::os::fd::AsFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
-use std::sync::atomic::{AtomicBool, Ordering};
+use rustix::fs::OFlags;
 
 /// How often a running program is interrupted to see whether the user wants to stop.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// How often its watch is asked.
+const WATCH: Duration = Duration::from_secs(1);
 
 /// What a program printed, and whether it ended well.
 #[derive(Debug, Default)]
@@ -35,23 +39,30 @@ pub enum ProgramError {
         /// Its name.
         program: String,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
 /// What a program is given, and what it may take.
-#[derive(Debug)]
 pub struct Bounds<'a> {
-    /// For its standard input; at most what a pipe holds, 64 KiB.
+    /// For its standard input.
     pub stdin: &'a [u8],
     /// Most bytes that it may print, on each of both.
     pub most: usize,
-    /// How long it may take.
+    /// How long it may take, until it has ended.
     pub within: Option<Duration>,
+    /// Asked about once a second; an error ends the program.
+    pub watch: Option<&'a dyn Fn() -> io::Result<()>>,
+}
+
+impl std::fmt::Debug for Bounds<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bounds").field("within", &self.within).finish_non_exhaustive()
+    }
 }
 
 /// Nothing to read, and no end but its own.
-const FREE: Bounds<'_> = Bounds { stdin: &[], most: usize::MAX, within: None };
+pub const FREE: Bounds<'_> = Bounds { stdin: &[], most: usize::MAX, within: None, watch: None };
 
 /// Runs `command` to its end, or until soon after `cancel` is set.
 ///
@@ -72,26 +83,23 @@ pub fn run_within(
 ) -> Result<Output, ProgramError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |source| ProgramError::Failed { program: program.clone(), source };
-    let begun = Instant::now();
     let input = if bounds.stdin.is_empty() { Stdio::null() } else { Stdio::piped() };
     command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = Reaped(command.spawn().map_err(failed)?);
-    if let Some(mut pipe) = child.0.stdin.take() {
-        // A program that does not read its input to the end is free to do so.
-        let _ = pipe.write_all(bounds.stdin);
+    let guard = Guard { bounds, cancel, begun: Instant::now(), asked: Cell::new(Instant::now()) };
+    let guard = || guard.check().map_err(|stop| stop.map_or(ProgramError::Cancelled, &failed));
+    let mut input = child.0.stdin.take().zip(Some(bounds.stdin));
+    if let Some((pipe, _)) = &input {
+        rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).map_err(|error| failed(error.into()))?;
     }
     let (Some(stdout), Some(stderr)) = (child.0.stdout.take(), child.0.stderr.take()) else {
-        return Err(failed(std::io::Error::other("no pipes")));
+        return Err(failed(io::Error::other("no pipes")));
     };
     let mut pipes = [(Some(Pipe::Out(stdout)), Vec::new()), (Some(Pipe::Err(stderr)), Vec::new())];
-    while pipes.iter().any(|(pipe, _)| pipe.is_some()) {
-        if cancel.load(Ordering::Acquire) {
-            return Err(ProgramError::Cancelled);
-        }
-        if bounds.within.is_some_and(|within| begun.elapsed() > within) {
-            return Err(failed(ErrorKind::TimedOut.into()));
-        }
-        wait_readable(&pipes).map_err(failed)?;
+    while pipes.iter().any(|(pipe, _)| pipe.is_some()) || input.is_some() {
+        guard()?;
+        wait_ready(&pipes, &input).map_err(failed)?;
+        write_some(&mut input).map_err(failed)?;
         for (pipe, bytes) in &mut pipes {
             read_some(pipe, bytes).map_err(failed)?;
             if bytes.len() > bounds.most {
@@ -99,9 +107,46 @@ pub fn run_within(
             }
         }
     }
-    let status = child.0.wait().map_err(failed)?;
+    // A program may close what it prints to and go on all the same.
+    let end = rustix::process::Pid::from_child(&child.0);
+    let end = rustix::process::pidfd_open(end, rustix::process::PidfdFlags::empty());
+    let end = end.map_err(|error| failed(error.into()))?;
+    let status = loop {
+        if let Some(status) = child.0.try_wait().map_err(failed)? {
+            break status;
+        }
+        guard()?;
+        wait_until(&mut [PollFd::new(&end, PollFlags::IN)]).map_err(failed)?;
+    };
     let [stdout, stderr] = pipes.map(|(_, bytes)| String::from_utf8_lossy(&bytes).into_owned());
     Ok(Output { success: status.success(), stdout, stderr })
+}
+
+/// What a program has to keep to while it runs.
+struct Guard<'a> {
+    bounds: &'a Bounds<'a>,
+    cancel: &'a AtomicBool,
+    begun: Instant,
+    /// When its watch was asked last.
+    asked: Cell<Instant>,
+}
+
+impl Guard<'_> {
+    /// Why it has to end; `None` is the user's wish.
+    fn check(&self) -> Result<(), Option<io::Error>> {
+        if self.cancel.load(Ordering::Acquire) {
+            return Err(None);
+        }
+        if self.bounds.within.is_some_and(|within| self.begun.elapsed() > within) {
+            return Err(Some(ErrorKind::TimedOut.into()));
+        }
+        let Some(watch) = self.bounds.watch.filter(|_| self.asked.get().elapsed() > WATCH) else {
+            return Ok(());
+        };
+        let watched = watch();
+        self.asked.set(Instant::now());
+        watched.map_err(Some)
+    }
 }
 
 /// Kills and reaps a child that is left early; both calls do nothing to one that was waited for.
@@ -129,21 +174,43 @@ impl AsFd for Pipe {
 }
 
 type Streams = [(Option<Pipe>, Vec<u8>); 2];
+type Input<'a> = Option<(ChildStdin, &'a [u8])>;
 
-fn wait_readable(pipes: &Streams) -> std::io::Result<()> {
+fn wait_ready(pipes: &Streams, input: &Input<'_>) -> io::Result<()> {
     let mut fds: Vec<PollFd<'_>> = pipes
         .iter()
         .filter_map(|(pipe, _)| pipe.as_ref())
         .map(|pipe| PollFd::new(pipe, PollFlags::IN))
+        .chain(input.iter().map(|(pipe, _)| PollFd::new(pipe, PollFlags::OUT)))
         .collect();
-    match poll(&mut fds, Some(&LOOK)) {
+    wait_until(&mut fds)
+}
+
+fn wait_until(fds: &mut [PollFd<'_>]) -> io::Result<()> {
+    match poll(fds, Some(&LOOK)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
+/// Gives what fits; the pipe is closed when all was given.
+fn write_some(input: &mut Input<'_>) -> io::Result<()> {
+    let Some((pipe, left)) = input else { return Ok(()) };
+    match pipe.write(left) {
+        Ok(count) => *left = &left[count..],
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+        // A program that does not read its input to the end is free to do so.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => *left = &[],
+        Err(error) => return Err(error),
+    }
+    if left.is_empty() {
+        *input = None;
+    }
+    Ok(())
+}
+
 /// Takes what is there; a pipe at its end becomes `None`.
-fn read_some(slot: &mut Option<Pipe>, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+fn read_some(slot: &mut Option<Pipe>, bytes: &mut Vec<u8>) -> io::Result<()> {
     let Some(pipe) = slot else { return Ok(()) };
     let mut fds = [PollFd::new(&*pipe, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -198,18 +265,36 @@ mod tests {
             let mut command = Command::new("sh");
             command.args(["-c", script]);
             let within = Some(Duration::from_secs(20));
-            run_within(command, &Bounds { stdin, most: 1000, within }, &cancel)
+            run_within(command, &Bounds { stdin, most: 1000, within, watch: None }, &cancel)
         };
         assert_eq!(bounded("cat", b"given").unwrap().stdout, "given");
         // It need not read what it is given.
         assert!(bounded("exit 0", &[b'x'; 60_000]).unwrap().success);
         let endless = bounded("exec yes", b"").unwrap_err().to_string();
         assert!(endless.contains("too large"), "{endless}");
-        let mut slow = Command::new("sleep");
-        slow.arg("1000");
-        let soon = Bounds { within: Some(Duration::from_millis(200)), ..FREE };
-        let error = run_within(slow, &soon, &cancel).unwrap_err().to_string();
-        assert!(error.contains("timed out"), "{error}");
+        // Neither what it prints nor what it leaves unread keeps it longer than it may take.
+        for script in ["exec sleep 1000", "exec sleep 1000 > /dev/null 2>&1"] {
+            let mut slow = Command::new("sh");
+            slow.args(["-c", script]);
+            let within = Some(Duration::from_millis(200));
+            let soon = Bounds { within, stdin: &[b'x'; 1 << 20], ..FREE };
+            let error = run_within(slow, &soon, &cancel).unwrap_err().to_string();
+            assert!(error.contains("timed out"), "{error}");
+        }
+        let counted = vec![b'x'; 1 << 20];
+        assert_eq!(bounded("wc -c", &counted).unwrap().stdout.trim(), counted.len().to_string());
+    }
+
+    #[test]
+    fn its_watch_can_end_it() {
+        let cancel = AtomicBool::new(false);
+        let mut slow = Command::new("sh");
+        slow.args(["-c", "exec sleep 1000 > /dev/null 2>&1"]);
+        let enough = || Err(io::Error::other("enough"));
+        let within = Some(Duration::from_secs(60));
+        let bounds = Bounds { watch: Some(&enough), within, ..FREE };
+        let error = run_within(slow, &bounds, &cancel).unwrap_err().to_string();
+        assert!(error.contains("enough"), "{error}");
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Helper<'_> {
         }
         let mut command = Command::new(format!("docker-credential-{}", self.name));
         command.arg(verb).env_clear().envs(self.env).current_dir("/");
-        let bounds = Bounds { stdin, most: MOST, within: Some(WITHIN) };
+        let bounds = Bounds { stdin, most: MOST, within: Some(WITHIN), watch: None };
         match run_within(command, &bounds, self.cancel) {
             Ok(output) => Ok(Some(output)),
             Err(ProgramError::Cancelled) => Err(Error::Cancelled),
