@@ -3,12 +3,15 @@
 //! It runs with nothing of the machine but its path, its certificates, its proxies and root's SSH
 //! keys: no configuration, no hooks, no helpers, no terminal, and only over the network.
 
+use std::cell::Cell;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use kiln_core::Tree;
 use kiln_core::tree::{Kind, Node};
@@ -19,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::dot_git;
 use crate::error::RemoteError;
 use crate::http::Proxies;
-use crate::program::{self, Output, ProgramError};
+use crate::program::{self, Bounds, Output, ProgramError};
 use crate::reference::{self, GitReference};
 
 /// A commit of a repository, as `kiln.lock` pins it.
@@ -61,8 +64,33 @@ const CONFIG: [&str; 14] = [
 ];
 
 /// SSH as Git starts it: no configuration of a user, no question. Hosts must be known, for nobody
-/// could be asked.
-const SSH: &str = "ssh -F /dev/null -o BatchMode=yes";
+/// could be asked. A host that is gone is noticed within two minutes.
+const SSH: &str = "ssh -F /dev/null -o BatchMode=yes -o ConnectTimeout=30 \
+    -o ServerAliveInterval=30 -o ServerAliveCountMax=4";
+
+/// What a repository may take. It is a stranger's.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Seconds without a byte before Git gives up. While a server packs, it sends a sign of life
+    /// every five.
+    silent: u32,
+    /// How long a question may take.
+    ask: Duration,
+    /// How long a fetch or checkout may take.
+    work: Duration,
+    /// Bytes on disk: history and files together.
+    disk: u64,
+}
+
+const LIMITS: Limits = Limits {
+    silent: 120,
+    ask: Duration::from_secs(5 * 60),
+    work: Duration::from_secs(60 * 60),
+    disk: 32 << 30,
+};
+
+/// Most that Git may print: a repository of a million references.
+const PRINTED: usize = 128 << 20;
 
 impl LockedGit {
     /// What must hold: the parts become arguments of Git.
@@ -89,6 +117,7 @@ pub struct Git<'a> {
     reference: &'a GitReference,
     proxies: &'a Proxies,
     cancel: &'a AtomicBool,
+    limits: Limits,
 }
 
 impl std::fmt::Debug for Git<'_> {
@@ -105,7 +134,7 @@ impl<'a> Git<'a> {
         proxies: &'a Proxies,
         cancel: &'a AtomicBool,
     ) -> Self {
-        Self { store, reference, proxies, cancel }
+        Self { store, reference, proxies, cancel, limits: LIMITS }
     }
 
     fn remote(&self) -> String {
@@ -285,13 +314,30 @@ impl<'a> Git<'a> {
             what: format!("{what} failed"),
             output,
         };
-        let run = program::run(command, self.cancel).map_err(|error| match error {
+        let limits = self.limits;
+        let full = Cell::new(false);
+        let watch = || {
+            full.set(on_disk(home, limits.disk)? > limits.disk);
+            if full.get() { Err(std::io::Error::other("too much")) } else { Ok(()) }
+        };
+        let asks = args.contains(&"ls-remote");
+        let within = if asks { limits.ask } else { limits.work };
+        let bounds =
+            Bounds { most: PRINTED, within: Some(within), watch: Some(&watch), ..program::FREE };
+        let ran = program::run_within(command, &bounds, self.cancel);
+        let run = ran.map_err(|error| match error {
             ProgramError::Cancelled => RemoteError::Cancelled,
-            ProgramError::Failed { source, .. }
-                if source.kind() == std::io::ErrorKind::NotFound =>
-            {
+            ProgramError::Failed { source, .. } if source.kind() == ErrorKind::NotFound => {
                 RemoteError::NoGit(self.remote())
             }
+            ProgramError::Failed { source, .. } if source.kind() == ErrorKind::TimedOut => {
+                failed(format!("it took longer than {} s", within.as_secs()))
+            }
+            ProgramError::Failed { .. } if full.get() => failed(format!(
+                "it takes more than {} MiB on disk; name a smaller repository or a part of it as \
+                 an archive",
+                limits.disk >> 20
+            )),
             other => failed(other.to_string()),
         });
         let Output { success, stdout, stderr } = run?;
@@ -324,8 +370,39 @@ impl<'a> Git<'a> {
         for pair in CONFIG {
             command.args(["-c", pair]);
         }
+        command.args(["-c", "http.lowSpeedLimit=1"]);
+        command.args(["-c", &format!("http.lowSpeedTime={}", self.limits.silent)]);
         command
     }
+}
+
+/// Bytes that a folder takes on disk; counted no further than beyond `most`. What goes meanwhile
+/// does not count.
+fn on_disk(folder: &Path, most: u64) -> std::io::Result<u64> {
+    let gone = |error: &std::io::Error| error.kind() == ErrorKind::NotFound;
+    let mut bytes = 0;
+    let mut left = vec![folder.to_owned()];
+    while let Some(folder) = left.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if gone(&error) => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let meta = match entry.metadata() {
+                Err(error) if gone(&error) => continue,
+                meta => meta?,
+            };
+            bytes += meta.blocks() * 512;
+            if bytes > most {
+                return Ok(bytes);
+            }
+            if meta.is_dir() {
+                left.push(entry.path());
+            }
+        }
+    }
+    Ok(bytes)
 }
 
 /// Reads a checkout: Git's two modes, links, folders; everything is root's. What Git itself puts
@@ -370,4 +447,77 @@ pub fn subtree(tree: &Tree, dir: &[u8]) -> Tree {
 /// `dir` and `name` as one key of a tree.
 fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    static NEVER: AtomicBool = AtomicBool::new(false);
+
+    /// What becomes of asking a server that does `serve` with each connection.
+    fn asked(
+        limits: Limits,
+        serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Clone + 'static,
+    ) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // It ends with the process of the tests.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let serve = serve.clone();
+                std::thread::spawn(move || serve(stream));
+            }
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let remote = format!("http://127.0.0.1:{port}/x.git");
+        let reference = GitReference { remote, ..GitReference::default() };
+        let proxies = Proxies::default();
+        let git = Git { limits, ..Git::new(&store, &reference, &proxies, &NEVER) };
+        git.resolve().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_server_that_hangs_or_trickles_is_given_up() {
+        let silent = Limits { silent: 1, ask: Duration::from_secs(300), ..LIMITS };
+        let hangs = |mut stream: TcpStream| stream.read_to_end(&mut Vec::new()).map(drop);
+        let error = asked(silent, hangs);
+        assert!(error.to_lowercase().contains("too slow"), "{error}");
+        let slow = Limits { ask: Duration::from_secs(3), ..LIMITS };
+        let trickles = |mut stream: TcpStream| {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")?;
+            loop {
+                stream.write_all(b"x")?;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        };
+        let error = asked(slow, trickles);
+        assert!(error.contains("it took longer than 3 s"), "{error}");
+    }
+
+    #[test]
+    fn what_a_repository_takes_on_disk_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("in")).unwrap();
+        fs::write(dir.path().join("in/file"), vec![7; 3 << 20]).unwrap();
+        assert!(on_disk(dir.path(), u64::MAX).unwrap() >= 3 << 20);
+        assert!(on_disk(&dir.path().join("gone"), u64::MAX).unwrap() == 0);
+
+        let store = Store::open(dir.path().join("root")).unwrap();
+        let reference = GitReference::default();
+        let limits = Limits { disk: 1 << 20, ..LIMITS };
+        let proxies = Proxies::default();
+        let git = Git { limits, ..Git::new(&store, &reference, &proxies, &NEVER) };
+        // A call that does not end: it waits for somebody who writes.
+        let pipe = dir.path().join("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let error = git.run(dir.path(), "waiting", &["hash-object", "--no-filters", "pipe"]);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("more than 1 MiB on disk"), "{error}");
+    }
 }
