@@ -1,25 +1,26 @@
-//! How long and how often; and who hears of it.
+//! How long the client waits for a registry and how often it tries, and who is told meanwhile.
 
 use std::time::Duration;
 
-/// How patient the client is. Tests are less so.
+/// The deadlines of a client, and how often it tries again. Tests set shorter ones.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// How long a connection may take to come about, TLS and all.
+    /// The longest time that a name may take to resolve, and a connection to be made, TLS included.
     pub connect: Duration,
-    /// How long a server may say nothing.
+    /// The longest time that a server may send nothing, and take nothing.
     pub stall: Duration,
-    /// How long a document may take, from the first byte asked to the last.
+    /// The longest time from the request of a document to its last byte. Of a blob, the longest
+    /// time to the beginning of the answer; the words of a refusal may take as long again.
     pub document: Duration,
-    /// How often is tried what may go better the next time.
+    /// How often a request is sent in all, if it failed in a way that may pass.
     pub tries: u32,
-    /// The first pause; each is twice as long as the one before.
+    /// The pause before the second request; each further one is twice as long.
     pub pause: Duration,
-    /// The longest pause that a server may ask for.
+    /// The longest pause that a server may ask for. If it asks for more, the client gives up.
     pub longest_pause: Duration,
-    /// The fewest bytes of a blob that have to come within [`Patience::window`].
+    /// A blob of which fewer bytes than this come within [`Patience::window`] is given up.
     pub least: u64,
-    /// See [`Patience::least`].
+    /// The time in which [`Patience::least`] bytes have to come.
     pub window: Duration,
 }
 
@@ -38,9 +39,9 @@ impl Default for Patience {
     }
 }
 
-/// Who hears what a person may want to know while it takes long.
+/// Whoever shows a person why it takes so long: that a connection broke, that a registry asks to wait.
 pub trait Watch: Sync {
-    /// One sentence.
+    /// Shows one sentence.
     fn told(&self, text: &str);
 }
 

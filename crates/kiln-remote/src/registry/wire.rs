@@ -229,6 +229,18 @@ impl<'a> Wire<'a> {
         agent: &Agent,
         work: impl FnOnce(&Agent) -> T + Send + 'static,
     ) -> Result<T, Error> {
+        let done = self.apart_until(agent, None, work)?;
+        done.ok_or_else(|| Error::Host("a thread that has no deadline missed it".into()))
+    }
+
+    /// The same; `None` if it is not done by then. Its thread ends by itself later, for what else
+    /// the agent has under way is not to be cut.
+    fn apart_until<T: Send + 'static>(
+        &self,
+        agent: &Agent,
+        until: Option<Instant>,
+        work: impl FnOnce(&Agent) -> T + Send + 'static,
+    ) -> Result<Option<T>, Error> {
         let (give, take) = mpsc::sync_channel(1);
         let own = agent.clone();
         let thread = std::thread::Builder::new().name("registry".into());
@@ -236,8 +248,11 @@ impl<'a> Wire<'a> {
         begun.map_err(|error| Error::Host(format!("no thread can be started: {error}")))?;
         loop {
             match take.recv_timeout(LOOK) {
-                Ok(done) => return Ok(done),
+                Ok(done) => return Ok(Some(done)),
                 Err(mpsc::RecvTimeoutError::Timeout) => {
+                    if until.is_some_and(|until| Instant::now() >= until) {
+                        return Ok(None);
+                    }
                     if let Err(error) = self.check() {
                         // Nobody waits for the thread.
                         agent.clone().shutdown();
@@ -324,6 +339,33 @@ impl<'a> Wire<'a> {
         }
     }
 
+    /// The first words of a refusal: what has come of them within [`Patience::document`]. That of a
+    /// blob has no deadline of its own, and a server may let each byte wait.
+    fn words(&self, ask: &Ask<'_>, answer: Answer) -> Result<Vec<u8>, Error> {
+        let Answer { response, address } = answer;
+        let agent = self.agent_of(ask, &address)?;
+        let until = Instant::now() + self.patience.document;
+        let come = Arc::new(Mutex::new(Vec::new()));
+        let theirs = Arc::clone(&come);
+        let read = move |_: &Agent| {
+            let body = response.into_body();
+            let mut reader = body.into_with_config().limit(u64::MAX).reader().take(ERROR_BYTES);
+            let mut piece = [0; 1024];
+            while Instant::now() < until
+                && let Ok(read) = reader.read(&mut piece)
+                && read > 0
+            {
+                theirs
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .extend_from_slice(&piece[..read]);
+            }
+        };
+        self.apart_until(&agent, Some(until), read)?;
+        let words = std::mem::take(&mut *come.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(words)
+    }
+
     /// What an answer without success means.
     pub(super) fn refusal(&self, ask: &Ask<'_>, answer: Answer) -> Error {
         let (status, url) = (answer.status(), answer.address.shown());
@@ -332,12 +374,12 @@ impl<'a> Wire<'a> {
         // be one that only this machine can reach.
         let own = answer.address.same_origin(&ask.address);
         let text = match own {
-            true => self.body(ask, answer, ERROR_BYTES),
-            false => Ok(None),
+            true => self.words(ask, answer),
+            false => Ok(Vec::new()),
         };
         let text = match text {
             Err(Error::Cancelled) => return Error::Cancelled,
-            text => text.ok().flatten().unwrap_or_default(),
+            text => text.unwrap_or_default(),
         };
         let mut said = own_words(&text);
         if !said.is_empty() {

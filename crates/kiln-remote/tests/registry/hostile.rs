@@ -222,6 +222,29 @@ fn a_trickle_is_no_answer() {
     refused(blob(&client, &name, &noise(1_000_000)), "bytes have come in");
 }
 
+#[test]
+fn a_refusal_that_trickles_in_is_not_waited_for() {
+    let server = Server::start(|_, stream| {
+        write!(stream, "HTTP/1.1 403 No\r\nContent-Length: 8000\r\n\r\nnot for you\n")?;
+        loop {
+            stream.write_all(b"x")?;
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    });
+    let host = host(&[], &[]);
+    let few = Patience { document: Duration::from_secs(1), ..patience() };
+    let client = Client::patient(Arc::clone(&host), &Anonymous, &|_: &str| {}, &NEVER, few);
+    let name = reference(&format!("{}/app:1", server.host()));
+    let (give, take) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| give.send(blob(&client, &name, &noise(1000))));
+        // It would take 40 minutes.
+        let error = take.recv_timeout(Duration::from_secs(60));
+        drop(server);
+        refused(error.expect("an end within the deadline"), "not for you");
+    });
+}
+
 /// The number of the first byte that is asked for.
 fn from(request: &Request) -> usize {
     let range = request.header("range").and_then(|range| range.strip_prefix("bytes="));
