@@ -22,7 +22,7 @@ use crate::http::{self, Proxies};
 
 /// Largest file that is read, in bytes.
 const FILE_BYTES: u64 = 4 << 20;
-/// Most folders of certificates, and files in each.
+/// Most entries that a folder of settings or certificates may have.
 const FOLDERS: usize = 1024;
 
 /// See the [module](self).
@@ -85,11 +85,11 @@ impl Registries {
         let own = user.as_ref().map(|user| user.join("registries.conf"));
         let main = match env("CONTAINERS_REGISTRIES_CONF") {
             Some(path) => PathBuf::from(path),
-            None => own.filter(|path| path.exists()).unwrap_or(system.join("registries.conf")),
+            None => own.filter(|path| !is_absent(path)).unwrap_or(system.join("registries.conf")),
         };
         let mut files = vec![main];
         for folder in [Some(&system), user.as_ref()].into_iter().flatten() {
-            files.extend(named(&folder.join("registries.conf.d"), ".conf"));
+            files.extend(named(&folder.join("registries.conf.d"), ".conf")?);
         }
         for path in files {
             if let Some(text) = text(&path)? {
@@ -104,7 +104,8 @@ impl Registries {
         let docker = home.as_ref().map(|home| home.join("docker"));
         let folders = [Some(places.etc.join("docker")), Some(system), docker, user];
         for folder in folders.into_iter().flatten() {
-            for host in entries(&folder.join("certs.d")) {
+            let hosts = entries(&folder.join("certs.d"))?;
+            for host in hosts.into_iter().filter(|host| host.is_dir()) {
                 let name = host.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
                 certificates.entry(name).or_default().add(&host)?;
             }
@@ -279,10 +280,10 @@ impl Registries {
 
 impl Certificates {
     fn add(&mut self, folder: &Path) -> Result<(), Error> {
-        for path in named(folder, ".crt") {
+        for path in named(folder, ".crt")? {
             self.authorities.extend(text(&path)?);
         }
-        for path in named(folder, ".cert") {
+        for path in named(folder, ".cert")? {
             let key = path.with_extension("key");
             let Some(secret) = text(&key)? else {
                 let what = format!("there is no key {} beside it", key.display());
@@ -312,18 +313,43 @@ fn authorities(file: Option<&String>, dir: Option<&String>) -> Option<Vec<String
     Some(found.certs.iter().map(|certificate| BASE64_STANDARD.encode(certificate)).collect())
 }
 
-/// The entries of a folder, in order; none if it cannot be read.
-fn entries(folder: &Path) -> Vec<PathBuf> {
-    let listed = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut paths: Vec<PathBuf> = listed.take(FOLDERS).map(|entry| entry.path()).collect();
+/// The entries of a folder, in order; none if it is not there. One that cannot be read is an error:
+/// what it says may be that a registry is not to be asked.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let fail = |what: String| Error::Configuration { path: folder.display().to_string(), what };
+    let listed = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        // It is below something that is no folder.
+        Err(error)
+            if error.kind() == ErrorKind::NotADirectory
+                && std::fs::symlink_metadata(folder).is_err() =>
+        {
+            return Ok(Vec::new());
+        }
+        listed => listed.map_err(|error| fail(format!("it cannot be read: {error}")))?,
+    };
+    let mut paths = Vec::new();
+    for entry in listed {
+        let entry = entry.map_err(|error| fail(format!("it cannot be read: {error}")))?;
+        if paths.len() == FOLDERS {
+            return Err(fail(format!("it has more than {FOLDERS} entries; remove some")));
+        }
+        paths.push(entry.path());
+    }
     paths.sort();
-    paths
+    Ok(paths)
 }
 
-fn named(folder: &Path, suffix: &str) -> Vec<PathBuf> {
-    let mut paths = entries(folder);
+fn named(folder: &Path, suffix: &str) -> Result<Vec<PathBuf>, Error> {
+    let mut paths = entries(folder)?;
     paths.retain(|path| path.to_string_lossy().ends_with(suffix));
-    paths
+    Ok(paths)
+}
+
+/// Whether nothing is there, which is not the same as that it cannot be looked at.
+fn is_absent(path: &Path) -> bool {
+    let absent = [ErrorKind::NotFound, ErrorKind::NotADirectory];
+    std::fs::metadata(path).is_err_and(|error| absent.contains(&error.kind()))
 }
 
 /// A file's text; `None` if it is not there.

@@ -99,3 +99,46 @@ fn noise(length: usize) -> Vec<u8> {
     };
     (0..length).map(|_| step()).collect()
 }
+
+#[test]
+fn settings_that_cannot_be_read_are_not_passed_over() {
+    let refused = |what: &str, make: &dyn Fn(&Path)| {
+        let dir = tempfile::tempdir().unwrap();
+        make(dir.path());
+        let home = dir.path().join("home").display().to_string();
+        let error = read(dir.path(), BTreeMap::from([("HOME".to_owned(), home)])).unwrap_err();
+        assert!(matches!(error, Error::Configuration { .. }), "{error}");
+        assert!(error.to_string().contains(what), "{error} lacks {what}");
+    };
+    let looped = |path: &str| {
+        let path = path.to_owned();
+        move |dir: &Path| {
+            let path = dir.join(&path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            // It leads to itself.
+            std::os::unix::fs::symlink(path.file_name().unwrap(), &path).unwrap();
+        }
+    };
+    refused("registries.conf.d", &looped("etc/containers/registries.conf.d"));
+    refused("registries.conf.d", &looped("home/.config/containers/registries.conf.d"));
+    refused("registries.conf:", &looped("home/.config/containers/registries.conf"));
+    refused("certs.d", &looped("etc/docker/certs.d"));
+    refused("registries.conf.d", &|dir| {
+        std::fs::create_dir_all(dir.join("etc/containers")).unwrap();
+        std::fs::write(dir.join("etc/containers/registries.conf.d"), "no folder").unwrap();
+    });
+    refused("more than 1024 entries", &|dir| {
+        let folder = dir.join("etc/containers/registries.conf.d");
+        std::fs::create_dir_all(&folder).unwrap();
+        for number in 0..1025 {
+            std::fs::write(folder.join(format!("{number}.conf")), "").unwrap();
+        }
+    });
+    // Nothing there at all is nothing said, and a file beside the folders of hosts is no host.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("etc/containers/certs.d")).unwrap();
+    std::fs::write(dir.path().join("etc/containers/certs.d/README"), "").unwrap();
+    std::fs::write(dir.path().join("home"), "a file").unwrap();
+    let home = dir.path().join("home").display().to_string();
+    read(dir.path(), BTreeMap::from([("HOME".to_owned(), home)])).unwrap();
+}
