@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File as Opened};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde_json::{Map, Value, json};
 
 use super::credentials::Credential;
@@ -125,7 +125,7 @@ pub fn forget(
     Ok(forgotten)
 }
 
-/// The user's file while it is changed: nobody else of Kiln changes it meanwhile.
+/// The user's file while it is changed: no other process of Kiln changes it meanwhile.
 struct Edited {
     /// Where it really is, for it may be a link.
     path: PathBuf,
@@ -197,7 +197,7 @@ impl Edited {
             file.write_all(&text)?;
             file.sync_all()?;
             fs::rename(&new, &self.path)?;
-            Opened::open(folder)?.sync_all()
+            opened(folder)?.sync_all()
         })();
         if written.is_err() {
             let _ = fs::remove_file(&new);
@@ -211,13 +211,18 @@ fn owner(file: &Opened) -> std::io::Result<(u32, u32)> {
     Ok((metadata.uid(), metadata.gid()))
 }
 
-/// Where a file really is. Links of the user's own are followed, as Docker follows them; root
-/// follows none that somebody else has made.
+/// Where a file really is, for the file itself may be a link: one that belongs to whoever runs this
+/// is followed, as Docker follows it, and any other is refused. Folders on the way are not looked
+/// at; whoever names them trusts who owns them.
 fn resolved(path: &Path) -> Result<PathBuf, String> {
     let own = rustix::process::geteuid().as_raw();
     let mut path = path.to_owned();
     for _ in 0..8 {
-        let Ok(metadata) = fs::symlink_metadata(&path) else { return Ok(path) };
+        let metadata = match fs::symlink_metadata(&path) {
+            // It is to be made.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(path),
+            metadata => metadata.map_err(|error| error.to_string())?,
+        };
         if !metadata.is_symlink() {
             return Ok(path);
         }
@@ -230,9 +235,14 @@ fn resolved(path: &Path) -> Result<PathBuf, String> {
     Err("it is a link that leads on and on".into())
 }
 
-/// Waits until nobody else of Kiln changes files of a folder.
+/// Opens a folder. What else has its name, a pipe for instance, is refused and not waited for.
+fn opened(folder: &Path) -> std::io::Result<Opened> {
+    Opened::options().read(true).custom_flags(OFlags::DIRECTORY.bits().cast_signed()).open(folder)
+}
+
+/// Waits until no other process of Kiln changes the files of a folder.
 fn turn(folder: &Path) -> Result<Opened, String> {
-    let opened = Opened::open(folder).map_err(|error| error.to_string())?;
+    let opened = opened(folder).map_err(|error| error.to_string())?;
     let deadline = Instant::now() + TURN;
     loop {
         match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
@@ -344,6 +354,26 @@ mod tests {
         std::os::unix::fs::chown(&path, Some(1234), Some(1234)).unwrap();
         keep(&env(dir.path(), &[]), "a.example", &password("a"), &NEVER).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().uid(), 1234);
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_the_folder_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join(".docker");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        let (give, take) = std::sync::mpsc::channel();
+        std::thread::spawn(move || give.send(turn(&pipe).map(drop)));
+        let refused = take.recv_timeout(Duration::from_secs(30)).expect("it does not wait");
+        assert!(refused.unwrap_err().contains("Not a directory"));
+        let error = keep(&env(dir.path(), &[]), "a.example", &password("a"), &NEVER).unwrap_err();
+        assert!(error.to_string().contains(".docker"), "{error}");
     }
 
     #[test]
