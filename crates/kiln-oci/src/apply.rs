@@ -15,6 +15,11 @@ const WHITEOUT: &[u8] = b".wh.";
 /// In a directory: hides all that lower layers have there.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
+/// Longest value of an extended attribute, and longest name, in bytes: what is longer, no file of
+/// a root file system can have.
+const ATTRIBUTE: usize = 65_535;
+const ATTRIBUTE_NAME: usize = 255;
+
 /// Prefix of what AUFS noted for itself; no part of an image.
 const AUFS: &[u8] = b".wh..wh.";
 
@@ -97,5 +102,20 @@ fn placed(store: &Store, reader: &mut Reader<'_>, mut entry: Entry) -> Result<Op
     // As at capture: the rest is the machine's on which the layer was made.
     let kept = |name: &[u8]| name == b"security.capability" || name.starts_with(b"user.");
     node.xattrs = entry.xattrs.into_iter().filter(|(name, _)| kept(name)).collect();
+    for (name, value) in &node.xattrs {
+        if value.len() <= ATTRIBUTE && name.len() <= ATTRIBUTE_NAME {
+            continue;
+        }
+        let path = shown(&entry.path);
+        let short = name[..name.len().min(60)].escape_ascii().to_string();
+        let why = format!(
+            "its attribute `{short}` has a name of {} and a value of {} bytes; a file can have \
+             {ATTRIBUTE_NAME} and {ATTRIBUTE}: build the image without it (`RUN setfattr -x {short} \
+             {path}`)",
+            name.len(),
+            value.len()
+        );
+        return Err(Error::malformed(format!("tar entry {path}"), why));
+    }
     Ok(Op::Put(entry.path, node))
 }

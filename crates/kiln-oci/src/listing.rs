@@ -25,6 +25,9 @@ use crate::apply::Op;
 use crate::error::{Doing as _, Error, Result};
 use crate::rootfs::Rootfs;
 
+/// What errors call it.
+pub(crate) const NAME: &str = "a layer's listing";
+
 const HEAD: &str = "#kiln layer 1";
 
 /// Listings up to this size are kept in memory until they are stored.
@@ -102,8 +105,24 @@ impl Lines {
 
     fn next(&mut self) -> Result<Option<&str>> {
         self.line.clear();
-        let read = self.text.read_line(&mut self.line).doing(reading)?;
+        let read = self.text.read_line(&mut self.line);
+        let read = read.map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => Error::malformed(NAME, error),
+            _ => Error::Io { doing: reading(), source: error },
+        })?;
         Ok((read > 0).then(|| self.line.trim_end_matches('\n')))
+    }
+
+    /// Reads on to the end: whether it was the listing that it should be. One that was not is not
+    /// believed again, so that putting it anew writes it.
+    fn check(mut self, store: &Store, listing: &Digest) -> Result<()> {
+        io::copy(&mut self.text, &mut io::sink()).doing(reading)?;
+        let found = self.text.into_inner().hasher.finish();
+        if found == *listing {
+            return Ok(());
+        }
+        store.suspect(listing);
+        Err(kiln_store::Error::Corrupt { digest: *listing, found }.into())
     }
 
     fn head(&mut self) -> Result<Digest> {
@@ -111,29 +130,38 @@ impl Lines {
         let diff = self.next()?.and_then(|line| line.strip_prefix("diff ")?.parse().ok());
         match (head, diff) {
             (true, Some(diff)) => Ok(diff),
-            _ => Err(Error::malformed("a layer's listing", "it has another head")),
+            _ => Err(Error::malformed(NAME, "it has another head")),
         }
     }
 }
 
-/// The digest of the uncompressed layer that a listing is of.
-pub(crate) fn diff_id(store: &Store, listing: &Digest) -> Result<Digest> {
-    Lines::of(store, listing)?.head()
+/// The digest of the uncompressed layer that a listing is of. All of it is read if that is not the
+/// one `expected`: then it may be damaged.
+pub(crate) fn diff_id(store: &Store, listing: &Digest, expected: &Digest) -> Result<Digest> {
+    let mut lines = Lines::of(store, listing)?;
+    let head = lines.head();
+    if !matches!(&head, Ok(found) if found == expected) {
+        lines.check(store, listing)?;
+    }
+    head
 }
 
 /// Lays the layer over what is there.
 pub(crate) fn replay(store: &Store, listing: &Digest, rootfs: &mut Rootfs) -> Result<()> {
     rootfs.begin_layer();
     let mut lines = Lines::of(store, listing)?;
+    let laid = lay(&mut lines, rootfs);
+    // A listing that was damaged is the cause of whatever its lines did.
+    lines.check(store, listing)?;
+    laid
+}
+
+fn lay(lines: &mut Lines, rootfs: &mut Rootfs) -> Result<()> {
     lines.head()?;
     while let Some(line) = lines.next()? {
-        rootfs.apply(operation(line).map_err(|why| Error::malformed("a layer's listing", why))?)?;
+        rootfs.apply(operation(line).map_err(|why| Error::malformed(NAME, why))?)?;
     }
-    let found = lines.text.into_inner().hasher.finish();
-    if found == *listing {
-        return Ok(());
-    }
-    Err(kiln_store::Error::Corrupt { digest: *listing, found }.into())
+    Ok(())
 }
 
 fn operation(line: &str) -> std::result::Result<Op, String> {
@@ -178,12 +206,12 @@ mod tests {
         let mut listing = Listing::new(&store, &diff).unwrap();
         ops.iter().for_each(|op| listing.push(op).unwrap());
         let object = listing.put(&store).unwrap();
-        assert_eq!(diff_id(&store, &object).unwrap(), diff);
+        assert_eq!(diff_id(&store, &object, &diff).unwrap(), diff);
         let text = String::from_utf8(store.get(&object).unwrap()).unwrap();
         let read: Vec<Op> = text.lines().skip(2).map(|line| operation(line).unwrap()).collect();
         assert_eq!(read, ops);
         let other = store.put(b"#kiln layer 2\ndiff x\n").unwrap();
-        assert!(diff_id(&store, &other).is_err());
+        assert!(diff_id(&store, &other, &diff).is_err());
         for bad in ["", "+", "? ./a", "= ./a", "- a", "+ ./a type=dir"] {
             assert!(operation(bad).is_err(), "{bad}");
         }

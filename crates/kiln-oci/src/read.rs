@@ -224,7 +224,7 @@ impl Found<'_> {
         }
         let architecture = self.config.architecture.clone();
         let image = ImageId {
-            tree: store.put_tree(&rootfs.into_tree())?,
+            tree: store.put_tree(&rootfs.into_tree()?)?,
             config: store.put_config(&ImageConfig::from(self.config))?,
         };
         Ok(Imported {

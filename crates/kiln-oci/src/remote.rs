@@ -32,6 +32,9 @@ const MAX_DOCUMENTS: usize = 200;
 /// How deep indexes may lie in one another.
 const MAX_DEPTH: usize = 4;
 
+/// Bytes that are read of a layer behind the end of what was unpacked, or behind what was wrong.
+const REST: u64 = 64 << 20;
+
 /// What a caller's means can fail with.
 pub type RemoteError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -236,12 +239,18 @@ pub fn fetch(
         empty: store.put_tree(&Tree::new())?,
     };
     let mut listings = pull.layers(&layers, false)?;
-    let mut tree = pull.laid(&listings)?;
-    if pull.came.load(Ordering::Relaxed) < layers.len() && pull.lacks(&tree)? {
+    let believed = pull.came.load(Ordering::Relaxed) < layers.len();
+    let mut laid = pull.laid(&listings);
+    let anew = match &laid {
         // Something was collected that only the layer knows: it was hidden in all other images.
+        Ok(tree) => believed && pull.lacks(tree)?,
+        Err(error) => believed && is_damage(error),
+    };
+    if anew {
         listings = pull.layers(&layers, true)?;
-        tree = pull.laid(&listings)?;
+        laid = pull.laid(&listings);
     }
+    let tree = laid?;
     let fetched = pull.came.load(Ordering::Relaxed).min(layers.len());
     let bytes = pull.bytes.load(Ordering::Relaxed);
     let known = layers.len().saturating_sub(fetched);
@@ -271,6 +280,8 @@ struct Pull<'a> {
 impl Pull<'_> {
     /// The listings of all layers, in their order. `anew`: what is known is not believed.
     fn layers(&self, layers: &[(&Descriptor, Digest)], anew: bool) -> Result<Vec<Digest>> {
+        // All of them may have to be unpacked now, whatever was before.
+        self.left.store(self.limits.unpacked, Ordering::Relaxed);
         let next = AtomicUsize::new(0);
         let results: Mutex<Vec<(usize, Result<Digest>)>> = Mutex::default();
         let work = || {
@@ -324,12 +335,16 @@ impl Pull<'_> {
         let Some(_turn) = turn else { return Err(Error::Interrupted) };
         let name = LayerName { digest: layer.digest, size: layer.size };
         if !anew && let Some(known) = self.store.step_result(&key) {
-            let found = listing::diff_id(self.store, &known.config)?;
-            if found != *diff_id {
-                return Err(mismatch(layer, *diff_id, found));
+            match listing::diff_id(self.store, &known.config, diff_id) {
+                Ok(found) if found == *diff_id => {
+                    (self.told)(&name, Moment::Known);
+                    return Ok(known.config);
+                }
+                Ok(found) => return Err(mismatch(layer, *diff_id, found)),
+                // As if it were not known: the layer has all that it said.
+                Err(error) if is_damage(&error) => {}
+                Err(error) => return Err(error),
             }
-            (self.told)(&name, Moment::Known);
-            return Ok(known.config);
         }
         let read = self.read(layer, diff_id, &name);
         (self.told)(&name, if read.is_ok() { Moment::Done } else { Moment::Failed });
@@ -350,12 +365,16 @@ impl Pull<'_> {
         let unpacked = self.unpack(&mut packed, &mut hasher, &mut listing);
         // What follows the compressed stream is part of the blob, and only at its end is it known
         // whether it was the right one: an error there is the cause of any other.
-        let rest = io::copy(&mut packed, &mut io::sink());
+        let rest = io::copy(&mut (&mut packed).take(REST + 1), &mut io::sink());
         self.bytes.fetch_add(packed.come, Ordering::Relaxed);
         if self.is_over() {
             return Err(Error::Interrupted);
         }
-        if let Some(error) = packed.failed.take().or(rest.err()) {
+        let (rest, broken) = match rest {
+            Ok(rest) => (rest, None),
+            Err(error) => (0, Some(error)),
+        };
+        if let Some(error) = packed.failed.take().or(broken) {
             return Err(Error::remote(what(), error.into()));
         }
         if self.exceeded.load(Ordering::Acquire) {
@@ -363,6 +382,10 @@ impl Pull<'_> {
             return Err(Error::too_much("what the image unpacks to", limit));
         }
         unpacked.map_err(|error| error.in_layer(&layer.digest))?;
+        if rest > REST {
+            let what = format!("what follows the archive in {}", what());
+            return Err(Error::too_much(what, format!("{} MiB", REST >> 20)));
+        }
         let found = hasher.finish();
         if found == *diff_id { Ok(listing) } else { Err(mismatch(layer, *diff_id, found)) }
     }
@@ -389,7 +412,7 @@ impl Pull<'_> {
         for listing in listings {
             listing::replay(self.store, listing, &mut rootfs)?;
         }
-        Ok(rootfs.into_tree())
+        rootfs.into_tree()
     }
 
     /// Whether the store lacks a content of `tree`, which can only be of a layer that was known.
@@ -403,6 +426,14 @@ impl Pull<'_> {
         }
         Ok(false)
     }
+}
+
+/// Whether what a layer is known by is gone, damaged, or of another version of Kiln: then the layer
+/// is read again. What cannot be asked is not damaged.
+fn is_damage(error: &Error) -> bool {
+    use kiln_store::Error as Stored;
+    let stored = matches!(error, Error::Store(Stored::Missing(_) | Stored::Corrupt { .. }));
+    stored || matches!(error, Error::Malformed { what, .. } if what == listing::NAME)
 }
 
 fn mismatch(layer: &Descriptor, expected: Digest, found: Digest) -> Error {

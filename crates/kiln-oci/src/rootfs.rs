@@ -12,6 +12,10 @@ use crate::error::{Error, Result, shown};
 /// Names that an image may have in all.
 const MAX_NAMES: usize = 1 << 20;
 
+/// Bytes that names, texts of links and attributes of an image may have in all: they are held in
+/// memory while its layers are laid over one another.
+const MAX_BYTES: usize = 512 << 20;
+
 /// Links that one path may lead through, as in the kernel.
 const MAX_LINKS: usize = 40;
 
@@ -24,6 +28,21 @@ pub(crate) struct Rootfs {
     fresh: BTreeSet<Vec<u8>>,
     /// Directories that it has made opaque: a second time would find nothing.
     opaque: BTreeSet<Vec<u8>>,
+    /// Bytes of all names and nodes, and of what is only of the layer under way.
+    bytes: usize,
+    fresh_bytes: usize,
+    most_bytes: usize,
+}
+
+/// What a node has beyond its own size.
+fn weight(node: &Node) -> usize {
+    let text = match &node.kind {
+        Kind::Symlink { target } => target.len(),
+        Kind::Hardlink { to } => to.len(),
+        _ => 0,
+    };
+    let attributes = node.xattrs.iter().map(|(name, value)| name.len() + value.len());
+    text + attributes.sum::<usize>()
 }
 
 impl Rootfs {
@@ -31,13 +50,15 @@ impl Rootfs {
     pub(crate) fn new() -> Self {
         let nodes = vec![Node::new(Kind::Dir, 0o755)];
         let names = BTreeMap::from([(Vec::new(), 0)]);
-        Self { names, nodes, fresh: BTreeSet::new(), opaque: BTreeSet::new() }
+        let (fresh, opaque) = (BTreeSet::new(), BTreeSet::new());
+        Self { names, nodes, fresh, opaque, bytes: 0, fresh_bytes: 0, most_bytes: MAX_BYTES }
     }
 
     /// A layer begins: what is there now is what its whiteouts hide.
     pub(crate) fn begin_layer(&mut self) {
         self.fresh.clear();
         self.opaque.clear();
+        self.fresh_bytes = 0;
     }
 
     /// Puts `node` at `path`. Its parents are made if need be, and links on the way are followed,
@@ -46,11 +67,15 @@ impl Rootfs {
     pub(crate) fn put(&mut self, path: &[u8], node: Node) -> Result<()> {
         let path = self.locate(path)?;
         let at = self.replace(&path, node.is_dir())?;
+        self.bytes += weight(&node);
         match at {
-            Some(dir) => self.nodes[dir] = node,
+            Some(dir) => {
+                self.bytes -= weight(&self.nodes[dir]);
+                self.nodes[dir] = node;
+            }
             None => {
                 self.nodes.push(node);
-                self.names.insert(path, self.nodes.len() - 1);
+                self.name(path, self.nodes.len() - 1);
             }
         }
         self.bounded()
@@ -72,7 +97,7 @@ impl Rootfs {
             return Ok(());
         }
         self.replace(&path, false)?;
-        self.names.insert(path, target);
+        self.name(path, target);
         self.bounded()
     }
 
@@ -80,7 +105,7 @@ impl Rootfs {
     pub(crate) fn whiteout(&mut self, path: &[u8]) -> Result<()> {
         let Some(path) = self.find(path)? else { return Ok(()) };
         if !self.fresh.contains(&path) {
-            self.names.remove(&path);
+            self.unname(&path);
         }
         self.hide_below(&path);
         Ok(())
@@ -91,14 +116,18 @@ impl Rootfs {
         if let Some(path) = self.find(path)?
             && self.opaque.insert(path.clone())
         {
+            self.fresh_bytes += path.len();
             self.hide_below(&path);
         }
-        Ok(())
+        self.bounded()
     }
 
     /// The tree: of each file, the first name in order is the file and the others are links to it.
-    pub(crate) fn into_tree(self) -> Tree {
-        let Self { names, nodes, fresh, opaque } = self;
+    ///
+    /// # Errors
+    /// [`Error::TooMuch`]: a link in a tree has the attributes of its file, and its path.
+    pub(crate) fn into_tree(self) -> Result<Tree> {
+        let Self { names, nodes, fresh, opaque, most_bytes, mut bytes, .. } = self;
         // A tree may have a million entries, and is there twice for a moment.
         drop((fresh, opaque));
         let mut counts = vec![0_u32; nodes.len()];
@@ -111,6 +140,11 @@ impl Rootfs {
                 nodes[at].take()
             } else {
                 let to = first.get(&at).cloned();
+                let own = nodes[at].as_ref().map_or(0, weight);
+                bytes += own + to.as_ref().map_or(0, Vec::len);
+                if bytes > most_bytes {
+                    return Err(too_many_bytes(most_bytes));
+                }
                 nodes[at].clone().map(|mut node| {
                     match (&node.kind, to) {
                         (Kind::File { .. }, Some(to)) => node.kind = Kind::Hardlink { to },
@@ -122,7 +156,20 @@ impl Rootfs {
             };
             tree.entries.extend(node.map(|node| (path, node)));
         }
-        tree
+        Ok(tree)
+    }
+
+    fn name(&mut self, path: Vec<u8>, at: usize) {
+        let length = path.len();
+        if self.names.insert(path, at).is_none() {
+            self.bytes += length;
+        }
+    }
+
+    fn unname(&mut self, path: &[u8]) {
+        if self.names.remove(path).is_some() {
+            self.bytes -= path.len();
+        }
     }
 
     /// Makes room at `path` and remembers that this layer put it. Gives the directory that is
@@ -135,10 +182,12 @@ impl Rootfs {
                 return Err(Error::malformed("layer", "its root is no directory"));
             }
             if there.is_some() {
-                self.names.remove(path);
+                self.unname(path);
                 for below in self.below(path) {
-                    self.names.remove(&below);
-                    self.fresh.remove(&below);
+                    self.unname(&below);
+                    if self.fresh.remove(&below) {
+                        self.fresh_bytes -= below.len();
+                    }
                 }
             }
         }
@@ -150,6 +199,7 @@ impl Rootfs {
     fn touch(&mut self, path: &[u8]) {
         let mut end = path.len();
         while self.fresh.insert(path[..end].to_vec()) && end > 0 {
+            self.fresh_bytes += end;
             end = path[..end].iter().rposition(|byte| *byte == b'/').unwrap_or(0);
         }
     }
@@ -157,7 +207,7 @@ impl Rootfs {
     fn hide_below(&mut self, path: &[u8]) {
         for below in self.below(path) {
             if !self.fresh.contains(&below) {
-                self.names.remove(&below);
+                self.unname(&below);
             }
         }
     }
@@ -233,7 +283,7 @@ impl Rootfs {
                 Some(_) => return bad("one of its parents is no directory"),
                 None if make => {
                     self.nodes.push(Node::new(Kind::Dir, 0o755));
-                    self.names.insert(here.clone(), self.nodes.len() - 1);
+                    self.name(here.clone(), self.nodes.len() - 1);
                     self.bounded()?;
                 }
                 None => return Ok(None),
@@ -246,6 +296,86 @@ impl Rootfs {
         if self.names.len() > MAX_NAMES || self.nodes.len() > 4 * MAX_NAMES {
             return Err(Error::too_much("the number of files", MAX_NAMES.to_string()));
         }
+        if self.bytes + self.fresh_bytes > self.most_bytes {
+            return Err(too_many_bytes(self.most_bytes));
+        }
         Ok(())
+    }
+}
+
+fn too_many_bytes(most: usize) -> Error {
+    let what = "what the names, links and extended attributes of the image's files take together";
+    Error::too_much(what, format!("{} MiB", most >> 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> Rootfs {
+        Rootfs { most_bytes: 1 << 20, ..Rootfs::new() }
+    }
+
+    fn file(attribute: usize) -> Node {
+        let digest = kiln_core::Digest::of("x");
+        let mut node = Node::new(Kind::File { size: 1, digest }, 0o644);
+        node.xattrs.insert(b"user.a".to_vec(), vec![7; attribute]);
+        node
+    }
+
+    fn long(nth: usize) -> Vec<u8> {
+        format!("{nth:04}{}", "n".repeat(200)).into_bytes()
+    }
+
+    #[track_caller]
+    fn is_too_much(mut each: impl FnMut(usize) -> Result<()>) {
+        let error = (0..100_000).find_map(|nth| each(nth).err()).expect("it is bounded");
+        assert!(matches!(error, Error::TooMuch { .. }), "{error}");
+        assert!(error.to_string().contains("attributes of the image's files"), "{error}");
+    }
+
+    #[test]
+    fn names_links_and_attributes_are_bounded_in_sum() {
+        let mut names = small();
+        is_too_much(|nth| names.put(&long(nth), file(0)));
+        let mut attributes = small();
+        is_too_much(|nth| attributes.put(format!("{nth}").as_bytes(), file(60_000)));
+        let mut links = small();
+        let target = vec![b't'; 4000];
+        is_too_much(|nth| {
+            let link = Node::new(Kind::Symlink { target: target.clone() }, 0);
+            links.put(format!("{nth}").as_bytes(), link)
+        });
+        let mut opaque = small();
+        is_too_much(|nth| opaque.opaque(&long(nth)));
+        // Each further name of a file takes its attributes along into the tree.
+        let mut further = small();
+        further.put(b"a", file(60_000)).unwrap();
+        for nth in 0..100 {
+            further.link(format!("{nth}").as_bytes(), b"a").unwrap();
+        }
+        assert!(matches!(further.into_tree(), Err(Error::TooMuch { .. })));
+    }
+
+    #[test]
+    fn what_went_does_not_count() {
+        let mut rootfs = small();
+        for layer in 0..50 {
+            rootfs.begin_layer();
+            rootfs.put(b"dir", Node::new(Kind::Dir, 0o755)).unwrap();
+            rootfs.opaque(b"dir").unwrap();
+            for nth in 0..1000 {
+                let path = [&b"dir/"[..], &long(nth + layer)].concat();
+                rootfs.put(&path, file(0)).unwrap();
+            }
+        }
+        let names: usize = rootfs.names.keys().map(Vec::len).sum();
+        let nodes: usize = rootfs.nodes.iter().map(weight).sum();
+        assert_eq!(rootfs.bytes, names + nodes);
+        assert_eq!(
+            rootfs.fresh_bytes,
+            rootfs.fresh.iter().chain(&rootfs.opaque).map(Vec::len).sum::<usize>()
+        );
+        assert_eq!(rootfs.into_tree().unwrap().entries.len(), 1002);
     }
 }

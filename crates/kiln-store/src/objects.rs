@@ -271,8 +271,9 @@ impl Store {
         self.suspects().contains(digest)
     }
 
-    /// Remembers that an object was found to be wrong: it is not believed again unread.
-    pub(crate) fn suspect(&self, digest: &Digest) {
+    /// Remembers that an object was found to be wrong: it is not believed again unread, and who puts
+    /// its content again writes it anew.
+    pub fn suspect(&self, digest: &Digest) {
         self.suspects().insert(*digest);
     }
 

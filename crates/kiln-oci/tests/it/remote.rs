@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Cursor, Read};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Barrier, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
 
 use kiln_core::Digest;
 use kiln_oci::remote::{Fetched, Form, Moment, Remote, RemoteError, fetch, image_key, offers};
@@ -316,6 +316,134 @@ fn layers_are_bounded_together() {
     };
     assert!(matches!(get(2 << 20), Err(Error::TooMuch { .. })));
     get(4 << 20).unwrap();
+}
+
+/// A folder whose layers never end: behind what they are come zeros.
+struct Endless {
+    folder: Folder,
+    given: Arc<AtomicU64>,
+}
+
+impl Remote for Endless {
+    fn document(&self, form: Form, digest: &Digest, size: u64) -> Result<Vec<u8>, RemoteError> {
+        self.folder.document(form, digest, size)
+    }
+
+    fn blob(&self, digest: &Digest, size: u64) -> Result<Box<dyn Read + Send + '_>, RemoteError> {
+        let blob = self.folder.blob(digest, size)?.chain(io::repeat(0));
+        Ok(Box::new(Counted(blob, Arc::clone(&self.given))))
+    }
+}
+
+struct Counted<R>(R, Arc<AtomicU64>);
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(buffer)?;
+        let before = self.1.fetch_add(read as u64, Ordering::Relaxed);
+        assert!(before < 100 << 20, "it is read without end");
+        Ok(read)
+    }
+}
+
+#[test]
+fn what_follows_a_layer_is_read_to_a_bound() {
+    let home = Home::new();
+    let layout = Layout::new(&home, "far");
+    let layer = Layer::new().file("a", "1").done();
+    let packed = libdeflate(&layer);
+    let blob = layout.blob(&format!("{LAYER}+gzip"), &packed);
+    let good = layout.manifest(json!({}), &[Digest::of(&layer)], &[blob]);
+    let bad = image(&layout, &[b"this is no tar at all"]);
+    let get = |manifest: &Value| {
+        let (digest, size) = digest_of(manifest);
+        let remote = Endless { folder: Folder::of(&layout), given: Arc::default() };
+        fetch(&home.store, &remote, &digest, size, &Limits::default(), &|_, _| {}).unwrap_err()
+    };
+    let error = get(&good);
+    assert!(matches!(error, Error::TooMuch { .. }), "{error}");
+    assert!(error.to_string().contains("what follows the archive in layer"), "{error}");
+    let error = get(&bad);
+    assert!(matches!(error, Error::Malformed { .. }), "{error}");
+}
+
+#[test]
+fn layers_that_are_read_again_have_the_whole_bound_again() {
+    let home = Home::new();
+    let layout = Layout::new(&home, "far");
+    let folder = Folder::of(&layout);
+    let layers = ["a", "b"].map(|name| Layer::new().file(name, &name.repeat(1 << 20)).done());
+    get(&home.store, &folder, &image(&layout, &slices(&layers[..1]))).unwrap();
+    fs::remove_file(home.store.object_path(&Digest::of("a".repeat(1 << 20)))).unwrap();
+    // The second layer is unpacked, and then both.
+    let (digest, size) = digest_of(&image(&layout, &slices(&layers)));
+    let limits = Limits { unpacked: 5 << 19, ..Limits::default() };
+    let fetched = fetch(&home.store, &folder, &digest, size, &limits, &|_, _| {}).unwrap();
+    assert_eq!((fetched.fetched, folder.asked()), (2, 4));
+}
+
+#[test]
+fn a_listing_that_is_damaged_is_made_again() {
+    let home = Home::new();
+    let layout = Layout::new(&home, "far");
+    let folder = Folder::of(&layout);
+    let layers = three();
+    let manifest = image(&layout, &slices(&layers));
+    let first = get(&home.store, &folder, &manifest).unwrap();
+    let diff = format!("diff {}", Digest::of(&layers[0]));
+    let of_first = |listing: &&Digest| {
+        home.store
+            .get(listing)
+            .is_ok_and(|text| text.windows(diff.len()).any(|w| w == diff.as_bytes()))
+    };
+    let listing = *first.listings.iter().find(of_first).unwrap();
+    let path = home.store.object_path(&listing);
+    let whole = fs::read(&path).unwrap();
+    let damaged = |at: usize, to: u8| {
+        let mut bytes = whole.clone();
+        bytes[at] = to;
+        // As a disk does it: nobody has written to the file.
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::write(&path, &bytes).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+    };
+    // In its head; in the digest there; in an owner; in a line's end; no text any more.
+    let digest = whole.windows(7).position(|part| part == b"sha256:").unwrap() + 10;
+    let flipped = if whole[digest] == b'0' { b'1' } else { b'0' };
+    let owner = whole.windows(5).rposition(|part| part == b"uid=0").unwrap() + 4;
+    let (end, middle) = (whole.len() - 1, whole.len() / 2);
+    for (at, to) in [(1, b'K'), (digest, flipped), (owner, b'7'), (end, b'x'), (middle, 255)] {
+        damaged(at, to);
+        let again = get(&home.store, &folder, &manifest).unwrap();
+        assert_eq!(again.image, first.image, "byte {at}");
+        assert_eq!(fs::read(&path).unwrap(), whole, "byte {at}");
+        let asked = folder.asked();
+        get(&home.store, &folder, &manifest).unwrap();
+        assert_eq!(folder.asked(), asked, "byte {at}: once is enough");
+    }
+    fs::remove_file(&path).unwrap();
+    assert_eq!(get(&home.store, &folder, &manifest).unwrap().image, first.image);
+    assert_eq!(fs::read(&path).unwrap(), whole);
+}
+
+#[test]
+fn an_attribute_that_no_file_can_have_is_refused_with_its_path() {
+    let home = Home::new();
+    let layout = Layout::new(&home, "far");
+    let folder = Folder::of(&layout);
+    let with = |name: &str, length: usize| {
+        let layer = Layer::new().pax(&[(&format!("SCHILY.xattr.{name}"), &vec![b'x'; length])]);
+        image(&layout, &[&layer.file("opt/tool", "1").done()])
+    };
+    get(&home.store, &folder, &with("user.a", 65_535)).unwrap();
+    // It is no part of an image at all.
+    get(&home.store, &folder, &with("trusted.a", 65_536)).unwrap();
+    let long = format!("user.{}", "n".repeat(251));
+    for (name, length) in [("user.a", 65_536), (long.as_str(), 1)] {
+        let error = get(&home.store, &folder, &with(name, length)).unwrap_err().to_string();
+        assert!(error.contains("tar entry /opt/tool: its attribute `user."), "{error}");
+        assert!(error.contains("build the image without it (`RUN setfattr -x user."), "{error}");
+    }
 }
 
 #[test]
