@@ -13,11 +13,11 @@ use kiln_archive::Reader;
 use kiln_core::digest::Hasher;
 use kiln_core::tree::Kind;
 use kiln_core::{Digest, ImageConfig, ImageId, Tree};
-use kiln_store::Store;
+use kiln_store::{Partial, Store};
 
 use crate::apply::operations;
 use crate::document::{Config, Descriptor, Document, Manifest, layer_form};
-use crate::error::{Error, Result};
+use crate::error::{Doing as _, Error, Result};
 use crate::listing::{self, Listing};
 use crate::platform::Platform;
 use crate::read::{Limits, MAX_LAYERS};
@@ -46,11 +46,26 @@ pub trait Remote: Sync {
     /// It could not be had.
     fn document(&self, form: Form, digest: &Digest, size: u64) -> Result<Vec<u8>, RemoteError>;
 
-    /// A layer as a stream, which ends with an error if it was not what has this digest and size.
+    /// A layer as a stream, from where it was begun, which ends with an error if all of it was not
+    /// what has this digest and size.
     ///
     /// # Errors
     /// It could not be had.
-    fn blob(&self, digest: &Digest, size: u64) -> Result<Box<dyn Read + Send + '_>, RemoteError>;
+    fn blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        begun: Begun,
+    ) -> Result<Box<dyn Read + Send + '_>, RemoteError>;
+}
+
+/// What is there of a layer already: its first bytes, fewer than it has.
+#[derive(Debug, Clone, Default)]
+pub struct Begun {
+    /// How many.
+    pub bytes: u64,
+    /// It has seen them.
+    pub hasher: Hasher,
 }
 
 /// What a document is; registries keep manifests apart.
@@ -354,19 +369,69 @@ impl Pull<'_> {
         Ok(config)
     }
 
-    /// Reads a layer as it comes.
+    /// Reads a layer as it comes, and goes on from where it was interrupted.
     fn read(&self, layer: &Descriptor, diff_id: &Digest, name: &LayerName) -> Result<Listing> {
+        let kept = self.store.partial(&layer.digest, layer.size);
+        let resumed = kept.as_ref().is_some_and(|kept| kept.length() > 0);
+        let left = self.left.load(Ordering::Relaxed);
+        match self.read_from(layer, diff_id, name, kept) {
+            // What was kept may have been damaged since: that is not the registry's fault.
+            Err((_, Fault::Content)) if resumed && !self.is_over() => {
+                // Others unpack meanwhile; what they took in between is theirs again, once.
+                self.left.fetch_max(left, Ordering::Relaxed);
+                let kept = self.store.partial(&layer.digest, layer.size);
+                self.read_from(layer, diff_id, name, kept).map_err(|(error, _)| error)
+            }
+            read => read.map_err(|(error, _)| error),
+        }
+    }
+
+    /// The same from what is there. Only what is right so far is there afterwards.
+    fn read_from(
+        &self,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        name: &LayerName,
+        kept: Option<Partial>,
+    ) -> Result<Listing, (Error, Fault)> {
+        let transfer = |error| (error, Fault::Transfer);
+        let (kept, begun) = match kept.map(|kept| (begun(&kept), kept)) {
+            Some((Ok(begun), kept)) => (Some(kept), begun),
+            // What cannot be read is of no use.
+            Some((Err(_), kept)) => {
+                kept.remove();
+                (None, Begun::default())
+            }
+            None => (None, Begun::default()),
+        };
+        let had = begun.bytes;
+        let packed = Packed::new(self, layer, name, kept, begun);
+        let mut packed = packed.map_err(transfer)?;
+        let read = self.take(layer, diff_id, &mut packed);
+        self.bytes.fetch_add(packed.come.saturating_sub(had), Ordering::Relaxed);
+        // All of it has come and is wrong, or what has come is: but not when only the line broke.
+        let content = packed.failed.is_none() || packed.come >= layer.size;
+        let fault = if content && !self.is_over() { Fault::Content } else { Fault::Transfer };
+        if let Some(kept) = packed.kept.filter(|_| read.is_ok() || fault == Fault::Content) {
+            kept.remove();
+        }
+        read.map_err(|error| (error, fault))
+    }
+
+    /// Takes in all of a layer.
+    fn take(
+        &self,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        packed: &mut Packed<'_, '_>,
+    ) -> Result<Listing> {
         let what = || format!("layer {}", layer.digest.short());
-        let blob = self.remote.blob(&layer.digest, layer.size);
-        let blob = blob.map_err(|error| Error::remote(what(), error))?;
-        let mut packed = Packed { from: blob, pull: self, name, come: 0, failed: None };
         let mut listing = Listing::new(self.store, diff_id)?;
         let mut hasher = Hasher::new();
-        let unpacked = self.unpack(&mut packed, &mut hasher, &mut listing);
+        let unpacked = self.unpack(packed, &mut hasher, &mut listing);
         // What follows the compressed stream is part of the blob, and only at its end is it known
         // whether it was the right one: an error there is the cause of any other.
-        let rest = io::copy(&mut (&mut packed).take(REST + 1), &mut io::sink());
-        self.bytes.fetch_add(packed.come, Ordering::Relaxed);
+        let rest = io::copy(&mut packed.by_ref().take(REST + 1), &mut io::sink());
         if self.is_over() {
             return Err(Error::Interrupted);
         }
@@ -374,7 +439,7 @@ impl Pull<'_> {
             Ok(rest) => (rest, None),
             Err(error) => (0, Some(error)),
         };
-        if let Some(error) = packed.failed.take().or(broken) {
+        if let Some(error) = packed.failed.as_mut().map(take_error).or(broken) {
             return Err(Error::remote(what(), error.into()));
         }
         if self.exceeded.load(Ordering::Acquire) {
@@ -441,9 +506,41 @@ fn mismatch(layer: &Descriptor, expected: Digest, found: Digest) -> Error {
     Error::Mismatch { what, expected, found }
 }
 
-/// A packed layer as it comes: counted, told of, given up when nobody waits any more.
+/// Why a layer could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// It is not what it should be.
+    Content,
+    /// Not all of it has come.
+    Transfer,
+}
+
+/// What is there, and a hasher that has seen it.
+fn begun(kept: &Partial) -> io::Result<Begun> {
+    let mut begun = Begun { bytes: kept.length(), hasher: Hasher::new() };
+    let mut from = kept.reader()?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(begun),
+            read => begun.hasher.update(&buffer[..read]),
+        }
+    }
+}
+
+/// An error for the caller; one of its kind stays.
+fn take_error(error: &mut io::Error) -> io::Error {
+    let kind = error.kind();
+    std::mem::replace(error, kind.into())
+}
+
+/// A packed layer: what is there of it, and then what comes, which is kept until all is well. It is
+/// counted, told of, and given up when nobody waits any more.
 struct Packed<'a, 'b> {
+    /// What was there; `None` when it has been read.
+    before: Option<Box<dyn Read + Send + 'a>>,
     from: Box<dyn Read + Send + 'a>,
+    kept: Option<Partial>,
     pull: &'a Pull<'b>,
     name: &'a LayerName,
     come: u64,
@@ -451,12 +548,66 @@ struct Packed<'a, 'b> {
     failed: Option<io::Error>,
 }
 
+impl<'a, 'b> Packed<'a, 'b> {
+    fn new(
+        pull: &'a Pull<'b>,
+        layer: &Descriptor,
+        name: &'a LayerName,
+        kept: Option<Partial>,
+        begun: Begun,
+    ) -> Result<Self> {
+        let what = || format!("layer {}", layer.digest.short());
+        let mut before: Option<Box<dyn Read + Send>> = None;
+        if let Some(kept) = kept.as_ref().filter(|_| begun.bytes > 0) {
+            before = Some(Box::new(kept.reader().doing(what)?));
+        }
+        let from = if begun.bytes < layer.size || layer.size == 0 {
+            let from = pull.remote.blob(&layer.digest, layer.size, begun);
+            from.map_err(|error| Error::remote(what(), error))?
+        } else {
+            // All of it had come, and nothing more is asked for.
+            let found = begun.hasher.finish();
+            Box::new(Proved(Some((layer.digest, found))))
+        };
+        Ok(Self { before, from, kept, pull, name, come: 0, failed: None })
+    }
+
+    fn next(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(before) = &mut self.before {
+            let read = before.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            self.before = None;
+        }
+        let read = self.from.read(buffer)?;
+        if let Some(kept) = &mut self.kept {
+            kept.add(&buffer[..read]);
+        }
+        Ok(read)
+    }
+}
+
+/// The end of a content: an error if it was another one.
+struct Proved(Option<(Digest, Digest)>);
+
+impl Read for Proved {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        match self.0.take() {
+            Some((expected, found)) if expected != found => {
+                Err(io::Error::other(format!("what has come of it is {found}, not {expected}")))
+            }
+            _ => Ok(0),
+        }
+    }
+}
+
 impl Read for Packed<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.pull.is_over() {
             return Err(io::Error::other("interrupted"));
         }
-        match self.from.read(buffer) {
+        match self.next(buffer) {
             Ok(read) => {
                 self.come += read as u64;
                 (self.pull.told)(self.name, Moment::Come(self.come));

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 
 use kiln_core::Digest;
-use kiln_oci::remote::{Fetched, Form, Moment, Remote, RemoteError, fetch, image_key, offers};
+use kiln_oci::remote::{
+    Begun, Fetched, Form, Moment, Remote, RemoteError, fetch, image_key, offers,
+};
 use kiln_oci::{Error, Limits};
 use kiln_store::Store;
 use serde_json::{Value, json};
@@ -22,6 +24,8 @@ struct Folder {
     path: PathBuf,
     /// Layers that were asked for.
     asked: Mutex<Vec<Digest>>,
+    /// What was there of them then.
+    begun: Mutex<Vec<u64>>,
     /// Layers that break off in the middle.
     cut: BTreeSet<Digest>,
     /// Both of two askers are here before anything is given.
@@ -30,8 +34,8 @@ struct Folder {
 
 impl Folder {
     fn of(layout: &Layout) -> Self {
-        let (asked, cut) = (Mutex::default(), BTreeSet::new());
-        Self { path: layout.path.clone(), asked, cut, together: None }
+        let (asked, begun, cut) = (Mutex::default(), Mutex::default(), BTreeSet::new());
+        Self { path: layout.path.clone(), asked, begun, cut, together: None }
     }
 
     fn read(&self, digest: &Digest) -> Result<Vec<u8>, RemoteError> {
@@ -52,14 +56,24 @@ impl Remote for Folder {
         self.read(digest)
     }
 
-    fn blob(&self, digest: &Digest, _: u64) -> Result<Box<dyn Read + Send + '_>, RemoteError> {
+    fn blob(
+        &self,
+        digest: &Digest,
+        _: u64,
+        begun: Begun,
+    ) -> Result<Box<dyn Read + Send + '_>, RemoteError> {
         self.asked.lock().unwrap().push(*digest);
-        let bytes = self.read(digest)?;
-        if !self.cut.contains(digest) {
-            return Ok(Box::new(Cursor::new(bytes)));
+        self.begun.lock().unwrap().push(begun.bytes);
+        let mut hasher = begun.hasher;
+        let bytes = self.read(digest)?.split_off(usize::try_from(begun.bytes).unwrap());
+        if self.cut.contains(digest) {
+            let half = bytes.len() / 2;
+            return Ok(Box::new(Cursor::new(bytes).take(half as u64).chain(Broken)));
         }
-        let half = bytes.len() / 2;
-        Ok(Box::new(Cursor::new(bytes).take(half as u64).chain(Broken)))
+        hasher.update(&bytes);
+        let wrong = hasher.finish() != *digest;
+        let bytes = Cursor::new(bytes);
+        if wrong { Ok(Box::new(bytes.chain(Broken))) } else { Ok(Box::new(bytes)) }
     }
 }
 
@@ -238,6 +252,60 @@ fn what_was_whole_when_another_layer_broke_is_kept() {
 }
 
 #[test]
+fn a_layer_that_was_interrupted_goes_on_where_it_was() {
+    let home = Home::new();
+    let layout = Layout::new(&home, "far");
+    let text = String::from_utf8(pattern(4 << 20)).unwrap();
+    let layer = Layer::new().file("a", &text).done();
+    let manifest = image(&layout, &[&layer]);
+    let partial = home.store.root().join("cache/partial").join(Digest::of(&layer).hex());
+    let mut folder = Folder::of(&layout);
+    folder.cut.insert(Digest::of(&layer));
+    let half = layer.len() as u64 / 2;
+    let broken = |folder: &Folder| {
+        let error = get(&home.store, folder, &manifest).unwrap_err();
+        assert!(error.to_string().contains("the line is dead"), "{error}");
+    };
+    broken(&folder);
+    assert_eq!(fs::metadata(&partial).unwrap().len(), half);
+    broken(&folder);
+    folder.cut.clear();
+    let fetched = get(&home.store, &folder, &manifest).unwrap();
+    let rest = layer.len() as u64 - half;
+    assert_eq!(*folder.begun.lock().unwrap(), [0, half, half + rest / 2]);
+    assert_eq!(fetched.bytes, rest - rest / 2, "only what came now counts");
+    assert!(!partial.exists());
+    let other = Home::new();
+    assert_eq!(get(&other.store, &folder, &manifest).unwrap().image, fetched.image);
+
+    // What was damaged since is not believed, and not the registry's fault: torn by a power cut, in
+    // what was unpacked or in its padding; all of it there, but wrong; all of it, and right.
+    let torn = |at: usize, length: usize| {
+        let mut bytes = layer[..length].to_vec();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let all = layer.len();
+    let cases = [
+        (torn(1000, 3 << 20), Some(0)),
+        (torn(0, 3 << 20), Some(0)),
+        (torn(all - 1, all), Some(0)),
+        (layer.clone(), None),
+    ];
+    for (number, (bytes, asked)) in cases.into_iter().enumerate() {
+        let home = Home::new();
+        let path = home.store.root().join("cache/partial").join(Digest::of(&layer).hex());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        folder.begun.lock().unwrap().clear();
+        let again = get(&home.store, &folder, &manifest).unwrap();
+        assert_eq!(again.image, fetched.image, "case {number}");
+        assert_eq!(folder.begun.lock().unwrap().last().copied(), asked, "case {number}");
+        assert!(!path.exists(), "case {number}");
+    }
+}
+
+#[test]
 fn who_gives_up_gets_nothing() {
     let home = Home::new();
     let layout = Layout::new(&home, "far");
@@ -329,8 +397,13 @@ impl Remote for Endless {
         self.folder.document(form, digest, size)
     }
 
-    fn blob(&self, digest: &Digest, size: u64) -> Result<Box<dyn Read + Send + '_>, RemoteError> {
-        let blob = self.folder.blob(digest, size)?.chain(io::repeat(0));
+    fn blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        begun: Begun,
+    ) -> Result<Box<dyn Read + Send + '_>, RemoteError> {
+        let blob = self.folder.blob(digest, size, begun)?.chain(io::repeat(0));
         Ok(Box::new(Counted(blob, Arc::clone(&self.given))))
     }
 }

@@ -74,8 +74,8 @@ impl<'c> Blob<'c> {
     pub(super) fn open<'a: 'c>(
         client: &'c Client<'a>,
         reference: Reference,
-        digest: Digest,
-        size: u64,
+        (digest, size): (Digest, u64),
+        (come, hasher): (u64, Hasher),
         progress: &'c (dyn Fn(u64) + Sync),
     ) -> Result<Self, Error> {
         let mut blob = Self {
@@ -87,12 +87,12 @@ impl<'c> Blob<'c> {
             pump: None,
             piece: Vec::new(),
             read: 0,
-            come: 0,
-            broken: (0, 0),
+            come,
+            broken: (0, come),
             seen: (Instant::now(), 0),
             ended: false,
         };
-        blob.begin(Hasher::new())?;
+        blob.begin(hasher)?;
         Ok(blob)
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use kiln_core::Digest;
+use kiln_core::digest::Hasher;
 
 use super::address::Address;
 use super::auth::{Asker, Auth, locked};
@@ -236,7 +237,27 @@ impl<'a> Client<'a> {
     where
         'a: 'c,
     {
-        Blob::open(self, reference.at(*digest), *digest, size, progress)
+        self.blob_from(reference, digest, size, (0, Hasher::new()), progress)
+    }
+
+    /// As [`Client::blob`], of which the caller has the first bytes already: how many, fewer than
+    /// `size`, and a hasher that has seen them. The reader gives the others, and ends well only if
+    /// all together have the digest; `progress` hears of all together.
+    ///
+    /// # Errors
+    /// As [`Client::blob`].
+    pub fn blob_from<'c>(
+        &'c self,
+        reference: &Reference,
+        digest: &Digest,
+        size: u64,
+        begun: (u64, Hasher),
+        progress: &'c (dyn Fn(u64) + Sync),
+    ) -> Result<Blob<'c>, Error>
+    where
+        'a: 'c,
+    {
+        Blob::open(self, reference.at(*digest), (*digest, size), begun, progress)
     }
 
     /// Whether a registry takes what the keychain has for it.

@@ -282,6 +282,35 @@ fn a_blob_that_breaks_is_taken_up_where_it_broke() {
 }
 
 #[test]
+fn a_blob_that_was_begun_before_is_gone_on_with() {
+    let bytes = noise(3_000_000);
+    let host = host(&[], &[]);
+    let client = client(&host, &Anonymous);
+    let seen = |bytes: &[u8]| {
+        let mut hasher = kiln_core::digest::Hasher::new();
+        hasher.update(bytes);
+        (bytes.len() as u64, hasher)
+    };
+    let rest = |server: &Server, begun: &[u8]| -> Result<Vec<u8>, Error> {
+        let name = reference(&format!("{}/app:1", server.host()));
+        let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+        let mut read = Vec::new();
+        let mut blob = client.blob_from(&name, &digest, size, seen(begun), &|_| {})?;
+        blob.read_to_end(&mut read).map_err(inside)?;
+        Ok(read)
+    };
+    for ranges in [true, false] {
+        let server = cuts(bytes.clone(), 3_000_000, ranges);
+        assert_eq!(rest(&server, &bytes[..1_234_567]).unwrap(), bytes[1_234_567..]);
+        assert_eq!(from(&server.asked()[0]), 1_234_567);
+    }
+    let server = cuts(bytes.clone(), 3_000_000, true);
+    let mut torn = bytes[..1_234_567].to_vec();
+    torn[7] ^= 1;
+    refused(rest(&server, &torn), "gave something else");
+}
+
+#[test]
 fn a_server_that_cannot_go_on_begins_again() {
     let bytes = noise(3_000_000);
     let (own, times) = (bytes.clone(), AtomicUsize::new(0));

@@ -43,6 +43,9 @@ use crate::store::Store;
 const CONTEXTS: usize = 200;
 const CONTEXT_AGE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// How long the beginning of an interrupted transfer stays that nobody goes on with.
+const PARTIAL_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What is removed while bakes wait: so many files, or so many bytes.
 const BATCH: usize = 500;
 const BATCH_BYTES: u64 = 1 << 30;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use kiln_core::{Digest, ImageId};
 
 use super::{
-    BATCH, BATCH_BYTES, CONTEXT_AGE, CONTEXTS, Candidate, Collector, entries, look, shard_number,
+    BATCH, BATCH_BYTES, CONTEXT_AGE, CONTEXTS, Candidate, Collector, PARTIAL_AGE, entries, look,
+    shard_number,
 };
 use crate::error::{Context as _, Result};
 
@@ -214,6 +215,23 @@ impl Collector<'_> {
             batch.push(Candidate { path, digest: None, bytes });
         }
         self.report.contexts += self.remove(&mut batch)?;
-        self.collect_checkouts()
+        self.collect_checkouts()?;
+        self.collect_partials()
+    }
+
+    /// What has come of contents whose transfer nobody has gone on with for a while.
+    fn collect_partials(&mut self) -> Result<()> {
+        let mut batch = Vec::new();
+        for entry in entries(&self.store.root().join("cache/partial"))? {
+            let path = entry?.path();
+            let Some(meta) = look(&path)? else { continue };
+            let changed = meta.modified().doing("looking at", &path)?;
+            if changed.elapsed().is_ok_and(|age| age < PARTIAL_AGE) {
+                continue;
+            }
+            batch.push(Candidate { path, digest: None, bytes: meta.len() });
+        }
+        self.remove(&mut batch)?;
+        Ok(())
     }
 }

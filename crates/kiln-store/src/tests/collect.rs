@@ -255,3 +255,20 @@ fn old_caches_of_contexts_go() {
     assert_eq!(store.gc(&BTreeSet::new(), false).unwrap().contexts, 130);
     assert_eq!(fs::read_dir(&dir).unwrap().count(), 200);
 }
+
+#[test]
+fn what_has_come_of_a_transfer_stays_for_a_day() {
+    let (_dir, store) = super::store(Backing::Links);
+    let digests = [Digest::of("fresh"), Digest::of("old")];
+    for digest in &digests {
+        store.partial(digest, 2 << 20).unwrap().add(b"the beginning");
+    }
+    let path = |digest: &Digest| store.root().join("cache/partial").join(digest.hex());
+    let old = std::fs::File::options().write(true).open(path(&digests[1])).unwrap();
+    old.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(25 * 60 * 60))
+        .unwrap();
+    assert_eq!(store.gc(&BTreeSet::new(), true).unwrap().bytes, 13);
+    assert!(path(&digests[1]).exists());
+    assert_eq!(store.gc(&BTreeSet::new(), false).unwrap().bytes, 13);
+    assert!(path(&digests[0]).exists() && !path(&digests[1]).exists());
+}

@@ -7,7 +7,7 @@ use std::sync::{Mutex, OnceLock};
 use kiln_bake::base::{LockedImage, LockedPlatform};
 use kiln_core::Digest;
 use kiln_core::exit::Exit;
-use kiln_oci::remote::{self, Form, Remote, RemoteError};
+use kiln_oci::remote::{self, Begun, Form, Remote, RemoteError};
 use kiln_remote::registry::{Client, Document, Error, Reference};
 
 use super::Images;
@@ -77,8 +77,14 @@ impl Remote for At<'_, '_> {
         Ok(bytes)
     }
 
-    fn blob(&self, digest: &Digest, size: u64) -> Result<Box<dyn Read + Send + '_>, RemoteError> {
-        Ok(Box::new(self.client.blob(self.reference, digest, size, &|_| {})?))
+    fn blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        begun: Begun,
+    ) -> Result<Box<dyn Read + Send + '_>, RemoteError> {
+        let begun = (begun.bytes, begun.hasher);
+        Ok(Box::new(self.client.blob_from(self.reference, digest, size, begun, &|_| {})?))
     }
 }
 
