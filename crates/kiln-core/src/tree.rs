@@ -229,6 +229,18 @@ impl Tree {
         out
     }
 
+    /// [`Tree::listing`] piece by piece: a tree of a million entries has a text as large as itself.
+    pub fn listing_lines(&self) -> impl Iterator<Item = String> + '_ {
+        let times = !self.is_timeless();
+        let entry = move |(path, node): (&Vec<u8>, &Node)| {
+            let mut out = String::with_capacity(path.len() + 170);
+            line(&mut out, path, node, times);
+            out
+        };
+        let head = format!("{}\n", HEAD[usize::from(times)]);
+        std::iter::once(head).chain(self.entries.iter().map(entry))
+    }
+
     /// The tree digest: sha256 of [`Tree::listing`].
     pub fn digest(&self) -> Digest {
         Digest::of(self.listing())
@@ -484,6 +496,7 @@ mod tests {
             sha256digest=ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\n\
             ./usr/bin/c type=file mode=0755 uid=0 gid=0 hardlink=./usr/bin/a\\040b\n";
         assert_eq!(sample().listing(), expected);
+        assert_eq!(sample().listing_lines().collect::<String>(), expected);
     }
 
     /// The same with the time that an archive gave to one file and its further name.

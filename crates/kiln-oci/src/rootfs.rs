@@ -19,19 +19,28 @@ const MAX_BYTES: usize = 512 << 20;
 /// Links that one path may lead through, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// Names and the files they lead to.
+/// Names and the files they lead to. An image may have a million: they are kept small.
 #[derive(Debug)]
 pub(crate) struct Rootfs {
-    names: BTreeMap<Vec<u8>, usize>,
+    names: BTreeMap<Box<[u8]>, Name>,
     nodes: Vec<Node>,
-    /// What the layer under way has put, with all above it.
-    fresh: BTreeSet<Vec<u8>>,
+    /// The number of the layer under way.
+    layer: u32,
     /// Directories that it has made opaque: a second time would find nothing.
     opaque: BTreeSet<Vec<u8>>,
     /// Bytes of all names and nodes, and of what is only of the layer under way.
     bytes: usize,
-    fresh_bytes: usize,
+    opaque_bytes: usize,
     most_bytes: usize,
+}
+
+/// Where a name leads.
+#[derive(Debug, Clone, Copy)]
+struct Name {
+    /// In [`Rootfs::nodes`].
+    at: u32,
+    /// The last layer that put it or something below it. All above it has the same one then.
+    layer: u32,
 }
 
 /// What a node has beyond its own size.
@@ -49,16 +58,16 @@ impl Rootfs {
     /// With a root directory only: 0755, owned by root.
     pub(crate) fn new() -> Self {
         let nodes = vec![Node::new(Kind::Dir, 0o755)];
-        let names = BTreeMap::from([(Vec::new(), 0)]);
-        let (fresh, opaque) = (BTreeSet::new(), BTreeSet::new());
-        Self { names, nodes, fresh, opaque, bytes: 0, fresh_bytes: 0, most_bytes: MAX_BYTES }
+        let names = BTreeMap::from([(Box::from([]), Name { at: 0, layer: 0 })]);
+        let (bytes, opaque_bytes, most_bytes) = (0, 0, MAX_BYTES);
+        Self { names, nodes, layer: 1, opaque: BTreeSet::new(), bytes, opaque_bytes, most_bytes }
     }
 
     /// A layer begins: what is there now is what its whiteouts hide.
     pub(crate) fn begin_layer(&mut self) {
-        self.fresh.clear();
+        self.layer += 1;
         self.opaque.clear();
-        self.fresh_bytes = 0;
+        self.opaque_bytes = 0;
     }
 
     /// Puts `node` at `path`. Its parents are made if need be, and links on the way are followed,
@@ -74,8 +83,8 @@ impl Rootfs {
                 self.nodes[dir] = node;
             }
             None => {
-                self.nodes.push(node);
-                self.name(path, self.nodes.len() - 1);
+                let at = self.node(node)?;
+                self.name(path, at, self.layer);
             }
         }
         self.bounded()
@@ -88,8 +97,10 @@ impl Rootfs {
             Err(Error::malformed(what, why))
         };
         let Some(to) = self.find(to)? else { return bad("its target is not there") };
-        let Some(&target) = self.names.get(&to) else { return bad("its target is not there") };
-        if self.nodes[target].is_dir() {
+        let Some(target) = self.names.get(&to[..]).map(|name| name.at) else {
+            return bad("its target is not there");
+        };
+        if self.nodes[target as usize].is_dir() {
             return bad("its target is a directory");
         }
         let path = self.locate(path)?;
@@ -97,14 +108,14 @@ impl Rootfs {
             return Ok(());
         }
         self.replace(&path, false)?;
-        self.name(path, target);
+        self.name(path, target, self.layer);
         self.bounded()
     }
 
     /// Hides what lower layers have at `path` and below it.
     pub(crate) fn whiteout(&mut self, path: &[u8]) -> Result<()> {
         let Some(path) = self.find(path)? else { return Ok(()) };
-        if !self.fresh.contains(&path) {
+        if !self.is_fresh(&path) {
             self.unname(&path);
         }
         self.hide_below(&path);
@@ -116,7 +127,7 @@ impl Rootfs {
         if let Some(path) = self.find(path)?
             && self.opaque.insert(path.clone())
         {
-            self.fresh_bytes += path.len();
+            self.opaque_bytes += path.len();
             self.hide_below(&path);
         }
         self.bounded()
@@ -127,15 +138,16 @@ impl Rootfs {
     /// # Errors
     /// [`Error::TooMuch`]: a link in a tree has the attributes of its file, and its path.
     pub(crate) fn into_tree(self) -> Result<Tree> {
-        let Self { names, nodes, fresh, opaque, most_bytes, mut bytes, .. } = self;
+        let Self { names, nodes, opaque, most_bytes, mut bytes, .. } = self;
         // A tree may have a million entries, and is there twice for a moment.
-        drop((fresh, opaque));
+        drop(opaque);
         let mut counts = vec![0_u32; nodes.len()];
-        names.values().for_each(|at| counts[*at] += 1);
+        names.values().for_each(|name| counts[name.at as usize] += 1);
         let mut nodes: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
         let mut first: BTreeMap<usize, Vec<u8>> = BTreeMap::new();
-        let mut tree = Tree::default();
-        for (path, at) in names {
+        let mut entries = Vec::with_capacity(names.len());
+        for (path, name) in names {
+            let (path, at) = (path.into_vec(), name.at as usize);
             let node = if counts[at] == 1 {
                 nodes[at].take()
             } else {
@@ -154,16 +166,32 @@ impl Rootfs {
                     node
                 })
             };
-            tree.entries.extend(node.map(|node| (path, node)));
+            entries.extend(node.map(|node| (path, node)));
         }
-        Ok(tree)
+        drop(nodes);
+        // In order, so that it is built full; grown entry by entry it would take twice as much.
+        Ok(Tree { entries: entries.into_iter().collect() })
     }
 
-    fn name(&mut self, path: Vec<u8>, at: usize) {
+    fn node(&mut self, node: Node) -> Result<u32> {
+        let at = u32::try_from(self.nodes.len());
+        let at = at.map_err(|_| Error::too_much("the number of files", MAX_NAMES.to_string()))?;
+        self.nodes.push(node);
+        Ok(at)
+    }
+
+    /// `layer` is that under way, or none: 0.
+    fn name(&mut self, path: Vec<u8>, at: u32, layer: u32) {
         let length = path.len();
-        if self.names.insert(path, at).is_none() {
+        let name = Name { at, layer };
+        if self.names.insert(path.into_boxed_slice(), name).is_none() {
             self.bytes += length;
         }
+    }
+
+    /// Whether the layer under way put it, or something below it.
+    fn is_fresh(&self, path: &[u8]) -> bool {
+        self.names.get(path).is_some_and(|name| name.layer == self.layer)
     }
 
     fn unname(&mut self, path: &[u8]) {
@@ -175,7 +203,7 @@ impl Rootfs {
     /// Makes room at `path` and remembers that this layer put it. Gives the directory that is
     /// there, if a directory is to be.
     fn replace(&mut self, path: &[u8], dir: bool) -> Result<Option<usize>> {
-        let there = self.names.get(path).copied();
+        let there = self.names.get(path).map(|name| name.at as usize);
         let kept = there.filter(|at| dir && self.nodes[*at].is_dir());
         if kept.is_none() {
             if path.is_empty() {
@@ -185,9 +213,6 @@ impl Rootfs {
                 self.unname(path);
                 for below in self.below(path) {
                     self.unname(&below);
-                    if self.fresh.remove(&below) {
-                        self.fresh_bytes -= below.len();
-                    }
                 }
             }
         }
@@ -195,30 +220,35 @@ impl Rootfs {
         Ok(kept)
     }
 
-    /// Remembers `path` and all above it as this layer's.
+    /// Remembers `path`, if it is there, and all above it as this layer's.
     fn touch(&mut self, path: &[u8]) {
+        let layer = self.layer;
         let mut end = path.len();
-        while self.fresh.insert(path[..end].to_vec()) && end > 0 {
-            self.fresh_bytes += end;
+        loop {
+            let name = self.names.get_mut(&path[..end]);
+            let before = name.map(|name| std::mem::replace(&mut name.layer, layer));
+            if before == Some(layer) || end == 0 {
+                return;
+            }
             end = path[..end].iter().rposition(|byte| *byte == b'/').unwrap_or(0);
         }
     }
 
     fn hide_below(&mut self, path: &[u8]) {
         for below in self.below(path) {
-            if !self.fresh.contains(&below) {
+            if !self.is_fresh(&below) {
                 self.unname(&below);
             }
         }
     }
 
-    fn below(&self, path: &[u8]) -> Vec<Vec<u8>> {
+    fn below(&self, path: &[u8]) -> Vec<Box<[u8]>> {
         let mut prefix = path.to_vec();
         if !prefix.is_empty() {
             prefix.push(b'/');
         }
         self.names
-            .range(prefix.clone()..)
+            .range(prefix.clone().into_boxed_slice()..)
             .map(|(name, _)| name)
             .take_while(|name| name.starts_with(&prefix))
             .filter(|name| !name.is_empty())
@@ -269,7 +299,7 @@ impl Rootfs {
             if left.is_empty() {
                 return Ok(Some(here));
             }
-            match self.names.get(&here).map(|at| &self.nodes[*at].kind) {
+            match self.names.get(&here[..]).map(|name| &self.nodes[name.at as usize].kind) {
                 Some(Kind::Dir) => {}
                 Some(Kind::Symlink { target }) => {
                     links += 1;
@@ -282,8 +312,9 @@ impl Rootfs {
                 }
                 Some(_) => return bad("one of its parents is no directory"),
                 None if make => {
-                    self.nodes.push(Node::new(Kind::Dir, 0o755));
-                    self.name(here.clone(), self.nodes.len() - 1);
+                    let at = self.node(Node::new(Kind::Dir, 0o755))?;
+                    // What it leads to is touched when it is there.
+                    self.name(here.clone(), at, 0);
                     self.bounded()?;
                 }
                 None => return Ok(None),
@@ -296,7 +327,7 @@ impl Rootfs {
         if self.names.len() > MAX_NAMES || self.nodes.len() > 4 * MAX_NAMES {
             return Err(Error::too_much("the number of files", MAX_NAMES.to_string()));
         }
-        if self.bytes + self.fresh_bytes > self.most_bytes {
+        if self.bytes + self.opaque_bytes > self.most_bytes {
             return Err(too_many_bytes(self.most_bytes));
         }
         Ok(())
@@ -369,13 +400,9 @@ mod tests {
                 rootfs.put(&path, file(0)).unwrap();
             }
         }
-        let names: usize = rootfs.names.keys().map(Vec::len).sum();
+        let names: usize = rootfs.names.keys().map(|name| name.len()).sum();
         let nodes: usize = rootfs.nodes.iter().map(weight).sum();
-        assert_eq!(rootfs.bytes, names + nodes);
-        assert_eq!(
-            rootfs.fresh_bytes,
-            rootfs.fresh.iter().chain(&rootfs.opaque).map(Vec::len).sum::<usize>()
-        );
+        assert_eq!((rootfs.bytes, rootfs.opaque_bytes), (names + nodes, 3));
         assert_eq!(rootfs.into_tree().unwrap().entries.len(), 1002);
     }
 }

@@ -50,6 +50,23 @@ impl Store {
         self.put(bytes)
     }
 
+    /// The same of a content that is known to have this digest and size, and is written out as it is
+    /// read.
+    pub(crate) fn put_known_surely(
+        &self,
+        digest: &Digest,
+        size: u64,
+        reader: &mut dyn Read,
+    ) -> Result<Digest> {
+        if self.stat(digest)?.is_some() && !self.is_whole(digest)? {
+            self.suspect(digest);
+        }
+        if self.present(digest, size)? {
+            return Ok(*digest);
+        }
+        Ok(self.put_reader(reader)?.0)
+    }
+
     /// Puts all that `reader` gives; also returns its length in bytes.
     ///
     /// # Errors

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
+use kiln_core::digest::Hasher;
 use kiln_core::tree::{Kind, LISTING_HEAD, begins_listing};
 use kiln_core::{Digest, ImageConfig, Release, Tree};
 use serde::Serialize;
@@ -19,6 +20,32 @@ use crate::store::Store;
 
 /// How many parsed trees are kept. A tree of a Debian base takes some 5 MB.
 const CACHED: usize = 12;
+
+/// How many entries those may have together, if there are several.
+const CACHED_ENTRIES: usize = 300_000;
+
+/// Trees of fewer entries are written out as one text.
+const FEW: usize = 10_000;
+
+/// A listing as it is read, line by line.
+struct Text<I> {
+    lines: I,
+    line: Vec<u8>,
+    at: usize,
+}
+
+impl<I: Iterator<Item = String>> Read for Text<I> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.line.len() {
+            let Some(line) = self.lines.next() else { return Ok(0) };
+            (self.line, self.at) = (line.into_bytes(), 0);
+        }
+        let count = buffer.len().min(self.line.len() - self.at);
+        buffer[..count].copy_from_slice(&self.line[self.at..self.at + count]);
+        self.at += count;
+        Ok(count)
+    }
+}
 
 /// Parsed trees, the most recently used last.
 #[derive(Debug, Default)]
@@ -37,10 +64,13 @@ impl TreeCache {
         if self.0.iter().any(|(key, _)| *key == digest) {
             return;
         }
-        if self.0.len() == CACHED {
+        self.0.push_back((digest, tree));
+        let entries = |trees: &VecDeque<(Digest, Arc<Tree>)>| -> usize {
+            trees.iter().map(|(_, tree)| tree.entries.len()).sum()
+        };
+        while self.0.len() > CACHED || self.0.len() > 1 && entries(&self.0) > CACHED_ENTRIES {
             self.0.pop_front();
         }
-        self.0.push_back((digest, tree));
     }
 }
 
@@ -87,7 +117,16 @@ impl Store {
     /// # Errors
     /// I/O errors.
     pub fn put_tree(&self, tree: &Tree) -> Result<Digest> {
-        self.put_surely(tree.listing().as_bytes())
+        if tree.entries.len() < FEW {
+            return self.put_surely(tree.listing().as_bytes());
+        }
+        let (mut hasher, mut size) = (Hasher::new(), 0);
+        for line in tree.listing_lines() {
+            hasher.update(line.as_bytes());
+            size += line.len() as u64;
+        }
+        let lines = tree.listing_lines();
+        self.put_known_surely(&hasher.finish(), size, &mut Text { lines, line: Vec::new(), at: 0 })
     }
 
     /// [`Store::put_tree`], and keeps the tree at hand so that [`Store::get_tree`] and

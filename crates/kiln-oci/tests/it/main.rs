@@ -7,4 +7,5 @@ mod kit;
 mod layers;
 mod remote;
 mod script;
+mod size;
 mod target;
