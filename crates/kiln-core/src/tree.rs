@@ -252,19 +252,31 @@ impl Tree {
     /// # Errors
     /// Names the first line that cannot be read.
     pub fn parse(listing: &str) -> Result<Self, ParseListingError> {
+        let mut entries = BTreeMap::new();
+        Self::parse_each(listing, &mut |path, node| drop(entries.insert(path, node)))?;
+        Ok(Self { entries })
+    }
+
+    /// As [`Tree::parse`], entry by entry: for whoever wants but one thing of each.
+    ///
+    /// # Errors
+    /// As [`Tree::parse`]; what stands before the line that cannot be read was given then.
+    pub fn parse_each(
+        listing: &str,
+        each: &mut dyn FnMut(Vec<u8>, Node),
+    ) -> Result<(), ParseListingError> {
         let mut lines = listing.lines().enumerate();
         let head = lines.next().map(|(_, line)| line);
         let Some(version) = HEAD.iter().position(|known| head == Some(known)) else {
             let what = format!("expected `{}` or `{}`", HEAD[0], HEAD[1]);
             return Err(ParseListingError { line: 1, what });
         };
-        let mut entries = BTreeMap::new();
         for (at, line) in lines {
             let (path, node) = parse_line(line, version == 1)
                 .map_err(|what| ParseListingError { line: at + 1, what })?;
-            entries.insert(path, node);
+            each(path, node);
         }
-        Ok(Self { entries })
+        Ok(())
     }
 }
 

@@ -125,11 +125,16 @@ pub(crate) fn create_durable(path: &Path) -> io::Result<()> {
 
 /// Removes a file; one that is not there is as good.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    remove_if_there(path).map(drop)
+}
+
+/// The same; says whether it was there.
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<bool> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         result => {
             unnamed(path);
-            result
+            result.map(|()| true)
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What is kept.
 
+use kiln_core::tree::Kind;
 use kiln_core::{Digest, Tree};
 
 use super::{CONTAINER, Collector};
@@ -104,10 +105,20 @@ impl Collector<'_> {
     fn mark_listing(&mut self, digest: &Digest, text: &[u8]) -> Result<()> {
         let kind = |why: String| Error::Kind { digest: *digest, expected: "tree listing", why };
         let text = std::str::from_utf8(text).map_err(|error| kind(error.to_string()))?;
-        let tree = Tree::parse(text).map_err(|error| kind(error.to_string()))?;
-        for object in tree.objects() {
-            self.kept.add(&object)?;
-        }
+        // Entry by entry: as a tree it would be many times as much, for digests alone. What a
+        // listing names that cannot be read to its end is kept for once.
+        let mut added = Ok(());
+        let mut last = None;
+        let parsed = Tree::parse_each(text, &mut |_, node| {
+            if let Kind::File { digest, .. } = node.kind
+                && added.is_ok()
+                && last.replace(digest) != Some(digest)
+            {
+                added = self.kept.add(&digest);
+            }
+        });
+        added?;
+        parsed.map_err(|error| kind(error.to_string()))?;
         self.kept.add(digest)?;
         self.traced.insert(*digest);
         Ok(())

@@ -50,9 +50,10 @@ const PARTIAL_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const BATCH: usize = 500;
 const BATCH_BYTES: u64 = 1 << 30;
 
-/// Files that are removed at once. Synced files of ext4 took 0.5 to 1.4 ms each, one after the other;
-/// with eight at once it is a tenth.
-const AT_ONCE: usize = 8;
+/// Files that are removed at once. An ext4 without a journal that is mounted with `discard` waits
+/// for the device at each file: 50,000 took 38 to 73 s one after the other, 4.4 s by eight at once,
+/// 3.6 s by 32, and with 64 no less.
+const AT_ONCE: usize = 32;
 
 /// For how many of the root's days a reference stays that nothing needs.
 pub const UNUSED_DAYS: u64 = 30;
@@ -195,6 +196,8 @@ struct Candidate {
     digest: Option<Digest>,
     /// What is gained when it goes.
     bytes: u64,
+    /// It was seen to be a file a moment ago, and need not be looked at again.
+    file: bool,
 }
 
 /// The store, for the collection alone.
@@ -264,15 +267,23 @@ impl Collector<'_> {
         let (mut files, mut folders) = (Vec::new(), Vec::new());
         for candidate in batch.drain(..) {
             // Somebody else may have been faster.
-            let Some(meta) = look(&candidate.path)? else { continue };
-            match meta.is_dir() {
-                true => folders.push(self.put_aside(&candidate.path)?),
-                false => files.push(candidate.path),
+            let folder = match candidate.file {
+                true => false,
+                false => match look(&candidate.path)? {
+                    Some(meta) => meta.is_dir(),
+                    None => continue,
+                },
+            };
+            if folder {
+                folders.push(self.put_aside(&candidate.path)?);
+                self.report.bytes += candidate.bytes;
+            } else {
+                files.push((candidate.path, candidate.bytes));
             }
-            self.report.bytes += candidate.bytes;
         }
-        let gone = (files.len() + folders.len()) as u64;
-        unlink(&files)?;
+        let (count, bytes) = unlink(&files)?;
+        self.report.bytes += bytes;
+        let gone = count + folders.len() as u64;
         self.release(alone);
         // A link tree is thousands of files: nobody has to wait for them.
         for folder in folders {
@@ -314,23 +325,31 @@ impl Collector<'_> {
     }
 }
 
-/// Removes files, several at a time: each waits for the journal of the file system, and they can do
-/// so together.
-fn unlink(files: &[PathBuf]) -> Result<()> {
+/// Removes files, several at a time: each waits for the file system's disk, and they can do so
+/// together. Says how many were there, and what they are said to gain.
+fn unlink(files: &[(PathBuf, u64)]) -> Result<(u64, u64)> {
     let next = AtomicUsize::new(0);
     let work = || {
-        while let Some(path) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-            crate::disk::remove(path).doing("removing", path)?;
+        let mut all = (0, 0);
+        while let Some((path, bytes)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if crate::disk::remove_if_there(path).doing("removing", path)? {
+                all = (all.0 + 1, all.1 + bytes);
+            }
         }
-        Ok(())
+        Ok(all)
     };
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..AT_ONCE.min(files.len())).map(|_| scope.spawn(work)).collect();
         let own = work();
-        let join = |other: ScopedJoinHandle<'_, Result<()>>| {
+        let join = |other: ScopedJoinHandle<'_, Result<(u64, u64)>>| {
             other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
-        others.into_iter().map(join).fold(own, Result::and)
+        // All of them end before the first error is told.
+        let others: Vec<_> = others.into_iter().map(join).collect();
+        others.into_iter().try_fold(own?, |all, other| {
+            let other = other?;
+            Ok((all.0 + other.0, all.1 + other.1))
+        })
     })
 }
 

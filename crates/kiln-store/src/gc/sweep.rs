@@ -24,7 +24,7 @@ impl Collector<'_> {
             let shard = shard?;
             let Some(number) = shard_number(&shard) else {
                 let bytes = shard.metadata().map_or(0, |meta| meta.len());
-                batch.push(Candidate { path: shard.path(), digest: None, bytes });
+                batch.push(Candidate { path: shard.path(), digest: None, bytes, file: false });
                 continue;
             };
             let kept = self.kept.load(number)?;
@@ -43,7 +43,7 @@ impl Collector<'_> {
                 // A content that link trees share goes with the last of its names.
                 let gain = if meta.nlink() == 1 { meta.len() } else { 0 };
                 bytes += gain;
-                batch.push(Candidate { path, digest, bytes: gain });
+                batch.push(Candidate { path, digest, bytes: gain, file: meta.is_file() });
                 if batch.len() >= BATCH || bytes >= BATCH_BYTES {
                     self.report.objects += self.remove(&mut batch)?;
                     bytes = 0;
@@ -69,7 +69,7 @@ impl Collector<'_> {
             if self.step_stays(&path)? {
                 continue;
             }
-            batch.push(Candidate { path, digest: None, bytes: 0 });
+            batch.push(Candidate { path, digest: None, bytes: 0, file: false });
             if batch.len() >= BATCH {
                 self.report.steps += self.remove(&mut batch)?;
             }
@@ -124,10 +124,10 @@ impl Collector<'_> {
                 let Some(meta) = look(&path)? else { continue };
                 let bytes = if meta.is_file() { meta.len() } else { 0 };
                 if path.extension().is_some_and(|extension| extension == "sum") {
-                    self.remove(&mut vec![Candidate { path, digest: tree, bytes }])?;
+                    self.remove(&mut vec![Candidate { path, digest: tree, bytes, file: false }])?;
                     continue;
                 }
-                batch.push(Candidate { path, digest: tree, bytes });
+                batch.push(Candidate { path, digest: tree, bytes, file: false });
                 // A link tree is thousands of files.
                 if batch.len() >= if dir == "images" { BATCH } else { 1 } {
                     self.report.images += self.remove(&mut batch)?;
@@ -150,7 +150,7 @@ impl Collector<'_> {
             {
                 continue;
             }
-            batch.push(Candidate { path, digest: release, bytes: 0 });
+            batch.push(Candidate { path, digest: release, bytes: 0, file: false });
         }
         self.remove(&mut batch)?;
         Ok(())
@@ -168,7 +168,7 @@ impl Collector<'_> {
                 if meta.nlink() > 1 {
                     continue;
                 }
-                batch.push(Candidate { path, digest: None, bytes: meta.len() });
+                batch.push(Candidate { path, digest: None, bytes: meta.len(), file: false });
                 if batch.len() >= BATCH {
                     self.remove(&mut batch)?;
                 }
@@ -189,7 +189,7 @@ impl Collector<'_> {
             if used.elapsed().is_ok_and(|age| age < CONTEXT_AGE) {
                 continue;
             }
-            batch.push(Candidate { path, digest: None, bytes: 0 });
+            batch.push(Candidate { path, digest: None, bytes: 0, file: false });
         }
         self.report.contexts += self.remove(&mut batch)?;
         Ok(())
@@ -212,7 +212,7 @@ impl Collector<'_> {
             if nth < CONTEXTS && changed.elapsed().is_ok_and(|age| age < CONTEXT_AGE) {
                 continue;
             }
-            batch.push(Candidate { path, digest: None, bytes });
+            batch.push(Candidate { path, digest: None, bytes, file: false });
         }
         self.report.contexts += self.remove(&mut batch)?;
         self.collect_checkouts()?;
@@ -229,7 +229,7 @@ impl Collector<'_> {
             if changed.elapsed().is_ok_and(|age| age < PARTIAL_AGE) {
                 continue;
             }
-            batch.push(Candidate { path, digest: None, bytes: meta.len() });
+            batch.push(Candidate { path, digest: None, bytes: meta.len(), file: false });
         }
         self.remove(&mut batch)?;
         Ok(())
