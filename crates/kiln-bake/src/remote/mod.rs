@@ -167,6 +167,34 @@ impl<'a> Remotes<'a> {
         Ok(self.store.has_ref(REF_KIND, &url_ref(url, sha256))?)
     }
 
+    /// Fetches what is pinned and not there: files behind URLs, and commits with their submodules.
+    /// Gives the addresses of which the pin has no password, which only a bake can ask.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub fn fetch(&self, options: &Options<'_>) -> Result<Vec<String>, RemoteError> {
+        let pins = self.pins();
+        let mut left = Vec::new();
+        for (url, pin) in &pins.urls {
+            if is_masked(url) && self.store.object_size(&pin.sha256)?.is_none() {
+                left.push(url.clone());
+            } else {
+                self.url(url, None, options)?;
+            }
+        }
+        for ((remote, name), pin) in &pins.git {
+            let there = self.store.step_result(&step_key(pin, false, false)).is_some();
+            if is_masked(remote) && !there {
+                left.push(format!("{remote}#{name}"));
+                continue;
+            }
+            let (remote, name) = (remote.clone(), name.clone());
+            let reference = GitReference { remote, name, ..GitReference::default() };
+            self.git(&reference, false, options)?;
+        }
+        Ok(left)
+    }
+
     /// Pins anew whatever is pinned: what the addresses have now. Repositories are asked for their
     /// references only.
     ///
@@ -317,6 +345,14 @@ pub(crate) fn kept_by(
     }
     let image = store.step_result(&checkouts(git).find(|key| key.hex() == name)?)?;
     Some(BTreeSet::from([image.tree, image.config]))
+}
+
+/// Whether an address is one that had a password.
+fn is_masked(address: &str) -> bool {
+    // One that really has this password is only left to a bake.
+    let authority = address.split_once("://").map_or("", |(_, rest)| rest);
+    let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
+    authority.rsplit_once('@').is_some_and(|(user, _)| user.ends_with(":xxxxx"))
 }
 
 /// Name of the reference that keeps what came from a URL.

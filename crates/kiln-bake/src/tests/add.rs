@@ -10,7 +10,7 @@ use kiln_core::tree::Kind;
 use super::fake::{Kitchen, summary};
 use super::web::{Daemon, Web, commit, git};
 use crate::BakeError;
-use crate::remote::{Mode, Pins};
+use crate::remote::{LockedUrl, Mode, Options, Pins, Proxies, Remotes};
 
 /// A tar archive with one file.
 fn tar(name: &str, content: &str) -> Vec<u8> {
@@ -112,6 +112,41 @@ fn a_url_is_pinned_and_asked_for_once() {
     // Collection leaves alone what is pinned.
     kitchen.store.gc(&Default::default(), false).unwrap();
     assert!(kitchen.store.contains(&Digest::of("content1")));
+}
+
+#[test]
+fn what_is_pinned_can_be_fetched_before_the_bake() {
+    let kitchen = Kitchen::new();
+    let dir = tempfile::tempdir().unwrap();
+    let repository = dir.path().join("r");
+    fs::create_dir_all(&repository).unwrap();
+    git(&repository, &["init", "-q"]);
+    commit(&repository, "v1");
+    let (web, daemon) = (Web::new(), Daemon::new(dir.path()));
+    web.put("/data.txt", b"content1");
+    let address = daemon.url("r/.git");
+    let dockerfile =
+        format!("FROM scratch\nADD {} /data\nADD {address}#v1 /r/", web.url("/data.txt"));
+    let tree = kitchen.tree(&dockerfile);
+    // Another machine has the lock, gets what it names, and then nobody has to be there.
+    let other = Kitchen::new();
+    let pins = kitchen.pins.lock().unwrap().clone();
+    *other.pins.lock().unwrap() = pins.clone();
+    let never = std::sync::atomic::AtomicBool::new(false);
+    let remotes = Remotes::new(&other.store, pins, Mode::Frozen, &never);
+    let proxies = Proxies::of(&Default::default());
+    let options = Options { proxies, limit: 1 << 20, told: &|_| {} };
+    assert_eq!(remotes.fetch(&options).unwrap(), Vec::<String>::new());
+    assert_eq!(web.asked(), 2, "each kitchen asked once");
+    drop(daemon);
+    assert_eq!(other.tree(&dockerfile), tree);
+    assert_eq!(web.asked(), 0);
+    // A password does not stand in the lock.
+    let pin = |url: &str| LockedUrl { url: url.into(), size: 1, sha256: Digest::of("other") };
+    let masked = "http://me:xxxxx@127.0.0.1:1/secret";
+    let pins = Pins::new(&[pin(masked)], &[]);
+    let remotes = Remotes::new(&other.store, pins, Mode::Frozen, &never);
+    assert_eq!(remotes.fetch(&options).unwrap(), [masked]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock};
 use kiln_bake::base::locked_image::lock_name;
 use kiln_bake::base::{self, Lock};
 use kiln_bake::plan::familiar;
-use kiln_bake::remote::{FETCH_BYTES, Mode, Options, Pins, Proxies, Remotes};
+use kiln_bake::remote::{FETCH_BYTES, Mode, Options, Pins, Proxies, RemoteError, Remotes};
 use kiln_core::compose::Project;
 use kiln_core::exit::Exit;
 use kiln_core::{ImageConfig, ImageId, Tree};
@@ -125,12 +125,34 @@ fn refresh(
     let remotes = Remotes::new(&agent.store, pins, Mode::Pin, session.cancelled());
     let proxies = Proxies::of(&BTreeMap::new());
     let options = Options { proxies, limit: FETCH_BYTES, told };
-    remotes.refresh(&options).map_err(|error| {
-        let exit = if error.is_usage() { Exit::Usage } else { Exit::Failed };
-        Report::from_error(exit, &error)
-    })?;
+    remotes.refresh(&options).map_err(|error| remote_report(&error))?;
     lock.pin(&remotes.pins());
     Ok(())
+}
+
+/// Fetches what is pinned of that and is not there yet.
+pub(crate) fn fetch_pinned(session: &Session, remotes: &Remotes<'_>) -> Result<(), Report> {
+    let (urls, git) = remotes.pins().parts();
+    if urls.is_empty() && git.is_empty() {
+        return Ok(());
+    }
+    let node = session.begin("fetch", "what ADD and contexts take", "");
+    let told = |what: &str| node.update(&format!("fetching {what}"));
+    let proxies = Proxies::of(&BTreeMap::new());
+    let options = Options { proxies, limit: FETCH_BYTES, told: &told };
+    let left = remotes.fetch(&options).map_err(|error| remote_report(&error));
+    node.end(&left, "");
+    for address in left? {
+        session.notice(format!(
+            "{address}: the lock does not have its password; `kiln bake` fetches it"
+        ));
+    }
+    Ok(())
+}
+
+fn remote_report(error: &RemoteError) -> Report {
+    let exit = if error.is_usage() { Exit::Usage } else { Exit::Failed };
+    Report::from_error(exit, error)
 }
 
 /// Writes the project's lock.

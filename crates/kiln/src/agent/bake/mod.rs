@@ -23,7 +23,7 @@ use kiln_core::ImageId;
 use kiln_core::compose::{Build, Project, Service};
 use kiln_core::exit::Exit;
 
-pub(crate) use self::bases::{LOCK_FILE, Locking, lock, lock_file, save_lock};
+pub(crate) use self::bases::{LOCK_FILE, Locking, fetch_pinned, lock, lock_file, save_lock};
 pub(crate) use self::oven::{Oven, VariedSteps};
 pub(crate) use self::permits::Permits;
 pub(crate) use self::settings::release;

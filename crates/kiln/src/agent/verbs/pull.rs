@@ -56,6 +56,7 @@ pub(super) fn fetch_all(
     let pulled = each(&images, &lock.images.keys().cloned().collect())?;
     let pins = Pins::new(&lock.urls, &lock.git);
     let remotes = Remotes::new(&agent.store, pins, Mode::Frozen, session.cancelled());
+    bake::fetch_pinned(session, &remotes)?;
     bake::bake_bases(agent, session, project, lock, &remotes, &images)?;
     agent.flush_objects()?;
     needs::note(agent, project, lock, BTreeSet::new(), false)?;
