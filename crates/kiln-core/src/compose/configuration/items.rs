@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::print::Printed;
-use super::shapes::VOLUME;
+use super::shapes::{TRIGGER, VOLUME};
 use super::{as_it_is, object, text_of};
 use crate::compose::paths::is_path;
 use crate::compose::reader::{At, clean};
@@ -75,6 +75,7 @@ pub(super) fn hosts(at: &At<'_>) -> Printed {
         }
     }
     all.sort();
+    all.dedup();
     Printed::List(all.into_iter().map(Printed::Text).collect())
 }
 
@@ -88,6 +89,53 @@ pub(super) fn arguments(at: &At<'_>) -> Printed {
             false => Some(text_of(&entry)),
         };
         map.extend(value.map(|value| (name.to_owned(), Printed::Text(value))));
+    }
+    Printed::Dict(map)
+}
+
+/// Variables of a hook; one without a value stays so.
+pub(super) fn variables(at: &At<'_>) -> Printed {
+    let pair = |name: &str, value: Option<String>| {
+        (name.to_owned(), value.map_or(Printed::Null, Printed::Text))
+    };
+    if at.is_map() {
+        let entries = at.entries().into_iter().flatten();
+        let one = |at: At<'_>| pair(at.key(), (!at.is_null()).then(|| text_of(&at)));
+        return Printed::Dict(entries.map(one).collect());
+    }
+    let items = at.items().into_iter().flatten();
+    let one = |at: At<'_>| match text_of(&at).split_once('=') {
+        Some((name, value)) => pair(name, Some(value.to_owned())),
+        None => pair(&text_of(&at), None),
+    };
+    Printed::Dict(items.map(one).collect())
+}
+
+/// The agents of `build.ssh`. One of a path is printed in the form in which it can be read again.
+pub(super) fn agents(at: &At<'_>) -> Printed {
+    let entries = at.entries().into_iter().flatten();
+    let one = |entry: At<'_>| match text_of(&entry) {
+        path if path.is_empty() => Printed::text(entry.key()),
+        path => Printed::Text(format!("{}={path}", entry.key())),
+    };
+    Printed::List(entries.map(one).collect())
+}
+
+/// What is done when a file changes. The engine's JSON always has its command.
+pub(super) fn trigger(at: &At<'_>) -> Printed {
+    let Printed::Map(mut map) = object(at, TRIGGER) else { return Printed::Null };
+    let null = || ("command".to_owned(), Printed::OnlyInJson(Box::new(Printed::Null)));
+    match map.iter_mut().find(|(key, _)| key == "exec") {
+        Some((_, Printed::Map(exec))) if !exec.iter().any(|(key, _)| key == "command") => {
+            exec.insert(0, null());
+        }
+        Some(_) => {}
+        None => {
+            let before = ["path", "action", "target"];
+            let index = map.iter().take_while(|(key, _)| before.contains(&key.as_str())).count();
+            let exec = Printed::OnlyInJson(Box::new(Printed::Map(vec![null()])));
+            map.insert(index, ("exec".into(), exec));
+        }
     }
     Printed::Map(map)
 }
@@ -136,6 +184,10 @@ pub(super) fn volume(at: &At<'_>) -> Printed {
         return object(at, VOLUME);
     }
     let text = text_of(at);
+    if text.chars().count() <= 2 {
+        let target = ("target".to_owned(), Printed::Text(text));
+        return Printed::Map(vec![("type".into(), Printed::text("volume")), target]);
+    }
     let mut parts = text.splitn(3, ':');
     let first = parts.next().unwrap_or_default();
     let (source, target) = match parts.next() {
@@ -170,8 +222,7 @@ pub(super) fn volume(at: &At<'_>) -> Printed {
     if !bind.is_empty() {
         map.push(("bind".into(), Printed::Map(bind)));
     }
-    // As in Compose, a target of one or two letters is not looked at any further.
-    if nocopy || (!is_bind && text.len() > 2) {
+    if nocopy || !is_bind {
         let options = if nocopy { set("nocopy") } else { Vec::new() };
         map.push(("volume".into(), Printed::Map(options)));
     }
@@ -188,18 +239,20 @@ struct Port {
     published: String,
     protocol: String,
     app_protocol: String,
+    /// `published` is a number and no text: to Compose, another port.
+    whole: bool,
 }
 
 /// All ports, ranges taken apart; of equal ones the later holds.
 pub(super) fn ports(at: &At<'_>) -> Printed {
-    let mut seen: BTreeMap<(String, String, String, String), usize> = BTreeMap::new();
+    let mut seen: BTreeMap<(String, String, String, String, bool), usize> = BTreeMap::new();
     let mut all: Vec<Port> = Vec::new();
     for item in at.items().into_iter().flatten() {
         let found = if item.is_map() { vec![long(&item)] } else { short(&text_of(&item)) };
         for port in found {
             let ip = if port.host_ip.is_empty() { "0.0.0.0" } else { &port.host_ip };
             let (published, protocol) = (port.published.clone(), port.protocol.clone());
-            let key = (ip.to_owned(), published, port.target.clone(), protocol);
+            let key = (ip.to_owned(), published, port.target.clone(), protocol, port.whole);
             match *seen.entry(key).or_insert(all.len()) {
                 at if at < all.len() => all[at] = port,
                 _ => all.push(port),
@@ -232,6 +285,9 @@ fn long(at: &At<'_>) -> Port {
         published: or("published", ""),
         protocol: or("protocol", "tcp"),
         app_protocol: or("app_protocol", ""),
+        whole: at.get("published").is_some_and(|at| {
+            matches!(&at.node.value, Value::Scalar(Scalar { plain: true, text }) if text.parse::<i64>().is_ok())
+        }),
     }
 }
 

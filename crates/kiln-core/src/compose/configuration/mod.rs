@@ -6,6 +6,7 @@
 
 mod items;
 mod print;
+mod scalars;
 mod shapes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,7 +61,7 @@ pub(super) fn of(root: &At<'_>, project: &Project, wanted: &[String]) -> Configu
     let used = Used::by(&services);
     let mut whole = vec![
         ("name".to_owned(), Printed::text(&project.name)),
-        ("services".to_owned(), Printed::Map(services)),
+        ("services".to_owned(), Printed::Dict(services)),
     ];
     for (section, fields, names) in [
         ("networks", shapes::TOP_NETWORK, &used.networks),
@@ -74,16 +75,18 @@ pub(super) fn of(root: &At<'_>, project: &Project, wanted: &[String]) -> Configu
             (name.clone(), resource(at.as_ref(), fields, section, name, &project.name))
         };
         if !names.is_empty() {
-            whole.push((section.to_owned(), Printed::Map(names.iter().map(entry).collect())));
+            whole.push((section.to_owned(), Printed::Dict(names.iter().map(entry).collect())));
         }
     }
     for at in root.entries().into_iter().flatten().filter(|at| at.key().starts_with("x-")) {
         whole.push((at.key().to_owned(), as_it_is(at.node)));
     }
+    // The engine's JSON has the keys at the top in the order of the alphabet.
+    let json = Printed::Dict(whole.clone()).json();
     let whole = Printed::Map(whole);
     let list = |set: BTreeSet<String>| set.into_iter().collect();
     Configuration {
-        json: whole.json(),
+        json,
         yaml: whole.yaml(),
         services: list(names),
         images,
@@ -138,13 +141,15 @@ impl Used {
 }
 
 fn get<'p>(printed: &'p Printed, key: &str) -> Option<&'p Printed> {
-    let Printed::Map(map) = printed else { return None };
+    let (Printed::Map(map) | Printed::Dict(map)) = printed else { return None };
     map.iter().find(|(name, _)| name == key).map(|(_, value)| value)
 }
 
 fn keys(printed: Option<&Printed>) -> Vec<String> {
     match printed {
-        Some(Printed::Map(map)) => map.iter().map(|(key, _)| key.clone()).collect(),
+        Some(Printed::Map(map) | Printed::Dict(map)) => {
+            map.iter().map(|(key, _)| key.clone()).collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -180,7 +185,9 @@ fn resource(
         _ => Pairs::new(),
     };
     let external = map.iter().any(|pair| *pair == ("external".into(), Printed::Truth(true)));
-    if !map.iter().any(|(key, _)| key == "name") {
+    // One that a variable left empty is printed as such: not at all.
+    let stated = at.and_then(|at| at.get("name")).is_some_and(|name| !name.is_null());
+    if !stated {
         let name = if external { key.to_owned() } else { format!("{project}_{key}") };
         map.insert(0, ("name".into(), Printed::Text(name)));
     }
@@ -262,7 +269,7 @@ fn environment(at: &At<'_>, read: &Service) -> Printed {
     }
     let read = read.environment.iter();
     all.extend(read.map(|(name, value)| (name.clone(), Printed::text(value))));
-    Printed::Map(all.into_iter().collect())
+    Printed::Dict(all.into_iter().collect())
 }
 
 /// Labels over those of `label_file`. A file that cannot be read is passed over: labels mean
@@ -281,7 +288,7 @@ fn labels(at: &At<'_>) -> Printed {
     for entry in own.iter().flat_map(|at| at.entries()).flatten() {
         all.insert(entry.key().to_owned(), text_of(&entry));
     }
-    Printed::Map(all.into_iter().map(|(name, value)| (name, Printed::Text(value))).collect())
+    Printed::Dict(all.into_iter().map(|(name, value)| (name, Printed::Text(value))).collect())
 }
 
 /// With what `links`, `volumes_from` and joined namespaces imply.
@@ -322,7 +329,7 @@ fn depends_on(at: &At<'_>) -> Printed {
             implied(from.split(':').next().unwrap_or(&from), false);
         }
     }
-    Printed::Map(all.into_iter().collect())
+    Printed::Dict(all.into_iter().collect())
 }
 
 /// The fields that are there, and those of extension keys.
@@ -398,7 +405,7 @@ fn value(at: &At<'_>, shape: Shape) -> Printed {
 
 fn named(at: &At<'_>, print: impl Fn(&At<'_>) -> Printed) -> Printed {
     let entries = at.entries().into_iter().flatten();
-    Printed::Map(entries.map(|entry| (entry.key().to_owned(), print(&entry))).collect())
+    Printed::Dict(entries.map(|entry| (entry.key().to_owned(), print(&entry))).collect())
 }
 
 /// The text of a scalar, numbers in the form of Compose; empty for anything else.
@@ -423,7 +430,7 @@ fn as_it_is(node: &Node) -> Printed {
         Value::Map(map) => {
             let pair =
                 |(key, entry): (&String, &super::yaml::Entry)| (key.clone(), as_it_is(&entry.node));
-            Printed::Map(map.iter().map(pair).collect())
+            Printed::Dict(map.iter().map(pair).collect())
         }
     }
 }

@@ -59,7 +59,7 @@ pub(super) const SERVICE: &[Field] = &[
     field("annotations", Named),
     kept("attach", Truth),
     kept("build", Object(BUILD)),
-    kept("develop", AsItIs),
+    kept("develop", Object(&[field("watch", List(&Own(items::trigger)))])),
     kept("blkio_config", AsItIs),
     field("cap_add", Texts),
     field("cap_drop", Texts),
@@ -159,7 +159,7 @@ const BUILD: &[Field] = &[
     field("args", Own(items::arguments)),
     field("provenance", Text),
     field("sbom", Text),
-    field("ssh", AsItIs),
+    field("ssh", Own(items::agents)),
     field("labels", Named),
     field("cache_from", Texts),
     field("cache_to", Texts),
@@ -255,7 +255,18 @@ const HOOK: &[Field] = &[
     field("user", Text),
     field("privileged", Truth),
     field("working_dir", Text),
-    field("environment", AsItIs),
+    field("environment", Own(items::variables)),
+];
+
+/// Of `develop.watch`.
+pub(super) const TRIGGER: &[Field] = &[
+    kept("path", Text),
+    kept("action", Text),
+    field("target", Text),
+    field("exec", Object(HOOK)),
+    field("include", Texts),
+    field("ignore", Texts),
+    field("initial_sync", Truth),
 ];
 
 /// Of a mount in its long form.
@@ -281,11 +292,18 @@ const BIND: &[Field] = &[
 const VOLUME_OPTIONS: &[Field] =
     &[field("labels", Named), field("nocopy", Truth), field("subpath", Text)];
 
+const POOL: &[Field] = &[
+    field("subnet", Text),
+    field("gateway", Text),
+    field("ip_range", Text),
+    field("aux_addresses", Named),
+];
+
 pub(super) const TOP_NETWORK: &[Field] = &[
     field("name", Text),
     field("driver", Text),
     field("driver_opts", Named),
-    field("ipam", Section(&[field("driver", Text), field("config", AsItIs)])),
+    field("ipam", Section(&[field("driver", Text), field("config", List(&Object(POOL)))])),
     field("external", Truth),
     field("internal", Truth),
     field("attachable", Truth),
