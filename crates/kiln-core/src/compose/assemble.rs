@@ -23,6 +23,8 @@ pub(super) struct Assembly<'c, 'r> {
     pub(super) env: Values,
     /// What their relative paths are relative to.
     pub(super) dir: PathBuf,
+    /// What those of the tree are relative to: the folder of what includes them.
+    pub(super) to: PathBuf,
     /// The files whose `include` led here.
     pub(super) within: Vec<PathBuf>,
 }
@@ -30,10 +32,11 @@ pub(super) struct Assembly<'c, 'r> {
 impl<'c, 'r> Assembly<'c, 'r> {
     /// The project's own files.
     pub(super) fn of_project(cx: &'c Context<'r>) -> Self {
-        Self { cx, env: cx.env.clone(), dir: cx.dir.clone(), within: Vec::new() }
+        let (dir, to) = (cx.dir.clone(), cx.dir.clone());
+        Self { cx, env: cx.env.clone(), dir, to, within: Vec::new() }
     }
 
-    /// One tree, its paths relative to the project's directory. `None`: nothing is left, or why has been kept.
+    /// One tree, its paths relative to `to`. `None`: nothing is left, or why has been kept.
     pub(super) fn put_together(&self, files: Vec<(PathBuf, Vec<Node>)>) -> Option<Node> {
         let mut merged: Option<Node> = None;
         for (path, documents) in files {
@@ -48,7 +51,7 @@ impl<'c, 'r> Assembly<'c, 'r> {
         }
         let mut root = merged?;
         merge::prune(&mut root);
-        paths::relocate(self.cx, &mut root, &self.dir, &self.cx.dir);
+        paths::relocate(self.cx, &mut root, &self.dir, &self.to);
         Some(root)
     }
 

@@ -124,23 +124,54 @@ fn network(at: &At<'_>) -> Result<bool, ComposeError> {
     }
 }
 
-/// Only this machine's own platform can be built for.
+/// Only this machine's own platform can be built for; where it is among them, the others are
+/// other machines' business.
 fn platforms(at: &At<'_>) -> Result<(), ComposeError> {
-    at.items()?.try_for_each(|item| platform(&item))
+    let texts = at.texts()?;
+    let (own, others): (Vec<_>, Vec<_>) =
+        at.items()?.zip(&texts).partition(|(_, text)| is_own(text));
+    for (item, _) in others {
+        match own.is_empty() {
+            true => at.cx.refuse(platform(&item).err().unwrap_or_else(|| item.expected("text"))),
+            false => item.list_as("baked for this machine only"),
+        }
+    }
+    Ok(())
+}
+
+/// This machine's architecture, in the words of images.
+fn architecture() -> &'static str {
+    words_of_images(std::env::consts::ARCH)
+}
+
+fn words_of_images(arch: &str) -> &str {
+    match arch {
+        "x86_64" | "x86-64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" | "i386" => "386",
+        other => other,
+    }
+}
+
+/// Whether a platform is this machine's own: `linux/amd64`, also `linux/x86_64`, `amd64`, `linux`.
+fn is_own(platform: &str) -> bool {
+    let lower = platform.to_ascii_lowercase();
+    let parts: Vec<&str> = lower.split('/').collect();
+    let is_arch = |text: &str| words_of_images(text) == architecture();
+    match parts[..] {
+        ["" | "linux"] => true,
+        [one] => is_arch(one),
+        ["linux", arch] => is_arch(arch),
+        ["linux", arch, "v8"] => architecture() == "arm64" && is_arch(arch),
+        _ => false,
+    }
 }
 
 /// Only what is for this machine can be run on it.
 pub(super) fn platform(item: &At<'_>) -> Result<(), ComposeError> {
-    let arch = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        other => other,
-    };
-    let own = format!("linux/{arch}");
+    let own = format!("linux/{}", architecture());
     let platform = item.text()?;
-    let variant = (arch == "arm64").then(|| format!("{own}/v8"));
-    if platform.is_empty() || platform == own || Some(&platform) == variant.as_ref() {
+    if is_own(&platform) {
         return Ok(());
     }
     Err(item

@@ -148,18 +148,18 @@ pub(super) fn ports(
     root: &At<'_>,
     services: &BTreeMap<String, Service>,
     kiln: &KilnSection,
-) -> Result<(), ComposeError> {
+) -> Vec<ComposeError> {
     let own = services.iter().map(|(name, service)| (name, &service.ports));
-    if let Some(clash) = clash(own) {
-        return Err(clash.error(root, &["services", clash.service, "ports"]));
-    }
+    let mut all: Vec<ComposeError> = clashes(own)
+        .iter()
+        .map(|clash| clash.error(root, &["services", clash.service, "ports"]))
+        .collect();
     for (name, stage) in &kiln.stages {
-        if let Some(clash) = clash(stage.ports.iter()) {
-            let way = ["x-kiln", "stages", name.as_str(), "ports", clash.service];
-            return Err(clash.error(root, &way));
-        }
+        all.extend(clashes(stage.ports.iter()).iter().map(|clash| {
+            clash.error(root, &["x-kiln", "stages", name.as_str(), "ports", clash.service])
+        }));
     }
-    Ok(())
+    all
 }
 
 /// A host port that is taken.
@@ -170,19 +170,21 @@ struct Clash<'p> {
     by: &'p str,
 }
 
-fn clash<'p>(lists: impl Iterator<Item = (&'p String, &'p Vec<Port>)>) -> Option<Clash<'p>> {
+fn clashes<'p>(lists: impl Iterator<Item = (&'p String, &'p Vec<Port>)>) -> Vec<Clash<'p>> {
+    let mut all = Vec::new();
     let mut taken: BTreeMap<_, Vec<(&str, &Port)>> = BTreeMap::new();
     for (service, ports) in lists {
         for (index, port) in ports.iter().enumerate().filter(|(_, port)| port.published > 0) {
             let same = taken.entry((port.protocol, port.published)).or_default();
             let by = same.iter().find(|(_, old)| overlap(old.host_ip, port.host_ip));
             if let Some((by, _)) = by {
-                return Some(Clash { service, index, published: port.published, by });
+                all.push(Clash { service, index, published: port.published, by });
+                continue;
             }
             same.push((service, port));
         }
     }
-    None
+    all
 }
 
 impl Clash<'_> {

@@ -17,11 +17,13 @@ pub(super) fn read(service: &At<'_>) -> Result<BTreeMap<String, String>, Compose
         for entry in at.entries()? {
             let name = entry.key();
             if name.is_empty() || name.contains(['=', '\0']) {
-                return Err(entry.refuse(format!("`{name}` is no name of a variable")));
+                at.cx.refuse(entry.refuse(format!("`{name}` is no name of a variable")));
+                continue;
             }
-            let value = match entry.optional_text()? {
-                Some(value) => Some(value),
-                None => service.cx.env.get(name).cloned(),
+            let value = match at.cx.keep(entry.optional_text()) {
+                Some(Some(value)) => Some(value),
+                Some(None) => service.cx.env.get(name).cloned(),
+                None => continue,
             };
             own.insert(name.to_owned(), value);
         }

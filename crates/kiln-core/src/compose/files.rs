@@ -88,10 +88,12 @@ fn source(at: &At<'_>, secret: bool, used: bool) -> Result<FileSource, ComposeEr
 
 fn variable(at: &At<'_>) -> Result<String, ComposeError> {
     let name = at.text()?;
-    at.cx.env.get(&name).cloned().ok_or_else(|| {
-        at.error(format!("the variable `{name}` is not set"))
-            .with_hint(format!("set {name} in the environment or in `.env`"))
-    })
+    if let Some(value) = at.cx.env.get(&name) {
+        return Ok(value.clone());
+    }
+    let error = at.error(format!("the variable `{name}` is not set"));
+    at.cx.refuse_to_run(error.with_hint(format!("set {name} in the environment or in `.env`")));
+    Ok(String::new())
 }
 
 /// Reads `configs` or `secrets` of a service. Of two with one target the later file's wins.
@@ -102,11 +104,11 @@ pub(super) fn mounts(
 ) -> Result<Vec<FileMount>, ComposeError> {
     let mut mounts: Vec<(Place, FileMount)> = Vec::new();
     for item in at.items()? {
-        let mount = mount(&item, shared, secret)?;
+        let Some(mount) = at.cx.keep(mount(&item, shared, secret)) else { continue };
         let place = item.node.place;
         match mounts.iter_mut().find(|(_, old)| old.target == mount.target) {
             Some((old, _)) if old.file == place.file => {
-                return Err(item.error(format!("`{}` is there already", mount.target)));
+                at.cx.refuse(item.error(format!("`{}` is there already", mount.target)));
             }
             Some(old) => *old = (place, mount),
             None => mounts.push((place, mount)),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::assemble::{Assembly, child, children, documents, take, text};
 use super::error::ComposeError;
 use super::find::{Variables, is_stdin};
-use super::paths::absolute;
+use super::paths::{absolute, relative};
 use super::reader::clean;
 use super::yaml::{Entry, Map, Node, Value};
 use super::{dotenv, load};
@@ -83,10 +83,16 @@ fn one(
         files.push((path.clone(), documents(cx, &path, &content)?));
     }
     let env = variables(assembly, &wish, &dir, &error)?;
-    let inner = Assembly { cx, env, dir, within };
+    let inner = Assembly { cx, env, dir, to: assembly.dir.clone(), within };
     let mut included = inner.put_together(files);
     for (_, service) in included.iter_mut().flat_map(|root| children(root, "services")) {
         fill_in(service, &inner.env);
+        // A build that does not say from where is from the included project's own folder.
+        if let Some(Node { place, value: Value::Map(map), .. }) = child(service, "build") {
+            let node = || Node::scalar(relative(&inner.dir, &inner.to), *place);
+            map.entry("context".into())
+                .or_insert_with(|| Entry { key_place: *place, node: node() });
+        }
     }
     Ok(included)
 }

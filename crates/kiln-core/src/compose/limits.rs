@@ -21,14 +21,14 @@ pub(super) fn read(service: &At<'_>) -> Result<Limits, ComposeError> {
         ("mem_reservation", "reservation"),
     ] {
         if let Some(at) = service.get(key).filter(|at| !at.is_unset()) {
-            set(&mut limits, limit, &at)?;
+            service.cx.keep(set(&mut limits, limit, &at));
         }
     }
-    cpu_time(service, &mut limits)?;
+    service.cx.keep(cpu_time(service, &mut limits));
     if let Some(deploy) = service.get("deploy")
         && let Some(resources) = deploy.get("resources")
     {
-        of_deploy(&resources, &mut limits)?;
+        service.cx.keep(of_deploy(&resources, &mut limits));
     }
     swap(service, &mut limits)?;
     Ok(limits)
@@ -47,7 +47,8 @@ fn of_deploy(resources: &At<'_>, limits: &mut Limits) -> Result<(), ComposeError
         for at in section.entries()? {
             if section_keys.admit(&at)? && !at.is_unset() {
                 let reserved = section.key() == "reservations";
-                set(limits, if reserved { "reservation" } else { at.key() }, &at)?;
+                let limit = if reserved { "reservation" } else { at.key() };
+                resources.cx.keep(set(limits, limit, &at));
             }
         }
     }
@@ -73,7 +74,7 @@ fn cpu_time(service: &At<'_>, limits: &mut Limits) -> Result<(), ComposeError> {
         let nano = u64::try_from(u128::from(quota) * 1_000_000_000 / period).ok();
         if limits.nano_cpus.is_some() && limits.nano_cpus != nano {
             let error = service.refuse("`cpus` and `cpu_quota` say different things");
-            return Err(error.with_hint("keep one of the two"));
+            service.cx.refuse_to_run(error.with_hint("keep one of the two"));
         }
         limits.nano_cpus = nano;
     }
@@ -117,9 +118,8 @@ fn swap(service: &At<'_>, limits: &mut Limits) -> Result<(), ComposeError> {
     match memory {
         _ if bytes == 0 => {}
         None => {
-            return Err(at
-                .refuse("a limit of memory and swap together needs one of memory")
-                .with_hint("add `mem_limit`"));
+            let error = at.refuse("a limit of memory and swap together needs one of memory");
+            at.cx.refuse_to_run(error.with_hint("add `mem_limit`"));
         }
         Some(memory) if bytes < memory => {
             return Err(at.error("memory and swap together are less than the memory alone"));
@@ -153,7 +153,7 @@ fn memory(at: &At<'_>) -> Result<Option<u64>, ComposeError> {
     }
     let bytes = at.bytes()?;
     if (1..MIN_MEMORY).contains(&bytes) {
-        return Err(at.error("less than 6 MB of memory are no use to a program"));
+        at.cx.refuse_to_run(at.error("less than 6 MB of memory are no use to a program"));
     }
     Ok((bytes > 0).then_some(bytes))
 }
@@ -191,42 +191,50 @@ const ULIMITS: [&str; 15] = [
 
 /// Reads `ulimits`: one number for both, or `soft` and `hard`; -1 is unlimited.
 pub(super) fn ulimits(at: &At<'_>) -> Result<BTreeMap<String, (i64, i64)>, ComposeError> {
+    let mut all = BTreeMap::new();
+    for entry in at.entries()? {
+        if entry.key() == "locks" {
+            // The name is valid, and says nothing to Linux since 2.4.25.
+            entry.list();
+            continue;
+        }
+        let limit = at.cx.keep(ulimit(&entry));
+        all.extend(limit.map(|limit| (entry.key().to_owned(), limit)));
+    }
+    Ok(all)
+}
+
+fn ulimit(entry: &At<'_>) -> Result<(i64, i64), ComposeError> {
     const WHAT: &str = "a whole number, or -1 for no limit";
     let number = |at: &At<'_>| -> Result<i64, ComposeError> {
         let number: i64 = at.number(WHAT)?;
         if number < -1 { Err(at.expected(WHAT)) } else { Ok(number) }
     };
-    let mut all = BTreeMap::new();
-    for entry in at.entries()? {
-        let name = entry.key();
-        if !ULIMITS.contains(&name) {
-            return Err(entry
-                .refuse(format!("there is no limit `{name}`"))
-                .with_hint(format!("one of {}", ULIMITS.join(", ")))
-                .with_closest(name, ULIMITS));
-        }
-        let (soft, hard) = if entry.is_map() {
-            let (mut soft, mut hard) = (None, None);
-            for key in entry.entries()? {
-                if !keys::ULIMIT.admit(&key)? {
-                    continue;
-                }
-                let slot = if key.key() == "soft" { &mut soft } else { &mut hard };
-                *slot = Some(number(&key)?);
-            }
-            soft.zip(hard).ok_or_else(|| entry.error("both `soft` and `hard` are needed"))?
-        } else {
-            let both = number(&entry)?;
-            (both, both)
-        };
-        if hard != -1 && (soft == -1 || soft > hard) {
-            return Err(
-                entry.error(format!("the soft limit {soft} is above the hard limit {hard}"))
-            );
-        }
-        all.insert(name.to_owned(), (soft, hard));
+    let name = entry.key();
+    if !ULIMITS.contains(&name) {
+        return Err(entry
+            .refuse(format!("there is no limit `{name}`"))
+            .with_hint(format!("one of {}", ULIMITS.join(", ")))
+            .with_closest(name, ULIMITS));
     }
-    Ok(all)
+    let (soft, hard) = if entry.is_map() {
+        let (mut soft, mut hard) = (None, None);
+        for key in entry.entries()? {
+            if !keys::ULIMIT.admit(&key)? {
+                continue;
+            }
+            let slot = if key.key() == "soft" { &mut soft } else { &mut hard };
+            *slot = Some(number(&key)?);
+        }
+        soft.zip(hard).ok_or_else(|| entry.error("both `soft` and `hard` are needed"))?
+    } else {
+        let both = number(entry)?;
+        (both, both)
+    };
+    if hard != -1 && (soft == -1 || soft > hard) {
+        return Err(entry.error(format!("the soft limit {soft} is above the hard limit {hard}")));
+    }
+    Ok((soft, hard))
 }
 
 /// All capabilities of Linux 6, without `CAP_`.
@@ -278,13 +286,13 @@ const CAPABILITIES: [&str; 41] = [
 pub(super) fn capabilities(at: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
     let mut all = BTreeSet::new();
     for item in at.items()? {
-        let text = item.text()?;
+        let Some(text) = at.cx.keep(item.text()) else { continue };
         let upper = text.to_ascii_uppercase();
         let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
         if name != "ALL" && !CAPABILITIES.contains(&name) {
-            return Err(item
-                .error(format!("there is no capability `{text}`"))
-                .with_closest(name, CAPABILITIES));
+            let error = item.error(format!("there is no capability `{text}`"));
+            at.cx.refuse(error.with_closest(name, CAPABILITIES));
+            continue;
         }
         all.insert(name.to_owned());
     }

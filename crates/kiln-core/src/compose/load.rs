@@ -61,11 +61,12 @@ impl std::fmt::Debug for LoadRequest<'_> {
 /// # Errors
 /// All that is wrong, each with its place and what to do about it.
 pub fn load(request: &LoadRequest<'_>) -> Result<Project, ComposeErrors> {
-    whole(request, |_, project| project)
+    whole(request, false, |_, project| project)
 }
 
 /// Reads a project as [`load`] does, and gives what `docker compose config` would print: of
-/// `services` and what they depend on, or of all when there are none.
+/// `services` and what they depend on, or of all when there are none. What would only fail when it
+/// is run is a warning, as there.
 ///
 /// # Errors
 /// All that is wrong, as [`load`] has it, and services that are not there.
@@ -73,7 +74,7 @@ pub fn configuration(
     request: &LoadRequest<'_>,
     services: &[String],
 ) -> Result<Configuration, ComposeErrors> {
-    let known = whole(request, |at, project| {
+    let known = whole(request, true, |at, project| {
         match services.iter().find(|name| !project.services.contains_key(*name)) {
             Some(unknown) => Err(unknown.clone()),
             None => {
@@ -92,10 +93,11 @@ pub fn configuration(
 /// Puts the project together and hands `then` the tree and what was read from it.
 fn whole<T>(
     request: &LoadRequest<'_>,
+    shown_only: bool,
     then: impl FnOnce(&At<'_>, Project) -> T,
 ) -> Result<T, ComposeErrors> {
     let Found { dir, files, env, warnings } = find(request)?;
-    let mut cx = Context::new(dir, request, env);
+    let mut cx = Context::new(dir, request, env, shown_only);
     warnings.into_iter().for_each(|warning| cx.warn(warning));
     let mut parsed = Vec::new();
     for (path, content) in files {

@@ -61,6 +61,9 @@ fn merge_at(
                 }
             }
         }
+        (Value::List(list), Value::List(over)) if is_pools(path) => {
+            *list = pools(cx, std::mem::take(list), &over, path)?;
+        }
         (Value::List(list), Value::List(over)) => list.extend(over),
         (Value::Scalar(_), value) => *base = Node { value, ..over },
         (old, value) => {
@@ -89,6 +92,45 @@ fn replaces(path: &[String]) -> bool {
             | ["environment" | "labels" | "annotations" | "sysctls" | "ulimits", _]
             | ["build" | "deploy", "args" | "labels" | "additional_contexts", _]
     )
+}
+
+/// Whether it is `ipam.config` of a network.
+fn is_pools(path: &[String]) -> bool {
+    path.len() == 4 && path[0] == "networks" && path[2] == "ipam" && path[3] == "config"
+}
+
+/// Pools of addresses are merged where their subnets are the same. As in Compose, one of the earlier
+/// file that no later one is merged over is gone.
+fn pools(
+    cx: &Context<'_>,
+    base: Vec<Node>,
+    over: &[Node],
+    path: &mut Vec<String>,
+) -> Result<Vec<Node>, ComposeError> {
+    let subnet = |node: &Node| match &node.value {
+        Value::Map(map) => map.get("subnet").and_then(|entry| text(&entry.node).map(str::to_owned)),
+        Value::List(_) | Value::Scalar(_) => None,
+    };
+    cx.count(base.len().saturating_mul(over.len()))?;
+    let mut kept: Vec<Node> = Vec::new();
+    for earlier in base {
+        for later in over {
+            let place = kept.iter().position(|node| subnet(node) == subnet(later));
+            if subnet(&earlier) != subnet(later) && place.is_none() {
+                kept.push(later.clone());
+                continue;
+            }
+            let mut merged = earlier.clone();
+            path.push(String::new());
+            merge_at(cx, &mut merged, later.clone(), path)?;
+            path.pop();
+            match place {
+                Some(at) => kept[at] = merged,
+                None => kept.push(merged),
+            }
+        }
+    }
+    Ok(kept)
 }
 
 /// Options of one log driver are none of another.

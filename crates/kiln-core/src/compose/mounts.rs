@@ -20,14 +20,17 @@ pub(super) fn volumes(
     let mut by_target: BTreeMap<String, (Place, Found)> = BTreeMap::new();
     let mut order = Vec::new();
     for item in at.items()? {
-        let found = if item.is_map() { long(&item, declared)? } else { short(&item, declared)? };
+        let found = if item.is_map() { long(&item, declared) } else { short(&item, declared) };
+        let Some(found) = at.cx.keep(found) else { continue };
         let target = match &found {
             Found::Mount(mount, _) => mount.target.clone(),
             Found::Tmpfs(tmpfs) => tmpfs.target.clone(),
         };
         let place = item.node.place;
         match by_target.insert(target.clone(), (place, found)) {
-            Some((old, _)) if old.file == place.file => return Err(twice(&item, &target, old)),
+            Some((old, _)) if old.file == place.file => {
+                at.cx.refuse(twice(&item, &target, old));
+            }
             Some(_) => {}
             None => order.push(target),
         }
@@ -92,7 +95,11 @@ fn twice(at: &At<'_>, target: &str, old: Place) -> ComposeError {
 /// `[SOURCE:]TARGET[:MODE]`.
 fn short(at: &At<'_>, declared: &BTreeMap<String, TopVolume>) -> Result<Found, ComposeError> {
     let text = at.text()?;
-    let parts: Vec<&str> = text.split(':').collect();
+    // As in Compose, one or two letters are a target whatever they are.
+    let parts: Vec<&str> = match text.chars().count() {
+        0..=2 => vec![&text],
+        _ => text.split(':').collect(),
+    };
     let (source, target, modes) = match parts[..] {
         [target] => (None, target, ""),
         [source, target] => (Some(source), target, ""),
@@ -274,17 +281,22 @@ fn tmpfs_options(at: &At<'_>, tmpfs: &mut Tmpfs) -> Result<(), ComposeError> {
 
 /// Reads `tmpfs`: `TARGET[:OPTION,…]`; the last of one target wins.
 pub(super) fn tmpfs(at: &At<'_>, service: &mut Service) -> Result<(), ComposeError> {
-    for item in at.items()? {
-        let text = item.text()?;
-        let (target, options) = text.split_once(':').unwrap_or((&text, ""));
-        let mut tmpfs = Tmpfs { target: mount_point(&item, target)?, ..Tmpfs::default() };
-        for option in options.split(',').filter(|option| !option.is_empty()) {
-            tmpfs_option(&item, option, &mut tmpfs)?;
-        }
+    for item in at.items()?.filter(|item| !item.is_unset()) {
+        let Some(tmpfs) = at.cx.keep(one_tmpfs(&item)) else { continue };
         service.tmpfs.retain(|old| old.target != tmpfs.target);
         service.tmpfs.push(tmpfs);
     }
     Ok(())
+}
+
+fn one_tmpfs(item: &At<'_>) -> Result<Tmpfs, ComposeError> {
+    let text = item.text()?;
+    let (target, options) = text.split_once(':').unwrap_or((&text, ""));
+    let mut tmpfs = Tmpfs { target: mount_point(item, target)?, ..Tmpfs::default() };
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        item.cx.keep(tmpfs_option(item, option, &mut tmpfs));
+    }
+    Ok(tmpfs)
 }
 
 /// One option as mount(8) writes it.
@@ -329,7 +341,8 @@ fn tmpfs_option(at: &At<'_>, option: &str, tmpfs: &mut Tmpfs) -> Result<(), Comp
 pub(super) fn targets(at: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
     let mut targets = BTreeSet::new();
     for item in at.items()? {
-        targets.insert(mount_point(&item, &item.text()?)?);
+        let target = item.text().and_then(|text| mount_point(&item, &text));
+        targets.extend(at.cx.keep(target));
     }
     Ok(targets)
 }

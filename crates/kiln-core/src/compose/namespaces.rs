@@ -10,11 +10,11 @@ use super::reader::At;
 pub(super) fn groups(at: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
     let mut groups = BTreeSet::new();
     for item in at.items()?.filter(|item| !item.is_unset()) {
-        let text = item.text()?;
+        let Some(text) = at.cx.keep(item.text()) else { continue };
         if text.contains([':', ',', '\n', '\0']) {
-            return Err(item
-                .error(format!("`{text}` is no group"))
-                .with_hint("a name or a number"));
+            let error = item.error(format!("`{text}` is no group"));
+            at.cx.refuse(error.with_hint("a name or a number"));
+            continue;
         }
         groups.insert(text);
     }
@@ -76,10 +76,18 @@ pub(super) fn dns(at: &At<'_>, dns: &mut Dns) -> Result<(), ComposeError> {
                 && !text.contains(|letter: char| letter.is_whitespace() || letter.is_control())
         };
         match at.key() {
-            "dns" => dns.servers.push(text.parse().map_err(|_| {
-                wrong(format!("`{text}` is no IP address"), "for example 10.0.0.2")
-            })?),
-            _ if !is_word(&text) => return Err(wrong(format!("`{text}` is no single word"), "")),
+            "dns" => {
+                let server = text.parse::<std::net::IpAddr>().map_err(|_| {
+                    wrong(format!("`{text}` is no IP address"), "for example 10.0.0.2")
+                });
+                match server {
+                    Ok(server) => dns.servers.push(server),
+                    Err(error) => at.cx.refuse_to_run(error),
+                }
+            }
+            _ if !is_word(&text) => {
+                at.cx.refuse(wrong(format!("`{text}` is no single word"), ""));
+            }
             "dns_search" => dns.search.push(text),
             _ => dns.options.push(text),
         }
@@ -90,7 +98,7 @@ pub(super) fn dns(at: &At<'_>, dns: &mut Dns) -> Result<(), ComposeError> {
 /// Reads `security_opt`.
 pub(super) fn security(at: &At<'_>, service: &mut Service) -> Result<(), ComposeError> {
     for item in at.items()?.filter(|item| !item.is_unset()) {
-        let text = item.text()?;
+        let Some(text) = at.cx.keep(item.text()) else { continue };
         let (name, value) = text.split_once([':', '=']).unwrap_or((&text, ""));
         match (name, value) {
             ("no-new-privileges", "" | "true") => item.list(),

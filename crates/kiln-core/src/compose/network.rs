@@ -127,7 +127,8 @@ pub(super) fn of_service(
             at.cx.refuse(error);
             continue;
         }
-        all.insert(name.to_owned(), membership(&network)?);
+        let aliases = at.cx.keep(membership(&network)).unwrap_or_default();
+        all.insert(name.to_owned(), aliases);
     }
     // An empty list leaves the service where it would be without it, as in Compose.
     Ok((!all.is_empty()).then_some(all))
@@ -157,8 +158,12 @@ fn membership(network: &At<'_>) -> Result<BTreeSet<String>, ComposeError> {
     Ok(aliases)
 }
 
-/// Reads `network_mode`.
-pub(super) fn mode(at: &At<'_>) -> Result<Option<NetworkMode>, ComposeError> {
+/// Reads `network_mode`. `containers` are the services by their `container_name`: there are no
+/// other containers whose network one could join.
+pub(super) fn mode(
+    at: &At<'_>,
+    containers: &BTreeMap<String, String>,
+) -> Result<Option<NetworkMode>, ComposeError> {
     let text = at.text()?;
     Ok(Some(match text.as_str() {
         "" | "default" => return Ok(None),
@@ -167,11 +172,14 @@ pub(super) fn mode(at: &At<'_>) -> Result<Option<NetworkMode>, ComposeError> {
         "host" => NetworkMode::Host,
         other => match other.split_once(':') {
             Some(("service", name)) if !name.is_empty() => NetworkMode::Service(name.to_owned()),
-            Some(("container", name)) => {
-                return Err(at
-                    .error(format!("`{text}` names a container, and there are none by name"))
-                    .with_hint(format!("write the service: `service:{name}`")));
-            }
+            Some(("container", name)) => match containers.get(name) {
+                Some(service) => NetworkMode::Service(service.clone()),
+                None => {
+                    return Err(at
+                        .error(format!("`{text}` names a container that is none of this project's"))
+                        .with_hint("write a service of the project: `service:NAME`"));
+                }
+            },
             _ => {
                 return Err(at.error(format!("there is no network mode `{text}`")).with_hint(
                     "one of none, bridge, host, service:NAME; a network is named under `networks`",
@@ -184,12 +192,12 @@ pub(super) fn mode(at: &At<'_>) -> Result<Option<NetworkMode>, ComposeError> {
 /// Reads `links`: `SERVICE` or `SERVICE:ALIAS`. Who links to a service waits for it.
 pub(super) fn links(at: &At<'_>, service: &mut Service) -> Result<(), ComposeError> {
     for item in at.items()? {
-        let text = item.text()?;
+        let Some(text) = at.cx.keep(item.text()) else { continue };
         let (name, alias) = text.split_once(':').unwrap_or((&text, &text));
         if name.is_empty() || !is_host_name(alias) {
-            return Err(item
-                .error(format!("`{text}` is no `SERVICE` or `SERVICE:ALIAS`"))
-                .with_hint("for example \"db\" or \"db:database\""));
+            let error = item.error(format!("`{text}` is no `SERVICE` or `SERVICE:ALIAS`"));
+            at.cx.refuse(error.with_hint("for example \"db\" or \"db:database\""));
+            continue;
         }
         service.links.insert(alias.to_owned(), name.to_owned());
     }
@@ -240,31 +248,47 @@ fn is_host_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 253 && text.chars().all(valid)
 }
 
-/// Reads `extra_hosts`: `name=address` or `name:address`. `host-gateway` stays as the word.
+/// Reads `extra_hosts`: `name=address` or `name:address`, several addresses with commas between
+/// them. `host-gateway` stays as the word.
 pub(super) fn extra_hosts(at: &At<'_>) -> Result<Vec<(String, String)>, ComposeError> {
     let mut all = Vec::new();
     for item in at.items()? {
-        let text = item.text()?;
-        let Some((name, address)) = text.split_once('=').or_else(|| text.split_once(':')) else {
-            return Err(item
-                .error(format!("`{text}` is no `name=address`"))
-                .with_hint("for example \"db=10.0.0.5\""));
-        };
-        let (name, address) = (name.trim(), address.trim());
-        if !is_host_name(name) {
-            return Err(no_host_name(&item, name));
-        }
-        let bare = address.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-        let bare = bare.unwrap_or(address);
-        if bare != "host-gateway" && bare.parse::<IpAddr>().is_err() {
-            return Err(item
-                .error(format!("`{address}` is no IP address"))
-                .with_hint("write an address, or `host-gateway` for the host's"));
-        }
-        let pair = (name.to_owned(), bare.to_owned());
-        if !all.contains(&pair) {
-            all.push(pair);
+        for pair in at.cx.keep(extra_host(&item)).into_iter().flatten() {
+            if !all.contains(&pair) {
+                all.push(pair);
+            }
         }
     }
     Ok(all)
+}
+
+fn extra_host(item: &At<'_>) -> Result<Vec<(String, String)>, ComposeError> {
+    let text = item.text()?;
+    let Some((name, addresses)) = text.split_once('=').or_else(|| text.split_once(':')) else {
+        return Err(item
+            .error(format!("`{text}` is no `name=address`"))
+            .with_hint("for example \"db=10.0.0.5\""));
+    };
+    let name = name.trim();
+    if !is_host_name(name) {
+        return Err(no_host_name(item, name));
+    }
+    if addresses.trim().is_empty() {
+        // A variable left it empty, and Compose takes it, too.
+        item.list_as("without an address");
+        return Ok(Vec::new());
+    }
+    let address = |address: &str| {
+        let address = address.trim();
+        let bare = address.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+        let bare = bare.unwrap_or(address);
+        if bare != "host-gateway" && bare.parse::<IpAddr>().is_err() {
+            let error = item.error(format!("`{address}` is no IP address"));
+            item.cx.refuse_to_run(
+                error.with_hint("write an address, or `host-gateway` for the host's"),
+            );
+        }
+        (name.to_owned(), bare.to_owned())
+    };
+    Ok(addresses.split(',').map(address).collect())
 }

@@ -72,7 +72,7 @@ fn all(at: &Move<'_, '_>, root: &mut Node) {
 }
 
 /// The absolute `path` as seen from the folder `from`; it begins with a dot.
-fn relative(path: &Path, from: &Path) -> String {
+pub(super) fn relative(path: &Path, from: &Path) -> String {
     let shared = path.components().zip(from.components()).take_while(|(a, b)| a == b).count();
     let up = from.components().count() - shared;
     let mut out = PathBuf::from(if up == 0 { "." } else { ".." });

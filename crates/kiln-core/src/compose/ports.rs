@@ -15,8 +15,8 @@ const MAX_RANGE: usize = 1024;
 pub(super) fn published(at: &At<'_>) -> Result<Vec<Port>, ComposeError> {
     let mut ports: Vec<Port> = Vec::new();
     for item in at.items()? {
-        let read = if item.is_map() { vec![long(&item)?] } else { short(&item)? };
-        for port in read {
+        let read = if item.is_map() { long(&item).map(|port| vec![port]) } else { short(&item) };
+        for port in at.cx.keep(read).unwrap_or_default() {
             let same = |old: &&mut Port| {
                 (old.host_ip, old.published, old.target, old.protocol)
                     == (port.host_ip, port.published, port.target, port.protocol)
@@ -56,6 +56,19 @@ fn short(at: &At<'_>) -> Result<Vec<Port>, ComposeError> {
     }
     let hosts = if host.is_empty() { None } else { Some(range(at, host)?) };
     if let Some(hosts) = &hosts
+        && targets.len() == 1
+        && hosts.len() > 1
+    {
+        let port = Port {
+            host_ip,
+            published: first(at, hosts),
+            target: *targets.start(),
+            protocol,
+            app_protocol: None,
+        };
+        return Ok(vec![port]);
+    }
+    if let Some(hosts) = &hosts
         && hosts.len() != targets.len()
     {
         return Err(at
@@ -66,6 +79,13 @@ fn short(at: &At<'_>) -> Result<Vec<Port>, ComposeError> {
     let port =
         |(at, target)| Port { host_ip, published: host(at), target, protocol, app_protocol: None };
     Ok(targets.enumerate().map(port).collect())
+}
+
+/// Any host port of the range will do for the one of the instance: it is the first, as it is there
+/// where nobody else holds that one.
+fn first(at: &At<'_>, hosts: &RangeInclusive<u16>) -> u16 {
+    at.list_as(&format!("of the range it is the host port {}", hosts.start()));
+    *hosts.start()
 }
 
 fn long(at: &At<'_>) -> Result<Port, ComposeError> {
@@ -85,12 +105,8 @@ fn long(at: &At<'_>) -> Result<Port, ComposeError> {
             "published" => {
                 let text = key.text()?;
                 let hosts = range(&key, &text)?;
-                if hosts.len() != 1 {
-                    return Err(key
-                        .error(format!("`{text}` is a range; one host port is needed"))
-                        .with_hint("leave `published` out to have any free port"));
-                }
-                port.published = *hosts.start();
+                port.published =
+                    if hosts.len() == 1 { *hosts.start() } else { first(&key, &hosts) };
             }
             "host_ip" => {
                 let text = key.text()?;
@@ -109,23 +125,27 @@ fn long(at: &At<'_>) -> Result<Port, ComposeError> {
 /// Reads `expose`.
 pub(super) fn expose(at: &At<'_>) -> Result<Vec<Expose>, ComposeError> {
     let mut all = Vec::new();
-    for item in at.items()? {
-        let text = item.text()?;
-        let (ports, protocol) = match text.split_once('/') {
-            Some((ports, protocol)) => (ports, protocol_of(&item, protocol)?),
-            None => (text.as_str(), Protocol::Tcp),
-        };
-        for target in range(&item, ports)? {
-            let expose = Expose { target, protocol };
-            if target == 0 {
-                return Err(item.error("the port of the instance cannot be 0"));
-            }
+    for item in at.items()?.filter(|item| !item.is_unset()) {
+        for expose in at.cx.keep(exposed(&item)).unwrap_or_default() {
             if !all.contains(&expose) {
                 all.push(expose);
             }
         }
     }
     Ok(all)
+}
+
+fn exposed(item: &At<'_>) -> Result<Vec<Expose>, ComposeError> {
+    let text = item.text()?;
+    let (ports, protocol) = match text.split_once('/') {
+        Some((ports, protocol)) => (ports, protocol_of(item, protocol)?),
+        None => (text.as_str(), Protocol::Tcp),
+    };
+    let ports = range(item, ports)?;
+    if ports.start() == &0 {
+        return Err(item.error("the port of the instance cannot be 0"));
+    }
+    Ok(ports.map(|target| Expose { target, protocol }).collect())
 }
 
 fn protocol_of(at: &At<'_>, text: &str) -> Result<Protocol, ComposeError> {

@@ -23,6 +23,8 @@ pub(super) struct Sections {
     pub(super) configs: Shared,
     pub(super) secrets: Shared,
     pub(super) kiln: KilnSection,
+    /// Services by the `container_name` that they state.
+    pub(super) containers: BTreeMap<String, String>,
 }
 
 /// The project's name: asked for, `COMPOSE_PROJECT_NAME`, the last file's `name`, the directory's.
@@ -122,7 +124,13 @@ pub(super) fn read(
         configs: shared("configs", false),
         secrets: shared("secrets", true),
         kiln: KilnSection::default(),
+        containers: BTreeMap::new(),
     };
+    for at in &active {
+        let name = at.get("container_name").filter(|name| !name.is_unset());
+        let name = name.and_then(|name| name.text().ok());
+        sections.containers.extend(name.map(|name| (name, at.key().to_owned())));
+    }
     if let Some(at) = root.get("volumes") {
         sections.volumes = cx.keep(volumes::read(&at)).unwrap_or_default();
     }
@@ -133,7 +141,9 @@ pub(super) fn read(
         read.insert(at.key().to_owned(), service::read(at, &sections)?);
     }
     cx.keep(check::services(&services, &mut read, &inactive));
-    cx.keep(check::ports(root, &read, &sections.kiln));
+    for clash in check::ports(root, &read, &sections.kiln) {
+        cx.refuse_to_run(clash);
+    }
     Ok(Project {
         name,
         dir: root.cx.dir.clone(),

@@ -24,6 +24,8 @@ pub(super) struct Context<'r> {
     listed: RefCell<Vec<(Place, String)>>,
     warnings: RefCell<Vec<String>>,
     refusals: RefCell<Vec<ComposeError>>,
+    /// The project is shown and not run, so what only running forbids is a warning.
+    shown_only: bool,
     /// How many values were read and copied.
     values: Cell<usize>,
 }
@@ -36,10 +38,12 @@ impl<'r> Context<'r> {
         dir: PathBuf,
         request: &LoadRequest<'r>,
         env: BTreeMap<String, String>,
+        shown_only: bool,
     ) -> Self {
         let (shown_from, read) = (request.dir.clone(), request.read);
         let (files, listed, warnings, refusals) = Default::default();
-        Self { files, dir, shown_from, env, read, listed, warnings, refusals, values: Cell::new(0) }
+        let values = Cell::new(0);
+        Self { files, dir, shown_from, env, read, listed, warnings, refusals, shown_only, values }
     }
 
     /// Gives the file that messages call `shown` its number.
@@ -95,6 +99,14 @@ impl<'r> Context<'r> {
     /// Keeps what is wrong; reading goes on.
     pub(super) fn refuse(&self, error: ComposeError) {
         self.refusals.borrow_mut().push(error);
+    }
+
+    /// Keeps what can be read and shown, but not run.
+    pub(super) fn refuse_to_run(&self, error: ComposeError) {
+        match self.shown_only {
+            true => self.warn(format!("{error}; it cannot be run like this")),
+            false => self.refuse(error),
+        }
     }
 
     /// The value, or `None` after the error was kept.
@@ -282,9 +294,9 @@ impl<'a> At<'a> {
             .map(move |(at, node)| self.child(Step::Index(at), node.place, node)))
     }
 
-    /// All items of a list of texts.
+    /// All items of a list of texts. Those that are none have been kept among the refusals.
     pub(super) fn texts(&'a self) -> Result<Vec<String>, ComposeError> {
-        self.items()?.map(|item| item.text()).collect()
+        Ok(self.items()?.filter_map(|item| self.cx.keep(item.text())).collect())
     }
 
     fn scalar(&self, what: &str) -> Result<&'a Scalar, ComposeError> {
@@ -339,13 +351,21 @@ impl<'a> At<'a> {
             .ok_or_else(|| self.expected(WHAT).with_hint("for example `500ms`, `10s` or `1m30s`"))
     }
 
-    /// Permission bits. A plain number must show that it is octal: Compose takes `440` for decimal.
+    /// Permission bits. A plain number that does not show that it is octal is decimal, as in Compose,
+    /// and most probably not what was meant.
     pub(super) fn mode(&self) -> Result<u32, ComposeError> {
         const WHAT: &str = "permission bits in octal";
         let scalar = self.scalar(WHAT)?;
         if scalar.plain && !scalar.text.starts_with('0') {
-            let hint = format!("write `0{}`", scalar.text);
-            return Err(self.expected(WHAT).with_hint(hint));
+            let text = self.text()?;
+            let bits = text.parse::<u32>().ok().filter(|bits| *bits <= 0o7777);
+            let bits = bits.ok_or_else(|| self.expected(WHAT).with_hint("for example `0440`"))?;
+            self.cx.warn(format!(
+                "{}: {}: `{text}` is decimal, which is 0{bits:o} in octal; write `0{text}` if that is meant",
+                self.shown_place(),
+                self.path()
+            ));
+            return Ok(bits);
         }
         units::octal(&scalar.text)
             .ok_or_else(|| self.expected(WHAT).with_hint("for example `0440`"))
@@ -353,11 +373,13 @@ impl<'a> At<'a> {
 
     /// An absolute path inside the instance, cleaned.
     pub(super) fn target(&self, text: &str) -> Result<String, ComposeError> {
+        let cleaned = |text: &str| clean(Path::new(text)).display().to_string();
         if !text.starts_with('/') {
-            return Err(self
-                .error(format!("`{text}` is no absolute path of the instance"))
-                .with_hint(format!("write `/{}`", text.trim_start_matches("./"))));
+            let absolute = format!("/{}", text.trim_start_matches("./"));
+            let error = self.error(format!("`{text}` is no absolute path of the instance"));
+            self.cx.refuse_to_run(error.with_hint(format!("write `{absolute}`")));
+            return Ok(cleaned(&absolute));
         }
-        Ok(clean(Path::new(text)).display().to_string())
+        Ok(cleaned(text))
     }
 }

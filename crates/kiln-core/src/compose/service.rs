@@ -60,7 +60,7 @@ fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(
         "hostname" => service.hostname = Some(network::hostname(at)?),
         "init" => service.init = at.truth()?,
         "links" => network::links(at, service)?,
-        "network_mode" => service.network_mode = network::mode(at)?,
+        "network_mode" => service.network_mode = network::mode(at, &sections.containers)?,
         "networks" => service.networks = network::of_service(at, &sections.networks)?,
         "post_start" => service.post_start = hooks::read(at)?,
         "pre_stop" => service.pre_stop = hooks::read(at)?,
@@ -135,19 +135,24 @@ pub(super) fn command(at: &At<'_>) -> Result<Vec<String>, ComposeError> {
 fn depends_on(at: &At<'_>) -> Result<BTreeMap<String, Dependency>, ComposeError> {
     let mut all = BTreeMap::new();
     for entry in at.entries()? {
-        let mut dependency = Dependency { condition: Condition::ServiceStarted, required: true };
-        for key in entry.entries()? {
-            if !keys::DEPENDS_ON.admit(&key)? {
-                continue;
-            }
-            match key.key() {
-                "condition" => dependency.condition = condition(&key)?,
-                _ => dependency.required = key.truth()?,
-            }
-        }
-        all.insert(entry.key().to_owned(), dependency);
+        let dependency = at.cx.keep(dependency(&entry));
+        all.extend(dependency.map(|dependency| (entry.key().to_owned(), dependency)));
     }
     Ok(all)
+}
+
+fn dependency(at: &At<'_>) -> Result<Dependency, ComposeError> {
+    let mut dependency = Dependency { condition: Condition::ServiceStarted, required: true };
+    for key in at.entries()? {
+        if !keys::DEPENDS_ON.admit(&key)? {
+            continue;
+        }
+        match key.key() {
+            "condition" => dependency.condition = condition(&key)?,
+            _ => dependency.required = key.truth()?,
+        }
+    }
+    Ok(dependency)
 }
 
 fn condition(at: &At<'_>) -> Result<Condition, ComposeError> {
@@ -170,14 +175,15 @@ fn healthcheck(at: &At<'_>) -> Result<Healthcheck, ComposeError> {
         if !keys::HEALTHCHECK.admit(&key)? || key.is_unset() {
             continue;
         }
+        let span = || at.cx.keep(key.duration());
         match key.key() {
-            "test" => check.test = health_test(&key)?,
-            "disable" => disable = key.truth()?,
-            "interval" => check.interval = Some(key.duration()?),
-            "timeout" => check.timeout = Some(key.duration()?),
-            "start_period" => check.start_period = Some(key.duration()?),
-            "start_interval" => check.start_interval = Some(key.duration()?),
-            _ => check.retries = Some(key.number("a number of failures")?),
+            "test" => check.test = at.cx.keep(health_test(&key)).unwrap_or_default(),
+            "disable" => disable = at.cx.keep(key.truth()).unwrap_or_default(),
+            "interval" => check.interval = span(),
+            "timeout" => check.timeout = span(),
+            "start_period" => check.start_period = span(),
+            "start_interval" => check.start_interval = span(),
+            _ => check.retries = at.cx.keep(key.number("a number of failures")),
         }
     }
     if disable {

@@ -83,7 +83,8 @@ fn one(volume: &At<'_>) -> Result<TopVolume, ComposeError> {
 fn options(at: &At<'_>) -> Result<Option<(PathBuf, bool)>, ComposeError> {
     let (mut kind, mut binds, mut device) = (String::new(), false, None);
     let mut any = false;
-    for option in at.entries()? {
+    // What a variable left empty is not set.
+    for option in at.entries()?.filter(|option| !option.is_unset()) {
         any = true;
         let text = option.text()?;
         match option.key() {

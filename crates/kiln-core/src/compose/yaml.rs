@@ -339,7 +339,10 @@ fn mark(node: &mut Node, tag: &str) {
     match (tag, tag.strip_prefix(CORE), &mut node.value) {
         ("!reset", ..) => node.mark = Mark::Reset,
         ("!override", ..) => node.mark = Mark::Override,
-        (_, Some("int" | "float" | "bool" | "null"), Value::Scalar(scalar)) => scalar.plain = true,
+        // `!!merge <<` is how some writers put down a merge key.
+        (_, Some("int" | "float" | "bool" | "null" | "merge"), Value::Scalar(scalar)) => {
+            scalar.plain = true;
+        }
         // `!!str`, and what nobody knows, which Compose takes for text too.
         (_, _, Value::Scalar(scalar)) => scalar.plain = false,
         _ => {}
@@ -381,6 +384,7 @@ mod tests {
             ),
             ("a: |\n  one\n  two\nb: >-\n  three\n  four\n", "{a:one\ntwo\n,b:three four}"),
             ("\u{feff}a: !!str 5\n", "{a:5}"),
+            ("a: &x {p: 1}\nb:\n  !!merge <<: *x\n  q: 2\n", "{a:{p:1},b:{p:1,q:2}}"),
             ("a: &x v\nb: &x w\nc: *x\n", "{a:v,b:w,c:w}"),
             ("a: 1\n---\n---\nb: 2\n", "{a:1}{b:2}"),
             ("a:\n  b: [\n    x,\n  ]\n  c: {\n  }\n", "{a:{b:[x],c:{}}}"),

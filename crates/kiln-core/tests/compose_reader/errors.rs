@@ -7,7 +7,7 @@ use crate::{BASES, World, compose_of};
 fn keys_of_a_service() {
     for (yaml, line, key, what, hint) in [
         ("privileged: true", 3, "privileged", "`privileged` is not supported", "cap_add"),
-        ("network_mode: \"container:x\"", 3, "network_mode", "container", "service:x"),
+        ("network_mode: \"container:x\"", 3, "network_mode", "container", "service:NAME"),
         ("network_mode: front", 3, "network_mode", "no network mode", "under `networks`"),
         ("network_mode: \"service:gone\"", 3, "network_mode", "no service `gone`", ""),
         (
@@ -41,11 +41,11 @@ fn keys_of_a_service() {
         ("ports: [\"80:x\"]", 3, "ports[0]", "`x` is no port", "for example"),
         ("ports:\n- \"80:80\"\n- \"70000:80\"", 5, "ports[1]", "`70000` is no port", "65535"),
         ("ports: [\"80:80/sctp\"]", 3, "ports[0]", "`sctp`", "tcp or udp"),
-        ("ports: [\"80-90:80\"]", 3, "ports[0]", "11 host ports stand for 1", "same length"),
+        ("ports: [\"80-90:80-81\"]", 3, "ports[0]", "11 host ports stand for 2", "same length"),
         ("ports: [\"90-80:90-80\"]", 3, "ports[0]", "`90-80` is no range", ""),
         ("ports: [\"nohost:80:80\"]", 3, "ports[0]", "`nohost` is no IP", ""),
         ("ports: [{published: 80}]", 3, "ports[0]", "`target`", ""),
-        ("ports: [{target: 80, published: 80-81}]", 3, "ports[0].published", "is a range", ""),
+        ("ports: [{target: 80, published: 81-80}]", 3, "ports[0].published", "no range", ""),
         ("ports: [{target: 80, hostip: x}]", 3, "ports[0].hostip", "unknown", "host_ip"),
         ("ports: \"80:80\"", 3, "ports", "expected a list, found `80:80`", ""),
         ("expose: [x]", 3, "expose[0]", "no port", ""),
@@ -163,7 +163,13 @@ fn keys_of_a_service() {
         ),
         ("configs: [nope]", 3, "configs[0]", "config `nope` is not defined", "configs:"),
         ("secrets: [kee]", 3, "secrets[0]", "secret `kee` is not defined", "`key`"),
-        ("configs: [{source: conf, mode: 440}]", 3, "configs[0].mode", "octal", "write `0440`"),
+        (
+            "configs: [{source: conf, mode: 5000}]",
+            3,
+            "configs[0].mode",
+            "octal",
+            "for example `0440`",
+        ),
         ("build: oci://x.org/a", 3, "build.context", "is no context", "`https://….git#ref:folder`"),
         ("build: {context: ., network: host}", 3, "build.network", "host", "`default`"),
         ("build: {secrets: [nope]}", 3, "build.secrets[0]", "secret `nope` is not defined", "top"),
@@ -459,6 +465,84 @@ fn projects() {
         }
         assert_eq!(error.file, "compose.yaml", "{text}: {error}");
     }
+}
+
+/// One run tells all, within a list and within the keys of one value, too.
+#[test]
+fn every_bad_item_is_said() {
+    let text = compose_of(
+        "ports: [\"x\", \"80:80\", {target: y}, \"z/sctp\"]\n\
+         expose: [a, \"81\", b]\n\
+         volumes: [none:/a, other:/b, data:/]\n\
+         tmpfs: [\"/t:size=x,what\", \"/\"]\n\
+         cap_add: [A, CHOWN, B]\n\
+         links: [\":x\", \"a b:c d\"]\n\
+         extra_hosts: [a, b]\n\
+         group_add: [\"a:b\", \"c:d\"]\n\
+         ulimits: {no: 1, nope: 2, nofile: x}\n\
+         healthcheck: {interval: x, timeout: y, retries: z}\n\
+         depends_on: {a: {condition: x}, b: {condition: y}}\n\
+         secrets: [none, other]\n\
+         environment: [\"=a\", \"=b\"]\n\
+         mem_limit: x\n\
+         cpus: y\n\
+         command: [a, {b: c}, {d: e}]",
+    );
+    let errors = World::new(&text).load_all("/w/shop").unwrap_err();
+    let keys: Vec<&str> = errors
+        .all()
+        .iter()
+        .map(|error| error.key.strip_prefix("services.web.").unwrap_or(&error.key))
+        .collect();
+    for key in [
+        "ports[0]",
+        "ports[2].target",
+        "ports[3]",
+        "expose[0]",
+        "expose[2]",
+        "volumes[0]",
+        "volumes[1]",
+        "volumes[2]",
+        "tmpfs[0]",
+        "tmpfs[1]",
+        "cap_add[0]",
+        "cap_add[2]",
+        "links[0]",
+        "links[1]",
+        "extra_hosts[0]",
+        "extra_hosts[1]",
+        "group_add[0]",
+        "group_add[1]",
+        "ulimits.no",
+        "ulimits.nope",
+        "ulimits.nofile",
+        "healthcheck.interval",
+        "healthcheck.timeout",
+        "healthcheck.retries",
+        "depends_on.a.condition",
+        "depends_on.b.condition",
+        "secrets[0]",
+        "secrets[1]",
+        "mem_limit",
+        "cpus",
+        "command[1]",
+        "command[2]",
+    ] {
+        assert!(keys.contains(&key), "{key} is missing: {errors}");
+    }
+    assert_eq!(keys.iter().filter(|key| **key == "tmpfs[0]").count(), 2, "{errors}");
+}
+
+/// All host ports that are there twice, not only the first.
+#[test]
+fn every_port_taken_twice_is_said() {
+    let text = format!(
+        "services:\n  a: {{image: base, ports: [\"80:80\", \"81:81\"]}}\n  \
+         b: {{image: base, ports: [\"80:80\", \"81:81\"]}}\n{BASES}"
+    );
+    let errors = World::new(&text).load_all("/w/shop").unwrap_err();
+    let keys: Vec<&str> = errors.all().iter().map(|error| error.key.as_str()).collect();
+    assert_eq!(keys, ["services.b.ports[0]", "services.b.ports[1]"], "{errors}");
 }
 
 /// Loops of builds, and ports of stages.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_core::compose::{
-    Condition, FileSource, Limits, Mount, MountSource, Port, Project, Protocol, Restart, Tmpfs,
+    Condition, FileSource, Limits, Mount, MountSource, NetworkMode, Port, Project, Protocol,
+    Restart, Tmpfs,
 };
 use kiln_core::image::Healthcheck;
 
@@ -441,6 +442,37 @@ fn what_a_build_may_use() {
         .unwrap();
     let ssh = &project.services["a"].build.as_ref().unwrap().ssh;
     assert_eq!(ssh["default"], std::path::Path::new("/run/me"));
+}
+
+/// What Compose takes, though it says little, or says it in other words.
+#[test]
+fn other_words_and_empty_ones() {
+    let service = web("ports: [\"8000-8010:80\", {target: 81, published: 9000-9001}]");
+    let ports: Vec<_> = service.ports.iter().map(|port| (port.published, port.target)).collect();
+    assert_eq!(ports, [(8000, 80), (9000, 81)]);
+    let service =
+        web("extra_hosts: [\"a=1.1.1.1,2.2.2.2\", \"b:${NONE}\"]\nexpose: [\"${NONE}\", 70]\n\
+         tmpfs: [\"${NONE}\"]\nulimits: {locks: 1, nofile: 5}\nplatform: linux\nmem_swappiness: 5");
+    let hosts: Vec<_> = service.extra_hosts.iter().map(|(_, ip)| ip.as_str()).collect();
+    assert_eq!(hosts, ["1.1.1.1", "2.2.2.2"]);
+    assert_eq!((service.expose.len(), service.tmpfs.len(), service.ulimits.len()), (1, 0, 1));
+    let text = format!(
+        "services:\n  vpn: {{image: base, container_name: x}}\n  \
+         web: {{image: base, network_mode: \"container:x\", volumes: [v:/v], configs: [{{source: c, mode: 440}}]}}\n\
+         volumes: {{v: {{driver_opts: {{type: \"\", o: \"${{NONE}}\", device: \"\"}}}}}}\n\
+         configs: {{c: {{content: x}}}}\n{BASES}"
+    );
+    let project = World::new(&text).load().unwrap();
+    let service = &project.services["web"];
+    assert_eq!(service.network_mode, Some(NetworkMode::Service("vpn".into())));
+    assert!(service.depends_on.contains_key("vpn"));
+    assert_eq!(service.volumes[0].source, MountSource::Volume("v".into()));
+    assert_eq!(service.files[0].mode, 0o670);
+    let warning = project.warnings.iter().find(|text| text.contains("decimal"));
+    assert!(warning.is_some_and(|text| text.contains("write `0440`")), "{:?}", project.warnings);
+    let own = if cfg!(target_arch = "x86_64") { "x86_64" } else { std::env::consts::ARCH };
+    let build = format!("build: {{context: ., platforms: [linux/{own}, linux/vax]}}");
+    assert!(web(&build).build.is_some());
 }
 
 #[test]

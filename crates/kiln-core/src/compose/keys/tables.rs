@@ -38,6 +38,9 @@ pub(super) const ALL: &[&Keys] = &[
     &KILN_NETWORK,
 ];
 
+const NOT_IN_V2: &str =
+    "control groups of version 2 have no such setting; Docker drops it there, too";
+
 const DEPLOY_LIMITS: &str =
     "limits belong under deploy.resources.limits, or mem_limit, cpus, pids_limit";
 const OTHER_PROJECTS: &str =
@@ -168,6 +171,8 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         listed("labels", ""),
         listed("logging", "Kiln keeps its own logs"),
         listed("mac_address", ""),
+        listed("mem_swappiness", NOT_IN_V2),
+        listed("oom_kill_disable", NOT_IN_V2),
         listed("pull_policy", ""),
         listed("pull_refresh_after", ""),
         listed("stdin_open", ""),
@@ -192,9 +197,7 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         refused("ipc", "write `shm_size` for room; services share files by a volume")
             .unless(&["private", "shareable"]),
         refused("isolation", "it is for Windows; leave it out").unless(&["default"]),
-        refused("mem_swappiness", DEPLOY_LIMITS).unless(&["0"]),
         refused("models", "run it as a service with an image of its own"),
-        refused("oom_kill_disable", DEPLOY_LIMITS),
         refused("oom_score_adj", DEPLOY_LIMITS).unless(&["0"]),
         refused(
             "pid",
@@ -230,7 +233,10 @@ pub(in crate::compose) const BUILD: Keys = Keys {
             "network",
             "`default` or `none`: what a RUN without `--network` has; without this key none; `host` is refused",
         ),
-        honoured("platforms", "this machine's own; any other is refused"),
+        honoured(
+            "platforms",
+            "this machine's own; others beside it are listed, and refused without it",
+        ),
         honoured(
             "secrets",
             "for `RUN --mount=type=secret`; never in the image, a cache key, a log or the ledger",
@@ -306,7 +312,7 @@ pub(in crate::compose) const PORT: Keys = Keys {
         honoured("app_protocol", ""),
         honoured("host_ip", ""),
         honoured("protocol", "`tcp` or `udp`"),
-        honoured("published", "one port; without it the system chooses"),
+        honoured("published", "without it the system chooses; of a range it is the first port"),
         honoured("target", ""),
         listed("mode", ""),
         listed("name", ""),
