@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::compose::Device;
 use crate::tree::Tree;
 
 /// Capabilities with which a program can leave its sandbox or change the machine, and how.
@@ -32,6 +33,8 @@ pub struct RootPolicy {
     host_network: BTreeSet<String>,
     /// Services that may run without the filter of system calls.
     unconfined: BTreeSet<String>,
+    /// By service: the paths of devices on the host, and what may be done with each.
+    devices: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// Why a policy file cannot be read.
@@ -46,7 +49,7 @@ pub struct PolicyError {
 
 impl RootPolicy {
     /// Reads a file: `kiln-policy 1`, then `allow-capability SERVICE NAME`, `allow-host-network
-    /// SERVICE` or `allow-unconfined SERVICE` a line, and comments after `#`.
+    /// SERVICE`, `allow-unconfined SERVICE` or `allow-device SERVICE PATH [ACCESS]` a line, and comments after `#`.
     ///
     /// # Errors
     /// For anything else: a rule that is not understood must not be left out.
@@ -77,12 +80,23 @@ impl RootPolicy {
                     let services = policy.capabilities.entry((*service).to_owned());
                     services.or_default().insert(name.to_owned());
                 }
+                ["allow-device", service, path, access @ ..] if access.len() < 2 => {
+                    let access = access.first().copied().unwrap_or("rwm");
+                    if !path.starts_with('/') || !access.chars().all(|it| "rwm".contains(it)) {
+                        let what = "a device is an absolute path, and `r`, `w`, `m` or several of \
+                                    them behind it";
+                        return Err(wrong(what.to_owned()));
+                    }
+                    let devices = policy.devices.entry((*service).to_owned()).or_default();
+                    devices.entry((*path).to_owned()).or_default().push_str(access);
+                }
                 ["allow-host-network", service] => {
                     policy.host_network.insert((*service).to_owned());
                 }
                 _ => {
-                    let message = "only `allow-capability SERVICE NAME`, `allow-host-network \
-                                   SERVICE` and `allow-unconfined SERVICE` are known";
+                    let message = "only `allow-capability SERVICE NAME`, `allow-device SERVICE PATH \
+                                   [ACCESS]`, `allow-host-network SERVICE` and `allow-unconfined \
+                                   SERVICE` are known";
                     return Err(wrong(message.to_owned()));
                 }
             }
@@ -102,6 +116,12 @@ impl RootPolicy {
     /// Whether a service may run without the filter of system calls.
     pub fn allows_unconfined(&self, service: &str) -> bool {
         self.unconfined.contains(service)
+    }
+
+    /// Whether a service may have this device of the host. Nothing but this allows it, in any stage.
+    pub fn allows_device(&self, service: &str, device: &Device) -> bool {
+        let granted = self.devices.get(service).and_then(|devices| devices.get(&device.source));
+        granted.is_some_and(|granted| device.access.chars().all(|it| granted.contains(it)))
     }
 
     fn allows(&self, service: &str, capability: &str) -> bool {
@@ -185,6 +205,19 @@ mod tests {
         assert!(policy.allows_host_network("dns") && !policy.allows_host_network("db"));
         let policy = RootPolicy::parse("kiln-policy 1\nallow-unconfined db\n").unwrap();
         assert!(policy.allows_unconfined("db") && !policy.allows_unconfined("web"));
+        let text = "kiln-policy 1\nallow-device db /dev/fuse\nallow-device db /dev/kvm r\n";
+        let policy = RootPolicy::parse(text).unwrap();
+        for (service, source, access, allowed) in [
+            ("db", "/dev/fuse", "rwm", true),
+            ("db", "/dev/kvm", "r", true),
+            ("db", "/dev/kvm", "rw", false),
+            ("db", "/dev/sda", "r", false),
+            ("web", "/dev/fuse", "r", false),
+        ] {
+            let (source, access) = (source.to_owned(), access.to_owned());
+            let device = Device { target: "/dev/x".to_owned(), source, access };
+            assert_eq!(policy.allows_device(service, &device), allowed, "{service} {device:?}");
+        }
         for (text, line) in [
             ("", 1),
             ("kiln-policy 2\n", 1),
@@ -192,6 +225,10 @@ mod tests {
             ("kiln-policy 1\nallow-capability db CHOWN\n", 2),
             ("kiln-policy 1\nallow-capability db\n", 2),
             ("kiln-policy 1\nallow-host-network\n", 2),
+            ("kiln-policy 1\nallow-device db\n", 2),
+            ("kiln-policy 1\nallow-device db fuse\n", 2),
+            ("kiln-policy 1\nallow-device db /dev/fuse rx\n", 2),
+            ("kiln-policy 1\nallow-device db /dev/fuse r w\n", 2),
             ("kiln-policy 1\nallow-everything\n", 2),
         ] {
             assert_eq!(RootPolicy::parse(text).unwrap_err().line, line, "{text}");

@@ -129,6 +129,7 @@ pub fn settings(
         sysctls: service.sysctls.clone(),
         dns: service.dns.clone(),
         unconfined: service.unconfined,
+        devices: service.devices.clone(),
         post_start: service.post_start.clone(),
         pre_stop: service.pre_stop.clone(),
         files,

@@ -17,6 +17,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::devices::{self, Others};
 use crate::error::{Context as _, Fault};
+use crate::spec::Device;
 
 /// The group of all groups, in every hierarchy.
 pub(crate) const TOP: &str = "kiln";
@@ -112,6 +113,20 @@ impl Cgroups {
         };
         fs::create_dir(group.path()).step(|| format!("make the control group {name}"))?;
         Ok(group)
+    }
+
+    /// Has the list of devices of the group `name` let through those of all instances below it.
+    /// Where the kernel takes no such list, each instance's own is another one, and nothing is in its way.
+    pub(crate) fn allow_devices(&self, name: &str, all: &[Device]) -> Result<(), Fault> {
+        let path = self.unified.join(name);
+        let step = || "let devices through".to_owned();
+        make(&path).step(step)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let group = openat(CWD, &path, flags, Mode::empty()).step(step)?;
+        match devices::allow_above(group.as_fd(), all) {
+            Err(_) if self.devices.is_some() => Ok(()),
+            done => done.step(step),
+        }
     }
 
     /// The group `name` as it was left by somebody else.
@@ -278,6 +293,7 @@ impl Group {
     pub(crate) fn keep_to_devices(
         &mut self,
         others: Others,
+        own_devices: &[Device],
         pid: Option<i32>,
     ) -> Result<Option<String>, Fault> {
         let step = || "keep to the list of devices".to_owned();
@@ -288,7 +304,7 @@ impl Group {
         let path = self.path();
         let (above, own) = (open(path.parent().unwrap_or(&path))?, open(&path)?);
         let held = devices::hold_above(above.as_fd())
-            .and_then(|()| devices::hold_for(own.as_fd(), others));
+            .and_then(|()| devices::hold_for(own.as_fd(), others, own_devices));
         let Err(error) = held else { return Ok(None) };
         let Some(mount) = &self.cgroups.devices else {
             return Ok(Some(format!(
@@ -299,7 +315,7 @@ impl Group {
         let path = mount.join(&self.name);
         make(&path).step(step)?;
         fs::write(path.join("devices.deny"), "a").step(step)?;
-        for line in devices::lines(others) {
+        for line in devices::lines(others, own_devices) {
             fs::write(path.join("devices.allow"), line).step(step)?;
         }
         if let Some(pid) = pid {

@@ -45,7 +45,7 @@ pub mod usage;
 
 mod asking;
 mod cgroup;
-mod devices;
+pub mod devices;
 mod process;
 mod report;
 mod sandbox;
@@ -64,7 +64,7 @@ pub use known::{Alive, End, ExitInfo, Known};
 pub use running::{Running, Watch};
 pub use runtime::Runtime;
 pub use spec::{
-    BindMount, FileMount, ImageMount, InstanceSpec, LogLimits, Machine, Network, Sandbox,
+    BindMount, Device, FileMount, ImageMount, InstanceSpec, LogLimits, Machine, Network, Sandbox,
     SecretFile,
 };
 pub use step::{Around, StepExit, StepSpec, Stopped};

@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -24,7 +24,7 @@ use crate::report::{Report, read_within, sum_up};
 use crate::running::Running;
 use crate::sealed::Sealed;
 use crate::shim::control::EXIT_FILE;
-use crate::spec::{InstanceSpec, SPEC_FILE, signal_number};
+use crate::spec::{Device, InstanceSpec, SPEC_FILE, signal_number};
 use crate::zygote::Zygote;
 
 /// What a shim writes to standard error, which is nothing unless it has a bug.
@@ -131,6 +131,7 @@ impl Runtime {
         let mut spec = spec.clone();
         spec.cgroup = self.group_name(&spec.id);
         prepare(&spec)?;
+        self.let_devices_through(&spec)?;
         let errors = spec.dir.join(SHIM_STDERR);
         let (mut reports, mut whole) = self.fork_shim(&spec, &errors)?;
         if whole && reports.is_empty() {
@@ -150,6 +151,29 @@ impl Runtime {
                 Err(RunError::ShimDied { id: spec.id, said })
             }
         }
+    }
+
+    /// What lies above all instances keeps devices closed, too: it is told of those that instances have.
+    fn let_devices_through(&self, spec: &InstanceSpec) -> Result<(), RunError> {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        if spec.sandbox.devices.is_empty() {
+            return Ok(());
+        }
+        let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<Device> = Vec::new();
+        for id in self.list()? {
+            // One that cannot be read is not there any more, or is just being written.
+            let Ok(text) = fs::read(self.dir(&id).join(SPEC_FILE)) else { continue };
+            let Ok(other) = serde_json::from_slice::<InstanceSpec>(&text) else { continue };
+            let devices = other.sandbox.devices.into_iter();
+            all.extend(devices.map(|it| Device { access: "rwm".to_owned(), ..it }));
+        }
+        all.sort_by_key(|it| (it.block, it.major, it.minor));
+        all.dedup_by_key(|it| (it.block, it.major, it.minor));
+        let scope = self.group_name("");
+        self.cgroups
+            .allow_devices(scope.trim_end_matches('/'), &all)
+            .map_err(|fault| fault.of(&spec.id))
     }
 
     /// Has the zygote fork the shim, and gives what it reports; nothing when there is no zygote to

@@ -64,6 +64,9 @@ pub struct Sandbox {
     pub mounts: Vec<BindMount>,
     /// Configs and secrets.
     pub files: Vec<FileMount>,
+    /// Devices of the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
     /// Images, or parts of them; for steps.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<ImageMount>,
@@ -166,6 +169,23 @@ pub struct BindMount {
     pub node: Option<(u64, u64)>,
 }
 
+/// One device of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Absolute path of its node on the host, without links.
+    pub source: PathBuf,
+    /// Absolute path in the instance.
+    pub target: String,
+    /// One of blocks; else of characters.
+    pub block: bool,
+    /// What the node was found to be; anything else is refused.
+    pub major: u32,
+    /// Likewise.
+    pub minor: u32,
+    /// What may be done with it: `r`, `w`, `m`.
+    pub access: String,
+}
+
 /// One config or secret: a read-only file with its own owner and mode.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileMount {
@@ -250,6 +270,7 @@ impl Sandbox {
             tmpfs: Vec::new(),
             mounts: Vec::new(),
             files: Vec::new(),
+            devices: Vec::new(),
             images: Vec::new(),
             secrets: Vec::new(),
             shm_size: 64 << 20,

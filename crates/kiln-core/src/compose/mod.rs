@@ -21,6 +21,7 @@ mod assemble;
 mod build;
 mod check;
 mod configuration;
+mod devices;
 mod dotenv;
 mod environment;
 mod error;

@@ -150,12 +150,26 @@ pub struct Service {
     /// Targets of the bind mounts whose source was stated relative to the project.
     #[serde(skip)]
     pub relative: BTreeSet<String>,
+    /// `devices`.
+    pub devices: Vec<Device>,
     /// `post_start`.
     pub post_start: Vec<Hook>,
     /// `pre_stop`.
     pub pre_stop: Vec<Hook>,
     /// `file:line` of the service's key, for messages.
     pub place: String,
+}
+
+/// One device of the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Absolute path of its node on the host.
+    pub source: String,
+    /// Absolute path in the instance.
+    pub target: String,
+    /// What may be done: `r`, `w` and `m`, in this order.
+    pub access: String,
 }
 
 /// One command of `post_start` or `pre_stop`.

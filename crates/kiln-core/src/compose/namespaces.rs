@@ -105,10 +105,8 @@ pub(super) fn security(at: &At<'_>, service: &mut Service) -> Result<(), Compose
             ("no-new-privileges", "false") => item.list_as("it is always on"),
             ("apparmor" | "label", _) => item.list(),
             ("seccomp", "unconfined") => service.unconfined = true,
-            ("seccomp", _) => at.cx.refuse(
-                item.error("a seccomp profile of your own is not supported")
-                    .with_hint("the usual filter is on; `seccomp:unconfined` takes it off, by the root's policy"),
-            ),
+            ("seccomp", "builtin") => item.list_as("the usual filter is on"),
+            ("seccomp", path) => at.cx.refuse(profile(&item, path)),
             _ => at.cx.refuse(
                 item.error(format!("`{text}` is not supported"))
                     .with_hint("no-new-privileges and a seccomp filter are always on"),
@@ -116,4 +114,61 @@ pub(super) fn security(at: &At<'_>, service: &mut Service) -> Result<(), Compose
         }
     }
     Ok(())
+}
+
+/// What to do without a profile of one's own.
+const USUAL: &str = "leave it out: the usual filter is Docker's default profile or stricter, and \
+                     `cap_add` opens in it what each capability needs; `seccomp:unconfined` takes \
+                     it off, by the root's policy";
+
+/// Why a seccomp profile is refused: what is wrong with it, or that none is put into force.
+fn profile(item: &At<'_>, path: &str) -> ComposeError {
+    let path = item.cx.absolute(path);
+    let shown = item.cx.shown(&path);
+    let content = match (item.cx.read)(&path) {
+        Ok(content) => content,
+        Err(error) => {
+            return item
+                .error(format!("the seccomp profile {shown} cannot be read: {error}"))
+                .with_hint("`seccomp:` takes `unconfined`; without it the usual filter is on");
+        }
+    };
+    let wrong = |line: usize, column: usize, what: String| {
+        let to = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        ComposeError { file: shown.clone(), line: to(line), column: to(column), ..item.error(what) }
+            .with_hint(
+                "a profile is an object with `defaultAction` and `syscalls`, as Docker has it",
+            )
+    };
+    let profile: Profile = match serde_json::from_slice(&content) {
+        Ok(profile) => profile,
+        Err(error) => {
+            return wrong(
+                error.line(),
+                error.column(),
+                format!("it is no seccomp profile: {error}"),
+            );
+        }
+    };
+    let calls: usize = profile.syscalls.iter().flatten().map(|rule| rule.names.len()).sum();
+    let what = match profile.default_action.as_str() {
+        "SCMP_ACT_ALLOW" => format!("it allows all but {calls} calls"),
+        other => format!("it names {calls} calls, all others are {other}"),
+    };
+    item.error(format!("a seccomp profile of your own is not supported ({shown}: {what})"))
+        .with_hint(USUAL)
+}
+
+/// As much of Docker's form of a profile as says what it is about.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Profile {
+    default_action: String,
+    syscalls: Option<Vec<Rule>>,
+}
+
+#[derive(serde::Deserialize)]
+struct Rule {
+    #[serde(default)]
+    names: Vec<String>,
 }

@@ -8,7 +8,8 @@ use super::project::Sections;
 use super::reader::At;
 use super::units::Words;
 use super::{
-    build, environment, files, hooks, keys, limits, mounts, namespaces, network, ports, units,
+    build, devices, environment, files, hooks, keys, limits, mounts, namespaces, network, ports,
+    units,
 };
 use crate::image::Healthcheck;
 
@@ -62,6 +63,7 @@ fn read_key(service: &mut Service, at: &At<'_>, sections: &Sections) -> Result<(
         "links" => network::links(at, service)?,
         "network_mode" => service.network_mode = network::mode(at, &sections.containers)?,
         "networks" => service.networks = network::of_service(at, &sections.networks)?,
+        "devices" => service.devices = devices::read(at)?,
         "post_start" => service.post_start = hooks::read(at)?,
         "pre_stop" => service.pre_stop = hooks::read(at)?,
         "ports" => service.ports = ports::published(at)?,

@@ -20,7 +20,8 @@ pub use self::read::{ReadError, read};
 
 use crate::canonical::Members;
 use crate::compose::{
-    Dependency, Dns, Expose, Hook, Limits, Membership, Mount, NetworkMode, Port, Restart, Tmpfs,
+    Dependency, Device, Dns, Expose, Hook, Limits, Membership, Mount, NetworkMode, Port, Restart,
+    Tmpfs,
 };
 use crate::digest::Digest;
 use crate::image::{Healthcheck, ImageId};
@@ -140,6 +141,8 @@ pub struct Settings {
     pub dns: Dns,
     /// Without the filter of system calls.
     pub unconfined: bool,
+    /// Devices of the host.
+    pub devices: Vec<Device>,
     /// Commands that are run in an instance before it counts as ready.
     pub post_start: Vec<Hook>,
     /// Commands that are run in an instance before its stop signal.

@@ -69,6 +69,7 @@ fn full() -> Settings {
         sysctls: BTreeMap::new(),
         dns: Dns::default(),
         unconfined: false,
+        devices: Vec::new(),
         post_start: Vec::new(),
         pre_stop: Vec::new(),
         files: vec![PinnedFile {
@@ -125,6 +126,11 @@ fn later_settings_are_written_where_they_are_stated() {
             options: vec!["ndots:2".into()],
         },
         unconfined: true,
+        devices: vec![Device {
+            source: "/dev/kvm".into(),
+            target: "/dev/other".into(),
+            access: "rw".into(),
+        }],
         post_start: vec![Hook {
             command: vec!["/seed".into(), "-a".into()],
             user: Some("db:db".into()),
@@ -145,7 +151,7 @@ fn later_settings_are_written_where_they_are_stated() {
     let text = String::from_utf8(Members::from(&settings).bytes()).unwrap();
     assert_eq!(
         text,
-        r#"{"argv":["x"],"dns":{"options":["ndots:2"],"search":["x.org"],"servers":["10.0.0.2"]},"groups":["7","audio"],"limits":{"cpuset":"0-1","period":50000,"reservation":5,"shares":512,"swap":-1},"post_start":[{"command":["/seed","-a"],"env":["A=1"],"user":"db:db","working_dir":"/srv"}],"pre_stop":[{"command":["bye"]}],"sysctls":{"net.core.somaxconn":"5"},"unconfined":true}"#
+        r#"{"argv":["x"],"devices":[{"access":"rw","source":"/dev/kvm","target":"/dev/other"}],"dns":{"options":["ndots:2"],"search":["x.org"],"servers":["10.0.0.2"]},"groups":["7","audio"],"limits":{"cpuset":"0-1","period":50000,"reservation":5,"shares":512,"swap":-1},"post_start":[{"command":["/seed","-a"],"env":["A=1"],"user":"db:db","working_dir":"/srv"}],"pre_stop":[{"command":["bye"]}],"sysctls":{"net.core.somaxconn":"5"},"unconfined":true}"#
     );
     let read: Settings = serde_json::from_str(&text).unwrap();
     assert_eq!(read, settings);

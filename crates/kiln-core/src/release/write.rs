@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::{FORMAT, PinnedFile, Release, ReleasedService, Settings, Source};
 use crate::canonical::{Json, Members};
 use crate::compose::{
-    Condition, Content, Dependency, Dns, Expose, Hook, Limits, Membership, Mount, MountSource,
-    NetworkMode, Port, Protocol, Restart, Tmpfs,
+    Condition, Content, Dependency, Device, Dns, Expose, Hook, Limits, Membership, Mount,
+    MountSource, NetworkMode, Port, Protocol, Restart, Tmpfs,
 };
 use crate::image::{Healthcheck, ImageId};
 use crate::stage::Policy;
@@ -99,6 +99,7 @@ pub(super) fn part(settings: &Settings) -> Members {
         sysctls,
         dns,
         unconfined,
+        devices,
         post_start,
         pre_stop,
         files,
@@ -114,6 +115,7 @@ pub(super) fn part(settings: &Settings) -> Members {
         .with("argv", Json::list(argv))
         .stated("capabilities", capabilities.as_ref().map(Json::list))
         .unless(depends_on.is_empty(), "depends_on", map(depends_on))
+        .unless(devices.is_empty(), "devices", Json::list(devices.iter().map(Members::from)))
         .unless(env.is_empty(), "env", Json::list(env))
         .unless(dns.is_empty(), "dns", Members::from(dns))
         .unless(expose.is_empty(), "expose", Json::list(expose.iter().map(Members::from)))
@@ -143,6 +145,12 @@ pub(super) fn part(settings: &Settings) -> Members {
         .unless(user.is_empty(), "user", user)
         .unless(!worker, "worker", *worker)
         .unless(working_dir.is_empty(), "working_dir", working_dir)
+}
+
+impl From<&Device> for Members {
+    fn from(Device { source, target, access }: &Device) -> Self {
+        Self::new().with("access", access).with("source", source).with("target", target)
+    }
 }
 
 fn hooks(hooks: &[Hook]) -> Json {

@@ -19,7 +19,21 @@ fn keys_of_a_service() {
         ),
         ("pid: host", 3, "pid", "not supported", ""),
         ("ipc: host", 3, "ipc", "not supported", ""),
-        ("devices: [/dev/x]", 3, "devices", "not supported", ""),
+        ("devices: [dev/x]", 3, "devices[0]", "no absolute path", "/dev/fuse"),
+        ("devices: [\"vendor.com/gpu=all\"]", 3, "devices[0]", "a CDI name", "/dev/fuse"),
+        ("devices: [\"/dev/x:/dev/null\"]", 3, "devices[0]", "the instance's own", "colon"),
+        ("devices: [\"/dev/x:/dev/y:rx\"]", 3, "devices[0]", "`rx` says not", "`r`"),
+        ("devices: [\"/dev/x:/dev/y:r:w\"]", 3, "devices[0]", "is no device", "rwm"),
+        ("devices: [\"/dev/x:r\"]", 3, "devices[0]", "no path of the instance", "/dev/x:/dev/x:r"),
+        ("devices: [{target: /dev/x}]", 3, "devices[0]", "`source` is missing", ""),
+        ("devices: [{source: /dev/x, mode: r}]", 3, "devices[0].mode", "unknown", ""),
+        (
+            "device_cgroup_rules: [\"c 1:3 r\"]",
+            3,
+            "device_cgroup_rules",
+            "not supported",
+            "`devices`",
+        ),
         ("links: [db]", 3, "links", "no service `db`", ""),
         ("links: [\"db:a b\"]", 3, "links[0]", "SERVICE:ALIAS", "for example"),
         (
@@ -237,7 +251,13 @@ fn keys_of_a_service() {
             "no absolute path",
             "/srv",
         ),
-        ("security_opt: [\"seccomp:x.json\"]", 3, "security_opt[0]", "not supported", "unconfined"),
+        (
+            "security_opt: [\"seccomp:x.json\"]",
+            3,
+            "security_opt[0]",
+            "x.json cannot be read",
+            "usual",
+        ),
         ("x-kiln: {wroker: true}", 3, "x-kiln.wroker", "unknown", "worker"),
         ("user: ${U:?who}", 3, "user", "`U` must be set: who", "`.env`"),
         ("hostname: a\nhostname: b", 4, "", "`hostname` is there already, on line 3", ""),
@@ -622,4 +642,32 @@ fn a_place_inside_an_anchor_is_the_anchors_own() {
         "x-common: &common\n  restart: never\nservices:\n  a:\n    <<: *common\n    build: .\n";
     let error = World::new(text).load().unwrap_err();
     assert_eq!((error.line, error.key.as_str()), (2, "services.a.restart"));
+}
+
+/// A profile is read: what is wrong in it is said with its own line.
+#[test]
+fn seccomp_profiles_are_read_and_refused() {
+    let of = |profile: &str| {
+        let world = World::new(&compose_of("security_opt: [\"seccomp=./p.json\"]"));
+        world.file("p.json", profile).load().unwrap_err()
+    };
+    for (profile, place, what) in [
+        ("{\n  \"defaultAction\": ,\n}", ("p.json", 2), "no seccomp profile"),
+        ("{\n}", ("p.json", 2), "missing field `defaultAction`"),
+        ("[]", ("p.json", 1), "no seccomp profile"),
+        (
+            "{\"defaultAction\": \"SCMP_ACT_ERRNO\", \"syscalls\": [{\"names\": [\"read\", \"write\"], \
+             \"action\": \"SCMP_ACT_ALLOW\"}]}",
+            ("compose.yaml", 3),
+            "(p.json: it names 2 calls, all others are SCMP_ACT_ERRNO)",
+        ),
+        ("{\"defaultAction\": \"SCMP_ACT_ALLOW\"}", ("compose.yaml", 3), "allows all but 0 calls"),
+    ] {
+        let error = of(profile);
+        assert!(error.what.contains(what), "{profile}: {error}");
+        assert_eq!((error.file.as_str(), error.line), place, "{error}");
+        assert!(error.hint.is_some());
+    }
+    let usual = World::new(&compose_of("security_opt: [\"seccomp=builtin\"]")).load().unwrap();
+    assert!(usual.ignored.iter().any(|line| line.contains("usual filter")), "{:?}", usual.ignored);
 }

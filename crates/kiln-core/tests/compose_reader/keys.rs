@@ -578,3 +578,20 @@ fn hooks() {
     assert_eq!(service.pre_stop[0].command, ["bye"]);
     assert!(web("post_start: []").post_start.is_empty());
 }
+
+#[test]
+fn devices() {
+    let service = web("devices: [/dev/a, \"/dev/b:/dev/x\", \"/dev/c:/dev/y:mr\"]");
+    let shown: Vec<String> = service
+        .devices
+        .iter()
+        .map(|it| format!("{} {} {}", it.source, it.target, it.access))
+        .collect();
+    assert_eq!(shown, ["/dev/a /dev/a rwm", "/dev/b /dev/x rwm", "/dev/c /dev/y rm"]);
+    let long = web("devices: [{source: /dev/a, target: /dev/b, permissions: w}, {source: /dev/c}]");
+    assert_eq!(long.devices[0].access, "w");
+    assert_eq!(
+        (long.devices[1].target.as_str(), long.devices[1].access.as_str()),
+        ("/dev/c", "rwm")
+    );
+}

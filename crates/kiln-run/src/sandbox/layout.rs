@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::resolve::{Place, resolve};
 use crate::error::{Context as _, Fault};
-use crate::spec::{BindMount, ImageMount, Sandbox};
+use crate::spec::{BindMount, Device, ImageMount, Sandbox};
 
 /// One thing in the root.
 #[derive(Debug)]
@@ -40,6 +40,7 @@ pub(super) enum What<'a> {
         dir: bool,
     },
     Image(&'a ImageMount),
+    Device(&'a Device),
     File(Content<'a>),
 }
 
@@ -68,7 +69,7 @@ impl What<'_> {
         match self {
             Self::Bind { dir, .. } => *dir,
             Self::Image(mount) => mount.dir,
-            Self::File(_) => false,
+            Self::File(_) | Self::Device(_) => false,
             _ => true,
         }
     }
@@ -140,6 +141,9 @@ pub(super) fn layout<'a>(
             .metadata()
             .step(|| format!("mount {} over `{}`", mount.source.display(), mount.target))?;
         add(&mount.target, What::Bind { mount, dir: meta.is_dir() })?;
+    }
+    for device in &sandbox.devices {
+        add(&device.target, What::Device(device))?;
     }
     for mount in &sandbox.images {
         add(&mount.target, What::Image(mount))?;

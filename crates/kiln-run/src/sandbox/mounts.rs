@@ -17,8 +17,8 @@ use rustix::mount::{
 use super::inside;
 use super::takeover::take_over;
 use crate::error::{Context as _, Fault};
-use crate::spec::ImageMount;
-use crate::sys;
+use crate::spec::{Device, ImageMount};
+use crate::{devices, sys};
 
 /// Nodes of `/dev`: bound from the host, so that the tmpfs around them refuses devices.
 const NODES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
@@ -244,6 +244,22 @@ fn hosts_node(name: &str) -> io::Result<OwnedFd> {
     let tree = open_tree(CWD, format!("/dev/{name}"), flags)?;
     sys::mount_setattr(tree.as_fd(), NOSUID | NOEXEC | RDONLY, false)?;
     Ok(tree)
+}
+
+/// A device of the host over `target`: its node is the host's, so its mode and owner are not for
+/// changing.
+pub(super) fn device(device: &Device, target: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let node = devices::node(&device.source)?;
+    if devices::number(&node)? != Some((device.block, device.major, device.minor)) {
+        let what = format!("{} is another device by now", device.source.display());
+        return Err(io::Error::other(what));
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(&node, "", flags)?;
+    sys::mount_setattr(tree.as_fd(), NOSUID | NOEXEC | RDONLY, false)?;
+    Ok(attach(tree, target)?)
 }
 
 /// `/dev`: the standard nodes and links, terminals, message queues and shared memory of its own.

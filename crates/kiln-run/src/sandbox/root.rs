@@ -190,6 +190,7 @@ fn place(
         What::Bind { mount, .. } => {
             mounts::bind(&mount.source, target, mount.read_only, mount.node).map(Some).step(step)
         }
+        What::Device(device) => mounts::device(device, target).map(|_| None).step(step),
         What::Image(mount) => {
             let whole = scratch.join("images").join(number.to_string());
             mounts::image(mount, &whole, target).map(Some).step(step)

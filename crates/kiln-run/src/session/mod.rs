@@ -67,7 +67,7 @@ fn run(socket: &std::os::unix::net::UnixStream) -> Result<(), Fault> {
         What::Step { sandbox, scratch, conditions, bounds } => {
             conditions.prepare()?;
             let mut group = cgroups.group(&request.group, &Limits::default())?;
-            if let Some(warning) = group.keep_to_devices(Others::Made, None)? {
+            if let Some(warning) = group.keep_to_devices(Others::Made, &[], None)? {
                 wire::reply(socket, &SessionReply::Report(Report::Warning(warning)));
             }
             let network = match &sandbox.network {

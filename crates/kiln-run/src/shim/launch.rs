@@ -119,7 +119,7 @@ fn start(
     let through = group
         .attach(pid)
         .and_then(|()| open())
-        .and_then(|_| keep_to_devices(group, pid, reporter))
+        .and_then(|_| keep_to_devices(spec, group, pid, reporter))
         .and_then(|()| connect(spec, pid))
         .and_then(|()| open());
     let said = match through {
@@ -147,8 +147,14 @@ fn start(
 }
 
 /// While the root is being made, which opens no device.
-fn keep_to_devices(group: &mut Group, pid: i32, reporter: &mut Reporter) -> Result<(), Fault> {
-    let unheld = group.keep_to_devices(Others::Refused, Some(pid))?;
+fn keep_to_devices(
+    spec: &InstanceSpec,
+    group: &mut Group,
+    pid: i32,
+    reporter: &mut Reporter,
+) -> Result<(), Fault> {
+    let own = &spec.sandbox.devices;
+    let unheld = group.keep_to_devices(Others::Refused, own, Some(pid))?;
     for warning in unheld.into_iter().chain(group.unmet()) {
         reporter.send(&Report::Warning(warning));
     }

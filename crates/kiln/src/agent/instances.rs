@@ -26,7 +26,7 @@ use super::card::Card;
 use super::claims::Claim;
 use super::stage::{Instance, Life, Role, Stage};
 use super::supervise::{Order, Word, begin};
-use super::{Agent, layer, network, now_ms, record, volumes};
+use super::{Agent, layer, network, now_ms, policy, record, volumes};
 use crate::report::{Because, Report};
 
 /// How long an instance that may have started is tried to be ended, before it is left as it is.
@@ -131,7 +131,7 @@ fn launch_as(
         renewed: volumes::has_anonymous(&released.settings).then_some(of.renewal),
         running: None,
     };
-    let mut stays = false;
+    let (mut stays, mut lacks) = (false, Vec::new());
     let mut exec = |instance: &mut Instance| -> Result<Running, Report> {
         let sources = volumes::prepare(agent, of, released, &agent.instance_dir(&id))?;
         instance.data = sources.data;
@@ -156,6 +156,8 @@ fn launch_as(
         let serving = || Some(stage.state().with_role(Role::Active)?.addresses.clone());
         let names = if found { names } else { serving().unwrap_or_default() };
         let mut spec = spec(agent, stage, &pinned, released, instance, &names)?;
+        let (devices, missing) = policy::devices(service, &released.settings)?;
+        (spec.sandbox.devices, lacks) = (devices, missing);
         spec.sandbox.mounts = sources.mounts;
         spec.sandbox.hold = odd.is_some();
         run(agent, service, &spec, &mut stays)
@@ -164,6 +166,7 @@ fn launch_as(
     instance.running = match started {
         Ok(running) => {
             instance.lacks = running.warnings().to_vec();
+            instance.lacks.extend(lacks);
             Some(Arc::new(running))
         }
         // It may still run: its data, its address and its card stay its own, and the next agent

@@ -4,7 +4,9 @@ use std::io::{self, Read as _};
 
 use kiln_core::compose::NetworkMode;
 use kiln_core::policy::{RootPolicy, Undoing, undoing};
+use kiln_core::release::Settings;
 use kiln_core::{Release, exit::Exit};
+use kiln_run::Device;
 
 use super::Agent;
 use super::session::Session;
@@ -23,6 +25,7 @@ pub(crate) fn judge(
 ) -> Result<(), Report> {
     host_networks(agent, session, stage, release)?;
     judge_unconfined(agent, session, stage, release)?;
+    judge_devices(agent, session, stage, release)?;
     // What states none has the usual ones, which undo nothing.
     let services = release.services.iter().filter_map(|(name, released)| {
         Some((name.as_str(), released.settings.capabilities.as_ref()?))
@@ -120,6 +123,79 @@ fn judge_unconfined(
         ));
     }
     Ok(())
+}
+
+/// A device of the host is the machine's own, in whichever stage.
+fn judge_devices(
+    agent: &Agent,
+    session: &Session,
+    stage: &StageId,
+    release: &Release,
+) -> Result<(), Report> {
+    let services = release.services.iter().map(|(name, it)| (name, &it.settings));
+    let asking: Vec<_> = services.filter(|(_, settings)| !settings.devices.is_empty()).collect();
+    if asking.is_empty() {
+        return Ok(());
+    }
+    let policy = read(agent, stage)?;
+    let mut lines = Vec::new();
+    for (name, settings) in &asking {
+        let refused = settings.devices.iter().filter(|it| !policy.allows_device(name, it));
+        lines.extend(refused.map(|it| format!("allow-device {name} {} {}", it.source, it.access)));
+    }
+    if !lines.is_empty() {
+        let names: Vec<String> = asking.iter().map(|(name, _)| format!("`{name}`")).collect();
+        return Err(Report::refused(format!(
+            "`{stage}` may not give these devices of the host to {}",
+            names.join(", ")
+        ))
+        .hint(format!(
+            "leave them out of `devices`, or allow them on this root by `{}` in {}, which begins \
+             with `kiln-policy 1`",
+            lines.join("`, `"),
+            path(agent, stage).display()
+        )));
+    }
+    for (name, settings) in asking {
+        let (found, missing) = devices(name, settings)?;
+        for Device { source, target, access, .. } in found {
+            session.notice(format!(
+                "service `{name}` has the host's device {} ({access}) at {target}",
+                source.display()
+            ));
+        }
+        for what in missing {
+            session.notice(format!("service `{name}`: {what}"));
+        }
+    }
+    Ok(())
+}
+
+/// The devices of a service as they are on this host, and what there is to say of those that are not.
+///
+/// # Errors
+/// When something else is there.
+pub(crate) fn devices(
+    service: &str,
+    settings: &Settings,
+) -> Result<(Vec<Device>, Vec<String>), Report> {
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for kiln_core::compose::Device { source, target, access } in &settings.devices {
+        match kiln_run::devices::look(std::path::Path::new(source)) {
+            Ok(Some((block, major, minor))) => {
+                let (source, target, access) = (source.into(), target.clone(), access.clone());
+                found.push(Device { source, target, block, major, minor, access });
+            }
+            Ok(None) => missing.push(format!("the host has no device {source}: it runs without")),
+            Err(why) => {
+                let message =
+                    format!("service `{service}` asks for the device {source}, which {why}");
+                return Err(Report::refused(message)
+                    .hint("`devices` names the node of a device itself, for example /dev/fuse"));
+            }
+        }
+    }
+    Ok((found, missing))
 }
 
 fn told(one: &Undoing) -> String {

@@ -9,6 +9,7 @@ pub(super) const ALL: &[&Keys] = &[
     &BUILD,
     &HEALTHCHECK,
     &HOOK,
+    &DEVICE,
     &DEPENDS_ON,
     &ENV_FILE,
     &PORT,
@@ -83,6 +84,10 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         honoured("cpuset", "for example `0-2,4`"),
         honoured("depends_on", "list or long form; loops are an error"),
         honoured("deploy", "see below"),
+        honoured(
+            "devices",
+            "`HOST`, `HOST:CONTAINER`, `HOST:CONTAINER:rwm` or the long form, by the root's own policy; names of CDI are refused; see [runtime](runtime.md#privileges)",
+        ),
         honoured("dns", "instead of the host's name servers; names of services come from the slot"),
         honoured("dns_opt", ""),
         honoured("dns_search", ""),
@@ -145,7 +150,7 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         honoured("secrets", ""),
         honoured(
             "security_opt",
-            "`seccomp:unconfined`, in other stages than `dev` by the root's policy; `no-new-privileges` is always on; `apparmor` and `label` are listed",
+            "`seccomp:unconfined`, in other stages than `dev` by the root's policy; `seccomp:builtin` is listed; a profile of your own is read and refused; `no-new-privileges` is always on; `apparmor` and `label` are listed",
         ),
         honoured("shm_size", ""),
         honoured("stop_grace_period", ""),
@@ -188,9 +193,8 @@ pub(in crate::compose) const SERVICE: Keys = Keys {
         refused("credential_spec", "it is for Windows; leave it out"),
         refused(
             "device_cgroup_rules",
-            "leave it out: an instance has the usual devices and no others",
+            "name each device in `devices`: an instance has the usual ones and those",
         ),
-        refused("devices", "leave it out: an instance has the usual devices and no others"),
         refused("domainname", "write the full name into `hostname`"),
         refused("external_links", OTHER_PROJECTS),
         refused("gpus", "run what needs a GPU outside, and name its address in `extra_hosts`"),
@@ -289,6 +293,15 @@ pub(in crate::compose) const HOOK: Keys = Keys {
             "privileged",
             "a hook has what its service has: name what it needs in `cap_add` of the service",
         ),
+    ],
+};
+
+pub(in crate::compose) const DEVICE: Keys = Keys {
+    name: "`devices`, long form",
+    keys: &[
+        honoured("permissions", "`r`, `w`, `m`, or several of them"),
+        honoured("source", "an absolute path of the host"),
+        honoured("target", "the same path, if not stated"),
     ],
 };
 
