@@ -32,6 +32,7 @@ macro_rules! say {
     }};
 }
 
+mod asked;
 pub mod client;
 mod control;
 mod core;

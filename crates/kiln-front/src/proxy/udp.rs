@@ -19,9 +19,11 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::SendFlags;
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout};
 
+use crate::asked::{self, Asked, Received};
 use crate::generation::Front;
 use crate::table::App;
 use crate::upstream::Active;
@@ -76,7 +78,9 @@ impl Shared {
     }
 }
 
-type Flows = HashMap<SocketAddr, Flow>;
+/// By client, and by the address that it asked where the listener has several.
+type Flows = HashMap<Ends, Flow>;
+type Ends = (SocketAddr, Option<Asked>);
 
 /// Serves a bound socket until aborted.
 pub(crate) async fn serve(front: Arc<Front>, socket: Arc<OwnedFd>, listener: u64) {
@@ -85,15 +89,20 @@ pub(crate) async fn serve(front: Arc<Front>, socket: Arc<OwnedFd>, listener: u64
         Ok(socket) => Arc::new(socket),
         Err(error) => return say!("front: listener {listener}: {error}"),
     };
+    let told = socket.local_addr().and_then(|bound| asked::tell(&socket, bound));
+    if let Err(error) = told {
+        say!("front: listener {listener}: which address is asked is not told: {error}");
+    }
     let mut flows = Flows::new();
     while socket.readable().await.is_ok() {
         // A few in a row, then others have their turn.
         for _ in 0..32 {
             let received = BUFFER.with_borrow_mut(|buffer| {
-                let (count, client) = socket.try_recv_from(buffer)?;
+                let take = || asked::receive(&socket, buffer);
+                let Received { count, client, asked } = socket.try_io(Interest::READABLE, take)?;
                 front.count_request(listener);
-                let passed =
-                    forward(&front, listener, &socket, &mut flows, client, &buffer[..count]);
+                let (ends, datagram) = ((client, asked), &buffer[..count]);
+                let passed = forward(&front, listener, &socket, &mut flows, ends, datagram);
                 if passed.is_err() {
                     front.count_error(listener);
                 }
@@ -116,7 +125,7 @@ fn forward(
     listener: u64,
     socket: &Arc<UdpSocket>,
     flows: &mut Flows,
-    client: SocketAddr,
+    ends: Ends,
     datagram: &[u8],
 ) -> io::Result<()> {
     let Some(route) = front.route(listener) else { return Err(io::ErrorKind::NotConnected.into()) };
@@ -125,7 +134,7 @@ fn forward(
         return Err(io::ErrorKind::NotConnected.into());
     }
     let now = route.upstream.as_ref();
-    let known = flows.get(&client).filter(|flow| !flow.task.is_finished());
+    let known = flows.get(&ends).filter(|flow| !flow.task.is_finished());
     let stays = known.is_some_and(|flow| {
         let moved = now.is_some_and(|upstream| upstream.id != flow.upstream);
         !(moved && route.app == App::Dns)
@@ -150,11 +159,11 @@ fn forward(
         let id = upstream.id;
         let mut active = Active::new(upstream, route.counters.clone());
         active.pin();
-        let answers = answers(shared.clone(), socket.clone(), client, active);
+        let answers = answers(shared.clone(), socket.clone(), ends, active);
         let task = tokio::spawn(answers).abort_handle();
-        flows.insert(client, Flow { task, upstream: id, shared });
+        flows.insert(ends, Flow { task, upstream: id, shared });
     }
-    let Some(flow) = flows.get(&client) else { return Ok(()) };
+    let Some(flow) = flows.get(&ends) else { return Ok(()) };
     flow.shared.touch();
     if flow.shared.answered.load(Relaxed) {
         flow.shared.talks.store(true, Relaxed);
@@ -179,17 +188,17 @@ fn make_room(flows: &mut Flows) -> io::Result<()> {
     if flows.len() < FLOW_LIMIT {
         return Ok(());
     }
-    let mut idle: Vec<(Duration, SocketAddr)> = flows
+    let mut idle: Vec<(Duration, Ends)> = flows
         .iter()
         .filter(|(_, flow)| !flow.shared.talks.load(Relaxed))
-        .map(|(client, flow)| (flow.shared.silent_for(), *client))
+        .map(|(ends, flow)| (flow.shared.silent_for(), *ends))
         .collect();
     if idle.is_empty() {
         return Err(io::ErrorKind::QuotaExceeded.into());
     }
-    idle.sort_unstable_by(|a, b| b.cmp(a));
-    for (_, client) in idle.into_iter().take(ROOM) {
-        if let Some(flow) = flows.remove(&client) {
+    idle.sort_unstable_by_key(|(silent, _)| std::cmp::Reverse(*silent));
+    for (_, ends) in idle.into_iter().take(ROOM) {
+        if let Some(flow) = flows.remove(&ends) {
             flow.task.abort();
         }
     }
@@ -197,7 +206,8 @@ fn make_room(flows: &mut Flows) -> io::Result<()> {
 }
 
 /// Brings answers back until both have been silent, or the upstream is cut.
-async fn answers(flow: Arc<Shared>, to: Arc<UdpSocket>, client: SocketAddr, active: Active) {
+async fn answers(flow: Arc<Shared>, to: Arc<UdpSocket>, ends: Ends, active: Active) {
+    let (client, asked) = ends;
     let mut cut = active.upstream().when_cut();
     loop {
         let retired = active.upstream().retired();
@@ -224,7 +234,7 @@ async fn answers(flow: Arc<Shared>, to: Arc<UdpSocket>, client: SocketAddr, acti
             flow.answered.store(true, Relaxed);
             flow.touch();
             // A client that cannot be reached just now may be again; it is forgotten when silent.
-            let _ = rustix::net::sendto(&to, &buffer[..count], SendFlags::DONTWAIT, &client);
+            let _ = asked::answer(&to, &buffer[..count], client, asked);
             Ok::<_, io::Error>(())
         });
         // Nobody listens there just now; where new work goes elsewhere, not any more.

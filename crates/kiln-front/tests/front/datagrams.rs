@@ -143,6 +143,32 @@ fn long_ones_pass_over_both_families() {
 }
 
 #[test]
+fn who_asks_one_of_several_addresses_is_answered_from_it() {
+    let mut root = Root::new();
+    let all = "0.0.0.0:0".parse().unwrap();
+    let addr = root.apply(vec![Route { listen: vec![all], ..udp("all", echo("here")) }])[0];
+    for asked in ["127.0.0.1", "127.0.0.2", "127.0.0.3"] {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        client.connect((asked, addr.port())).unwrap();
+        for text in ["a", "b"] {
+            client.send(text.as_bytes()).unwrap();
+            let mut buffer = [0; 16];
+            let count = client.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..count], format!("here {text}").as_bytes(), "{asked}");
+        }
+    }
+    // One client that asks two of them hears each.
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    for asked in ["127.0.0.2", "127.0.0.3", "127.0.0.2"] {
+        client.send_to(b"x", (asked, addr.port())).unwrap();
+        let (_, from) = client.recv_from(&mut [0; 16]).unwrap();
+        assert_eq!(from.ip().to_string(), asked);
+    }
+}
+
+#[test]
 fn that_nobody_listens_is_no_end() {
     // A port that is free, for a while.
     let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
