@@ -69,6 +69,33 @@ pub enum SettingsError {
         /// `file:line`.
         place: String,
     },
+    /// The image declares a volume where there can be none.
+    #[error(
+        "{place}: the image of service `{service}` declares the volume `{volume}`, which is {what}"
+    )]
+    NoVolume {
+        /// Name of the service.
+        service: String,
+        /// `file:line`.
+        place: String,
+        /// As the image has it.
+        volume: String,
+        /// Why there can be none.
+        what: &'static str,
+    },
+}
+
+impl SettingsError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NothingToRun { .. } => "set `command`",
+            Self::NoVolume { .. } => {
+                "no engine runs such an image: mend the VOLUME line of its Dockerfile, which takes an \
+                 absolute path below `/`"
+            }
+        }
+    }
 }
 
 /// Joins what the Compose file says of `name` with the image's own configuration. `files` are the
@@ -89,7 +116,11 @@ pub fn settings(
         return Err(SettingsError::NothingToRun { service, place });
     }
     let expose = callable(service, image);
-    let mounts = mounts(project, service, image);
+    let declared = declared(image).map_err(|(volume, what)| {
+        let (service, place) = (name.to_owned(), service.place.clone());
+        SettingsError::NoVolume { service, place, volume, what }
+    })?;
+    let mounts = mounts(project, service, &declared);
     let healthcheck = healthcheck(service, image);
     let network = networks(project, service);
     let strict = project.kiln.read_only && service.read_only.is_none();
@@ -224,9 +255,34 @@ fn published(project: &Project, name: &str, service: &Service) -> BTreeMap<Strin
     ports
 }
 
+/// The volumes that an image declares, as paths that are what they say.
+fn declared(image: &ImageConfig) -> Result<BTreeSet<String>, (String, &'static str)> {
+    let mut all = BTreeSet::new();
+    for volume in &image.volumes {
+        if !volume.starts_with('/') {
+            return Err((volume.clone(), "no absolute path"));
+        }
+        let mut clean = PathBuf::from("/");
+        for part in Path::new(volume).components() {
+            match part {
+                Component::Normal(name) => clean.push(name),
+                Component::ParentDir => {
+                    clean.pop();
+                }
+                _ => {}
+            }
+        }
+        if clean == Path::new("/") {
+            return Err((volume.clone(), "the root file system itself"));
+        }
+        all.insert(clean.display().to_string());
+    }
+    Ok(all)
+}
+
 /// The service's own mounts, the volumes that its image declares, and what is volatile: that is
 /// what neither is data nor fits into memory, so it has a folder that goes with the instance.
-fn mounts(project: &Project, service: &Service, image: &ImageConfig) -> Vec<Mount> {
+fn mounts(project: &Project, service: &Service, declared: &BTreeSet<String>) -> Vec<Mount> {
     let mut mounts = service.volumes.clone();
     for mount in &mut mounts {
         let relative = service.relative.contains(&mount.target);
@@ -239,10 +295,9 @@ fn mounts(project: &Project, service: &Service, image: &ImageConfig) -> Vec<Moun
             || service.tmpfs.iter().any(|tmpfs| tmpfs.target.trim_end_matches('/') == target)
     };
     let wanted = |source: MountSource| Mount { source, ..Mount::default() };
-    for target in &image.volumes {
-        let target = target.trim_end_matches('/');
-        if !covered(&mounts, target) && !target.is_empty() {
-            mounts.push(Mount { target: target.to_owned(), ..wanted(MountSource::Anonymous) });
+    for target in declared {
+        if !covered(&mounts, target) {
+            mounts.push(Mount { target: target.clone(), ..wanted(MountSource::Anonymous) });
         }
     }
     for mount in mounts.iter_mut().filter(|mount| mount.source == MountSource::Anonymous) {
@@ -382,6 +437,27 @@ mod tests {
         assert_eq!(of(None), (Some(true), 3));
         assert_eq!(of(Some(true)), (Some(true), 0));
         assert_eq!(of(Some(false)), (Some(false), 0));
+    }
+
+    #[test]
+    fn volumes_of_an_image_are_paths_below_the_root() {
+        let of = |volume: &str| {
+            let volumes = [volume.to_owned()].into();
+            let image = ImageConfig { cmd: words("x"), volumes, ..ImageConfig::default() };
+            let service = Service { place: "compose.yaml:3".into(), ..Service::default() };
+            settings(&project(), "s", &service, &image, vec![])
+        };
+        for (volume, target) in [("/v", "/v"), ("/v//w/", "/v/w"), ("/v/../w/./x", "/w/x")] {
+            assert_eq!(of(volume).unwrap().mounts[0].target, target);
+        }
+        for (volume, what) in
+            [("/", "the root"), ("/v/../..", "the root"), ("//", "the root"), ("v", "no absolute")]
+        {
+            let error = of(volume).unwrap_err();
+            let said = error.to_string();
+            assert!(said.contains(&format!("the volume `{volume}`, which is {what}")), "{said}");
+            assert!(error.hint().contains("VOLUME"));
+        }
     }
 
     #[test]

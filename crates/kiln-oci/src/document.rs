@@ -205,6 +205,21 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// Reads a configuration.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
+        let bad = |why: &dyn ToString| Error::malformed("the image configuration", why.to_string());
+        // A list would be taken for the members in their order.
+        let found: serde_json::Value =
+            serde_json::from_slice(bytes).map_err(|error| bad(&error))?;
+        if !found.is_object() {
+            return Err(bad(&format!("it is {} where an object belongs", kind_of(&found))));
+        }
+        if let Some(run) = found.get("config").filter(|run| !run.is_object() && !run.is_null()) {
+            return Err(bad(&format!("its `config` is {} where an object belongs", kind_of(run))));
+        }
+        serde_json::from_slice(bytes).map_err(|error| bad(&error))
+    }
+
     /// The digests of so many uncompressed layers.
     pub(crate) fn diff_ids(&self, layers: usize, most: usize) -> Result<Vec<Digest>> {
         let bad = |why: String| Err(Error::malformed("the image configuration", why));
@@ -229,6 +244,15 @@ impl Config {
             os: os.to_owned(),
             variant: self.variant.clone().filter(|variant| !variant.is_empty()),
         }
+    }
+}
+
+fn kind_of(value: &serde_json::Value) -> &'static str {
+    match value {
+        serde_json::Value::Null => "nothing",
+        serde_json::Value::Array(_) => "a list",
+        serde_json::Value::Object(_) => "an object",
+        _ => "one value",
     }
 }
 
@@ -391,4 +415,23 @@ impl From<Health> for Healthcheck {
 pub(crate) fn bytes(document: &impl Serialize) -> Vec<u8> {
     // Maps with text keys and numbers: nothing in it can fail.
     serde_json::to_vec(document).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_is_an_object_and_so_is_what_it_says_of_running() {
+        let said = |text: &str| Config::parse(text.as_bytes()).map_err(|error| error.to_string());
+        assert!(said(r#"{"rootfs":{},"config":null}"#).is_ok());
+        for (text, what) in [
+            ("[]", "it is a list where an object belongs"),
+            ("null", "it is nothing where"),
+            (r#"{"rootfs":{},"config":[]}"#, "its `config` is a list where an object belongs"),
+        ] {
+            let error = said(text).unwrap_err();
+            assert!(error.contains(what), "{text}: {error}");
+        }
+    }
 }

@@ -132,7 +132,7 @@ impl Source {
     }
 
     fn found(&self, digest: Digest, manifest: Manifest, name: Option<String>) -> Result<Found<'_>> {
-        let config = config(&select::blob(self, &manifest.config)?)?;
+        let config = Config::parse(&select::blob(self, &manifest.config)?)?;
         manifest.layers.iter().try_for_each(layer_form)?;
         let layer = |packed: Descriptor| {
             let path = crate::write::blob_path(&packed.digest);
@@ -188,7 +188,7 @@ impl Source {
             source: self,
             manifest: digest,
             name: image.repo_tags.iter().flatten().next().cloned(),
-            config: config(&bytes)?,
+            config: Config::parse(&bytes)?,
             layers: layers.collect(),
         })
     }
@@ -202,11 +202,6 @@ struct DockerImage {
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
     layers: Vec<String>,
-}
-
-fn config(bytes: &[u8]) -> Result<Config> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| Error::malformed("the image configuration", error))
 }
 
 impl Found<'_> {

@@ -211,8 +211,7 @@ fn document(remote: &dyn Remote, form: Form, entry: &Descriptor) -> Result<Vec<u
 
 fn config(remote: &dyn Remote, manifest: &Manifest) -> Result<Config> {
     let bytes = document(remote, Form::Config, &manifest.config)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Error::malformed("the image configuration", error))
+    Config::parse(&bytes)
 }
 
 /// Fetches the image whose manifest has this digest and size into the store. Take a lease first,

@@ -367,3 +367,25 @@ fn two_folders_of_one_name_touch_nothing_of_each_other() {
     assert!(up(&moved).stderr.contains("that folder is gone"));
     assert!(!up(&link).stderr.contains("was deployed from"));
 }
+
+#[test]
+fn a_volume_that_is_the_root_itself_is_refused_by_name() {
+    let world = World::new(KILN);
+    let project = project(&world, "rooted", "services:\n  a: { build: ./img }\n");
+    for (volume, what) in [
+        ("/", "the root file system itself"),
+        ("/v/../..", "the root file system itself"),
+        ("v", "no absolute path"),
+    ] {
+        project.write(
+            "img/Dockerfile",
+            format!(
+                "FROM scratch\nCOPY writer /writer\nVOLUME [\"{volume}\"]\nCMD [\"/writer\"]\n"
+            ),
+        );
+        let refused = world.kiln_in(&project, ["up"]).expect_code(2);
+        let said =
+            format!("the image of service `a` declares the volume `{volume}`, which is {what}");
+        assert!(refused.stderr.contains(&said), "{refused}");
+    }
+}

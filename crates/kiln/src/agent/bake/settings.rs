@@ -49,7 +49,7 @@ fn settings(
             .map(|file| pin(agent, name, file))
             .collect::<Result<Vec<_>, Report>>()?;
         let mut settings = settings::settings(project, name, service, &config, files)
-            .map_err(|error| Report::usage(error.to_string()).hint("set `command`"))?;
+            .map_err(|error| Report::usage(error.to_string()).hint(error.hint()))?;
         content::pin(agent, project, &mut settings)?;
         services.insert(name.clone(), ReleasedService { image: *image, settings });
     }
