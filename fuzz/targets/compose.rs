@@ -18,6 +18,7 @@ libfuzzer_sys::fuzz_target!(|text: &[u8]| {
         dir: "/project".into(),
         env: BTreeMap::from([("HOME".to_owned(), "/root".to_owned())]),
         profiles: vec!["*".to_owned()],
+        named: Vec::new(),
         project_name: None,
         read: &read,
         project_dir: None,

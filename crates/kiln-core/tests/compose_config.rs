@@ -77,6 +77,7 @@ fn kiln(project: &str, files: &[&str]) -> Value {
         env_files: Vec::new(),
         env: env.chain([("HOME".to_owned(), "/root".to_owned())]).collect(),
         profiles: Vec::new(),
+        named: Vec::new(),
         project_name: Some("fixture".into()),
         read: &read,
         real_dir: &Path::to_owned,

@@ -111,6 +111,7 @@ impl Case {
             env_files: Vec::new(),
             env: self.env(),
             profiles: Vec::new(),
+            named: Vec::new(),
             project_name: None,
             read: &|path: &Path| -> io::Result<Vec<u8>> { std::fs::read(path) },
             real_dir: &|dir| std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned()),

@@ -27,6 +27,7 @@ pub(crate) fn request<'r>(
         env_files: args.env_file.clone(),
         env,
         profiles: args.profile.clone(),
+        named: args.named.clone(),
         project_name: args.project_name.clone(),
         read,
         real_dir: &real_dir,

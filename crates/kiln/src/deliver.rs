@@ -113,7 +113,7 @@ pub(crate) fn assemble(
 
 /// As [`assemble`], with `only` these services of the project, if there are any; of all others that
 /// serve now, image and settings stay. No commit says what comes out of that.
-fn assemble_part(
+pub(crate) fn assemble_part(
     agent: &Agent,
     session: &Session,
     stage: &Stage,

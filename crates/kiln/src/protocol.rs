@@ -61,6 +61,10 @@ pub(crate) struct ProjectArgs {
     #[arg(skip)]
     #[serde(default)]
     pub stdin: Option<String>,
+    /// Services that the command names: their profiles are on.
+    #[arg(skip)]
+    #[serde(default)]
+    pub named: Vec<String>,
 }
 
 impl ProjectArgs {
@@ -75,6 +79,11 @@ impl ProjectArgs {
             self.stdin = Some(crate::compose::standard_input());
         }
         self
+    }
+
+    /// With the profiles on of the services that the command names.
+    pub(crate) fn naming(self, services: &[String]) -> Self {
+        Self { named: services.to_vec(), ..self }
     }
 }
 
@@ -200,6 +209,9 @@ pub(crate) enum Verb {
     /// `kiln run`. As for `exec`; without `argv` it is the service's own.
     Run {
         project: ProjectArgs,
+        /// Nothing is started that it depends on.
+        #[serde(default)]
+        no_deps: bool,
         stage: String,
         service: String,
         argv: Vec<String>,

@@ -203,7 +203,8 @@ fn a_volume_without_a_name_stays_until_somebody_says_otherwise() {
     assert!(!anonymous(&world, "anon", 1, "db").join("log").exists());
     project.write("compose.yaml", compose("two"));
 
-    world.kiln_in(&project, ["up", "-V"]).expect_done();
+    let renewing = world.kiln_in(&project, ["up", "-V"]).expect_done();
+    assert!(renewing.stderr.contains("begin anew (`-V`), and what is in them goes"), "{renewing}");
     let renewed = anonymous(&world, "anon", 1, "db");
     only_writer(&renewed, "two");
     began_with(&renewed, "two");

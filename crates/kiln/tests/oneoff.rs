@@ -41,8 +41,10 @@ fn folders(world: &World) -> usize {
 #[test]
 fn run_has_neighbours_and_fresh_volumes_and_is_gone_when_it_ends() {
     let (world, project) = shop();
-    let early = world.kiln_in(&project, ["run", "tool"]).expect_code(1);
-    assert!(early.stderr.contains("nothing serves"), "{early}");
+    // Nothing serves, and it needs nobody.
+    let early = world.kiln_in(&project, ["run", "tool"]).expect_done();
+    assert_eq!(early.stdout, "default\n");
+    assert!(instances(&world, &project).is_empty());
     world.kiln_in(&project, ["up"]).expect_done();
     let before = instances(&world, &project);
     let there = folders(&world);
@@ -159,4 +161,49 @@ fn up_of_some_services_leaves_the_others_as_they_are() {
     assert_eq!(again["switched"], false, "{again}");
     world.kiln_in(&project, ["up"]).expect_done();
     wait_for_answer(&other, "two");
+}
+
+/// Who is named is switched on, and what it depends on comes first.
+#[test]
+fn who_is_named_need_neither_be_switched_on_nor_serve() {
+    let world = world();
+    let compose = "name: demo
+services:
+  web: { build: ./web, expose: ['8080'] }
+  other: { build: ./web, expose: ['8080'], profiles: [tools] }
+  tool:
+    build: ./tool
+    profiles: [tools]
+    depends_on: { web: { condition: service_healthy } }
+    volumes: ['./out:/out']
+";
+    let project = project(&world, "demo", compose);
+    page(&project, "web", "one");
+    project.write("tool/Dockerfile", "FROM busybox\n").write("out/x", "");
+    let services = |args: &[&str]| {
+        let shown = world.kiln_in(&project, [&["config", "--services"], args].concat());
+        shown.expect_done().stdout
+    };
+    assert_eq!(services(&[]), "web\n");
+    assert!(services(&["tool"]).contains("tool"), "{}", services(&["tool"]));
+    let script = "busybox wget -qO- http://web:8080/ > /out/said";
+    let alone = ["run", "-T", "--no-deps", "tool", "busybox", "sh", "-c", script];
+    world.kiln_in(&project, alone).expect_code(1);
+    assert!(instances(&world, &project).is_empty(), "nothing was started for it");
+    let ran = world.kiln_in(&project, ["run", "-T", "tool", "busybox", "sh", "-c", script]);
+    ran.expect_done();
+    assert_eq!(fs::read_to_string(project.path("out/said")).unwrap(), "one");
+    let names = || {
+        let all = instances(&world, &project);
+        let mut names: Vec<String> =
+            all.iter().map(|it| it["service"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names.dedup();
+        names
+    };
+    assert_eq!(names(), ["web"]);
+    world.kiln_in(&project, ["bake", "tool"]).expect_done();
+    world.kiln_in(&project, ["up", "other"]).expect_done();
+    assert_eq!(names(), ["other", "web"]);
+    world.kiln_in(&project, ["up", "nobody"]).expect_code(2);
 }

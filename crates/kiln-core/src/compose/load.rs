@@ -34,6 +34,8 @@ pub struct LoadRequest<'r> {
     pub env: BTreeMap<String, String>,
     /// Profiles that are switched on; empty: those of `COMPOSE_PROFILES`. `*` is all of them.
     pub profiles: Vec<String>,
+    /// Services that a command names: their profiles are on, as in Compose.
+    pub named: Vec<String>,
     /// A name that wins over `COMPOSE_PROJECT_NAME` and `name`.
     pub project_name: Option<String>,
     /// Reads a file; a missing one is [`io::ErrorKind::NotFound`].
@@ -51,6 +53,7 @@ impl std::fmt::Debug for LoadRequest<'_> {
             .field("project_dir", &self.project_dir)
             .field("env_files", &self.env_files)
             .field("profiles", &self.profiles)
+            .field("named", &self.named)
             .field("project_name", &self.project_name)
             .finish_non_exhaustive()
     }
@@ -115,7 +118,7 @@ fn whole<T>(
     });
     let read = root.as_ref().zip(name).and_then(|(root, name)| {
         let at = At::root(&cx, root);
-        let project = cx.keep(project::read(&at, name, profiles(request, &cx)))?;
+        let project = cx.keep(project::read(&at, name, profiles(request, &cx), &request.named))?;
         cx.nothing_refused()?;
         let (ignored, warnings) = cx.notes();
         Some(then(&at, Project { ignored, warnings, ..project }))

@@ -84,7 +84,8 @@ fn normalised(name: &str) -> String {
 pub(super) fn read(
     root: &At<'_>,
     name: String,
-    profiles: Vec<String>,
+    mut profiles: Vec<String>,
+    named: &[String],
 ) -> Result<Project, ComposeError> {
     let mut networks = BTreeMap::new();
     for at in root.entries()? {
@@ -100,10 +101,20 @@ pub(super) fn read(
     if places.is_empty() {
         return Err(services.error("there are no services"));
     }
-    let is_on = |wanted: &[String]| {
+    let on = |wanted: &[String], profiles: &[String]| {
         let all = profiles.iter().any(|profile| profile == "*");
         wanted.is_empty() || all || wanted.iter().any(|name| profiles.contains(name))
     };
+    let mut asked = Vec::new();
+    for at in named.iter().filter_map(|name| services.get(name)).filter(At::is_map) {
+        // What is wrong with them is said below.
+        let wanted = service::profiles(&at).unwrap_or_default();
+        if !on(&wanted, &profiles) {
+            asked.extend(wanted);
+        }
+    }
+    profiles.extend(asked);
+    let is_on = |wanted: &[String]| on(wanted, &profiles);
     let mut inactive = BTreeMap::new();
     let mut active = Vec::new();
     for at in services.entries()?.filter(At::is_map) {

@@ -154,3 +154,22 @@ fn cost_is_linear() {
     let (small, large) = (time(50), time(800));
     assert!(large < small * 64, "50 services {small:?}, 800 services {large:?}");
 }
+
+#[test]
+fn a_service_that_is_named_is_switched_on_and_so_are_its_profiles() {
+    let text = format!(
+        "services:\n  web: {{image: base}}\n  tool: {{image: base, profiles: [tools], depends_on: \
+         [aid]}}\n  aid: {{image: base, profiles: [tools]}}\n  other: {{image: base, profiles: \
+         [others]}}\n{BASES}"
+    );
+    let names = |asked: &[&str]| {
+        let asked = asked.iter().map(|name| (*name).to_owned()).collect();
+        let world = World { asked, ..World::new(&text) };
+        world.load().unwrap().services.into_keys().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(names(&[]), "web");
+    assert_eq!(names(&["web"]), "web");
+    assert_eq!(names(&["tool"]), "aid tool web");
+    assert_eq!(names(&["tool", "other"]), "aid other tool web");
+    assert_eq!(names(&["nobody"]), "web");
+}

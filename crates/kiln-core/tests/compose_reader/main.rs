@@ -19,6 +19,8 @@ struct World {
     env: BTreeMap<String, String>,
     named: Vec<PathBuf>,
     profiles: Vec<String>,
+    /// Services that the command names.
+    asked: Vec<String>,
     project_name: Option<String>,
     project_dir: Option<PathBuf>,
     env_files: Vec<PathBuf>,
@@ -74,6 +76,7 @@ impl World {
             env_files: self.env_files.clone(),
             env: self.env.clone(),
             profiles: self.profiles.clone(),
+            named: self.asked.clone(),
             project_name: self.project_name.clone(),
             read: &read,
             real_dir: &|dir| self.links.get(dir).cloned().unwrap_or_else(|| dir.to_owned()),

@@ -398,6 +398,13 @@ pub(crate) struct Volume {
     path: PathBuf,
 }
 
+impl Volume {
+    /// Whether anything is in it; one that cannot be looked into counts as if there were.
+    pub(crate) fn has_something(&self) -> bool {
+        std::fs::read_dir(&self.path).map_or(true, |mut entries| entries.next().is_some())
+    }
+}
+
 /// What a volume belongs to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Kind {

@@ -366,6 +366,9 @@ pub(crate) enum Command {
         /// Without a terminal, even where there is one
         #[arg(short = 'T', long)]
         no_tty: bool,
+        /// Start nothing that it depends on
+        #[arg(long)]
+        no_deps: bool,
         /// For fingers that know Docker: it is always removed when it has ended
         #[arg(long, hide = true)]
         rm: bool,
@@ -503,7 +506,8 @@ pub(crate) struct LogsProject {
 impl From<LogsProject> for ProjectArgs {
     fn from(from: LogsProject) -> Self {
         let LogsProject { file, profile, project_name, project_directory, env_file } = from;
-        Self { file, profile, project_name, project_directory, env_file, stdin: None }
+        let (stdin, named) = (None, Vec::new());
+        Self { file, profile, project_name, project_directory, env_file, stdin, named }
     }
 }
 
@@ -525,10 +529,15 @@ impl Command {
                 let (update, names) = (update.is_some(), update.unwrap_or_default());
                 Verb::Lock { project: project.and(p), update, names, fetch }
             }
-            Self::Pull { project: p, services } => Verb::Pull { project: project.and(p), services },
-            Self::Bake { project: p, services } => Verb::Bake { project: project.and(p), services },
+            Self::Pull { project: p, services } => {
+                Verb::Pull { project: project.and(p).naming(&services), services }
+            }
+            Self::Bake { project: p, services } => {
+                Verb::Bake { project: project.and(p).naming(&services), services }
+            }
             Self::Verify { project: p, services, deep, against, strict } => {
-                Verb::Verify { project: project.and(p), services, deep, against, strict }
+                let project = project.and(p).naming(&services);
+                Verb::Verify { project, services, deep, against, strict }
             }
             Self::Diff { project: p, old, new, text, files, all } => {
                 let names = old.into_iter().chain(new).collect();
@@ -547,7 +556,7 @@ impl Command {
                 image,
                 name,
             } => Verb::Export {
-                project: project.and(p),
+                project: project.and(p).naming(&services),
                 services,
                 image,
                 release,
@@ -562,7 +571,8 @@ impl Command {
                 Verb::Import { path: path.unwrap_or_default(), select, name }
             }
             Self::Up { project: p, timeout, learn: Some(service), .. } => {
-                Verb::Learn { project: project.and(p), service, timeout }
+                let project = project.and(p).naming(std::slice::from_ref(&service));
+                Verb::Learn { project, service, timeout }
             }
             Self::Up {
                 project: p,
@@ -574,7 +584,7 @@ impl Command {
                 services,
                 detach: _,
             } => {
-                let project = project.and(p);
+                let project = project.and(p).naming(&services);
                 Verb::Up { project, timeout, renew, take_over, strict, services }
             }
             Self::Plan { project: p, stage } => Verb::Plan { project: project.and(p), stage },
@@ -609,10 +619,21 @@ impl Command {
                 let project = project.and(p);
                 Verb::Exec { project, stage, service, argv, env, user, workdir, terminal }
             }
-            Self::Run { project: p, service, argv, user, env, workdir, no_tty, stage, rm: _ } => {
+            Self::Run {
+                project: p,
+                service,
+                argv,
+                user,
+                env,
+                workdir,
+                no_tty,
+                no_deps,
+                stage,
+                rm: _,
+            } => {
                 let terminal = super::exec::wanted_terminal(no_tty);
-                let project = project.and(p);
-                Verb::Run { project, stage, service, argv, env, user, workdir, terminal }
+                let project = project.and(p).naming(std::slice::from_ref(&service));
+                Verb::Run { project, no_deps, stage, service, argv, env, user, workdir, terminal }
             }
             Self::History { project: p, limit, all, stage } => {
                 Verb::History { project: project.and(p), stage, limit, all }

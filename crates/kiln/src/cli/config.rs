@@ -14,7 +14,7 @@ use crate::report::{Because as _, Report};
 use crate::terminal;
 
 pub(super) fn config(args: ConfigArgs, before: ProjectArgs, json: bool) -> Result<Exit, Report> {
-    let project = before.and(args.project);
+    let project = before.and(args.project).naming(&args.names);
     let cwd = std::env::current_dir().because(|| "asking for the working directory".into())?;
     let env = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

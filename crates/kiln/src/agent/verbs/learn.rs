@@ -21,7 +21,7 @@ use crate::agent::session::Session;
 use crate::agent::stage::{Instance, Life, Stage, StageId, Wish};
 use crate::agent::supervise::Word;
 use crate::agent::watch::Prober;
-use crate::agent::{Agent, binds, folder, instances, layer};
+use crate::agent::{Agent, binds, folder, instances, layer, policy};
 use crate::answers;
 use crate::deliver::assemble;
 use crate::protocol::ProjectArgs;
@@ -61,6 +61,7 @@ pub(super) fn learn(
         let settings = released.settings.clone();
         let patience = Patience { limit: timeout.map(Duration::from_secs) };
         let limit = patience.of(&release, service);
+        policy::judge(agent, session, &id, &release)?;
         binds::make(agent, session, &stage, &release)?;
         let digest = agent.put_release(&release)?;
         let lone = Lone::start(agent, &stage, digest, service)?;

@@ -180,10 +180,11 @@ pub(crate) fn run(
             let spec = kiln_run::ExecSpec { argv, env, user, cwd: workdir, terminal };
             exec::exec(agent, session, &stage, &service, &spec, fds)
         }
-        Verb::Run { project, stage, service, argv, env, user, workdir, terminal } => {
+        Verb::Run { project, no_deps, stage, service, argv, env, user, workdir, terminal } => {
             let stage = find_stage(agent, session, &project, &stage)?;
             let spec = kiln_run::ExecSpec { argv, env, user, cwd: workdir, terminal };
-            oneoff::run(agent, session, &stage, &service, spec, fds)
+            let asked = oneoff::Asked { project: &project, service: &service, no_deps };
+            oneoff::run(agent, session, &stage, &asked, spec, fds)
         }
         Verb::History { project, stage, limit, all } => {
             let only = match all || anywhere(session, &project) {

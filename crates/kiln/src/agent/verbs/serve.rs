@@ -78,6 +78,7 @@ pub(super) fn up(
         if asked.renew {
             // What a killed agent left half renewed.
             volumes::drop_renewed(agent, &stage)?;
+            name_what_is_renewed(agent, session, &stage)?;
         }
         let folder = Some(folder::of(&project.dir).to_string_lossy().into_owned());
         let wishing = stage.wish(Wish { folder, renew: asked.renew, ..Wish::default() });
@@ -99,8 +100,26 @@ pub(super) fn up(
     })
 }
 
+/// Names the volumes that begin anew and have something in them: before it goes.
+fn name_what_is_renewed(agent: &Agent, session: &Session, stage: &Stage) -> Result<(), Report> {
+    let all = volumes::list(agent, &stage.id)?;
+    let going: Vec<String> = all
+        .into_iter()
+        .filter(|volume| matches!(volume.kind, volumes::Kind::Anonymous { .. }))
+        .filter(volumes::Volume::has_something)
+        .map(|volume| volume.name)
+        .collect();
+    if !going.is_empty() {
+        session.notice(format!(
+            "these volumes without a name begin anew (`-V`), and what is in them goes: {}",
+            going.join(", ")
+        ));
+    }
+    Ok(())
+}
+
 /// `services` and all that they depend on.
-fn with_dependencies(project: &Project, services: &[String]) -> Vec<String> {
+pub(super) fn with_dependencies(project: &Project, services: &[String]) -> Vec<String> {
     let mut found: BTreeSet<String> = BTreeSet::new();
     let mut next: Vec<&String> = services.iter().collect();
     while let Some(name) = next.pop() {
