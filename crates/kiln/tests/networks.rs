@@ -243,7 +243,9 @@ networks: { theirs: { external: true, name: bridge-of-both } }
     // Who comes too early is told so.
     let early = world.kiln_in(&guest, ["up"]).expect_done();
     assert!(early.stderr.contains("`bridge-of-both`"), "{early}");
-    world.kiln_in(&owner, ["up"]).expect_done();
+    // And who was there before is named, with what makes it find those that came.
+    let came = world.kiln_in(&owner, ["up"]).expect_done();
+    assert!(came.stderr.contains("kiln -p guest restart web"), "{came}");
     page(&guest, "web", "web again");
     let late = world.kiln_in(&guest, ["up"]).expect_done();
     assert!(!late.stderr.contains("bridge-of-both"), "{late}");
@@ -257,7 +259,8 @@ networks: { theirs: { external: true, name: bridge-of-both } }
     }
     // What is called is what serves, whenever the caller began; also for the agent that follows.
     page(&owner, "api", "newer");
-    world.kiln_in(&owner, ["up"]).expect_done();
+    let newer = world.kiln_in(&owner, ["up"]).expect_done();
+    assert!(!newer.stderr.contains("kiln -p guest"), "{newer}");
     assert_eq!(ask(&world, &guest, "web", "api"), "newer");
     common::kill(world.role("agent").pid.cast_signed());
     world.kiln_in(&owner, ["rollback"]).expect_done();

@@ -137,6 +137,51 @@ impl Agent {
         self.neighbours(stage).iter().any(|other| !on(other, &shared).is_empty())
     }
 
+    /// Instances of other projects on the network that is joined as `name` which started before `stage`
+    /// served there, so that they do not find all of it by name: project and service of each.
+    pub(crate) fn do_not_find(&self, stage: &Stage, name: &str) -> Vec<(String, String)> {
+        let shared = BTreeSet::from([network::joined_name(&stage.id, name)]);
+        let given = lock(&self.joined.given).clone();
+        let own: Vec<Option<Ipv4Addr>> = on(stage, &shared)
+            .iter()
+            .map(|(service, _)| given.get(&key(&stage.id, service)).copied())
+            .collect();
+        let mut found = Vec::new();
+        for other in self.neighbours(&stage.id) {
+            let there: Vec<(String, String)> = {
+                let state = other.state();
+                let slot = state.with_role(Role::Active);
+                let members = slot.iter().flat_map(|slot| slot.all());
+                let members = members.filter_map(|id| state.instances.get(id));
+                let on_it = members.filter(|it| !network::joined(&it.net).is_disjoint(&shared));
+                on_it.map(|it| (it.id.clone(), it.service.clone())).collect()
+            };
+            for (id, service) in there {
+                // What cannot be read says nothing of whom it finds.
+                let Ok(hosts) = self.hosts_of(&id) else { continue };
+                let knows = |address: &Option<Ipv4Addr>| {
+                    address.is_some_and(|at| {
+                        let at = at.to_string();
+                        hosts.lines().any(|line| line.split_whitespace().next() == Some(&at))
+                    })
+                };
+                if !own.iter().all(knows) {
+                    found.push((other.id.project.clone(), service));
+                }
+            }
+        }
+        found.sort();
+        found.dedup();
+        found
+    }
+
+    /// What an instance had in `/etc/hosts` when it started.
+    fn hosts_of(&self, id: &str) -> std::io::Result<String> {
+        let text = std::fs::read(self.instance_dir(id).join(kiln_run::spec::SPEC_FILE))?;
+        let spec: kiln_run::InstanceSpec = serde_json::from_slice(&text)?;
+        Ok(spec.sandbox.hosts)
+    }
+
     /// Stages of the same name of other projects.
     fn neighbours(&self, stage: &StageId) -> Vec<std::sync::Arc<Stage>> {
         let mut all = self.stages();

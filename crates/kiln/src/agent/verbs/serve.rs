@@ -170,6 +170,25 @@ fn say_joined(agent: &Agent, session: &Session, stage: &Stage, project: &Project
             ));
         }
     }
+    for (key, network) in &project.networks {
+        let Some(name) = network.joined.as_ref().or(network.external.then_some(key)) else {
+            continue;
+        };
+        let blind = agent.do_not_find(stage, name);
+        for other in blind.iter().map(|(project, _)| project).collect::<BTreeSet<_>>() {
+            let services: Vec<&str> = blind
+                .iter()
+                .filter(|(project, _)| project == other)
+                .map(|(_, service)| service.as_str())
+                .collect();
+            session.notice(format!(
+                "network `{key}`: of `{other}` these started before and do not find all services of \
+                 this project by name: {}; kiln -p {other} restart {}",
+                services.join(", "),
+                services.join(" ")
+            ));
+        }
+    }
 }
 
 fn outcome(
