@@ -106,8 +106,18 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn open(kind: &'static str) -> io::Result<Self> {
-        let fd = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
-            .map_err(|error| told(error.into(), format_args!("opening file system {kind}")))?;
+        let fd = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|error| {
+            match error {
+                rustix::io::Errno::NODEV => told(
+                    error.into(),
+                    format_args!(
+                        "this kernel has no file system `{kind}`, without which no image can be \
+                         mounted: `modprobe {kind}`, or take a kernel that has it"
+                    ),
+                ),
+                error => told(error.into(), format_args!("opening file system {kind}")),
+            }
+        })?;
         Ok(Self { fd, kind })
     }
 

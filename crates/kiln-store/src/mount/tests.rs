@@ -55,6 +55,8 @@ fn read_only_bind_refuses_writes_and_binds_files() {
 
 #[test]
 fn errors_keep_their_number_and_say_what_the_kernel_said() {
+    let none = Context::open("no-such-fs").map(drop).unwrap_err().to_string();
+    assert!(none.contains("no file system `no-such-fs`") && none.contains("modprobe"), "{none}");
     let context = Context::open("overlay").unwrap();
     let error = context.set("no_such_option", "1").unwrap_err();
     assert_eq!(errno_of(&error), Some(libc::EINVAL));

@@ -36,11 +36,15 @@ const DEPTH: usize = 200;
 /// What a name takes beside its content.
 const NAME: u64 = 512;
 
+/// How often it is looked how much room the disk has.
+const LOOK: Duration = Duration::from_millis(200);
 /// How often layers are measured, at the least and at the most.
 const PULSE: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_secs(60);
-/// A round of measuring may take this part of the time.
+/// A round of measuring may take this part of the time; a larger one if somebody may have written
+/// too much already.
 const SHARE: u32 = 20;
+const URGENT_SHARE: u32 = 4;
 /// So much less room on the disk is no reason to measure anything.
 const NOTHING: u64 = 1 << 20;
 
@@ -336,27 +340,37 @@ fn too_much(size: Size, most: u64) -> Option<String> {
 pub(crate) fn keep_small(agent: &Arc<Agent>) {
     let watching = Arc::clone(agent);
     agent.background(move || {
-        let (mut pause, mut room, mut measured) = (PULSE, None, Instant::now());
+        let (mut room, mut measured, mut took) = (None, Instant::now(), Duration::ZERO);
         let mut unmeasured = BTreeSet::new();
+        // What the one that may write least may still write.
+        let mut left = u64::MAX;
         while !watching.leaving() {
-            std::thread::sleep(pause);
+            std::thread::sleep(if left == u64::MAX { PULSE } else { LOOK });
             // Nobody can have written much without it.
             let now = free(&watching.root);
-            let less = match (room, now) {
-                (Some(before), Some(now)) => now + NOTHING < before,
-                _ => true,
+            let lost = match (room, now) {
+                (Some(before), Some(now)) => u64::saturating_sub(before, now),
+                _ => u64::MAX,
             };
-            if !less && measured.elapsed() < REST {
+            if !is_due(lost, left, measured.elapsed(), took) {
                 room = room.max(now);
                 continue;
             }
             (room, measured) = (now, Instant::now());
-            for stage in watching.stages() {
-                measure(&watching, &stage, &mut unmeasured);
-            }
-            pause = (measured.elapsed() * SHARE).clamp(PULSE, REST);
+            let all = watching.stages();
+            let lefts = all.iter().map(|stage| measure(&watching, stage, &mut unmeasured));
+            left = lefts.min().unwrap_or(u64::MAX);
+            took = measured.elapsed();
         }
     });
+}
+
+/// Whether it is time to measure: `lost` bytes of room are gone `since` it was last done, which `took`
+/// so long; `left` is what somebody might still write then.
+fn is_due(lost: u64, left: u64, since: Duration, took: Duration) -> bool {
+    let seldom = (took * SHARE).clamp(PULSE, REST);
+    let urgent = (took * URGENT_SHARE).clamp(LOOK, REST);
+    since >= REST || lost > NOTHING && since >= seldom || lost >= left && since >= urgent
 }
 
 /// Free bytes of the disk that `path` is on.
@@ -366,8 +380,9 @@ fn free(path: &Path) -> Option<u64> {
 }
 
 /// Ends those that have written too much. One whose layer cannot be measured goes on, and that is
-/// said once: `unmeasured` are those of which it was.
-fn measure(agent: &Agent, stage: &Stage, unmeasured: &mut BTreeSet<String>) {
+/// said once: `unmeasured` are those of which it was. Gives how many bytes the one may still write that
+/// may write least.
+fn measure(agent: &Agent, stage: &Stage, unmeasured: &mut BTreeSet<String>) -> u64 {
     let layered: Vec<_> = {
         let state = stage.state();
         let of = |instance: &Instance| {
@@ -379,10 +394,14 @@ fn measure(agent: &Agent, stage: &Stage, unmeasured: &mut BTreeSet<String>) {
         };
         state.instances.values().filter_map(of).collect()
     };
+    let mut left = u64::MAX;
     for (id, inbox, most) in layered {
         match size(&dir(agent, &id).join("upper"), most) {
             Ok(size) => {
                 unmeasured.remove(&id);
+                if let Size::Bytes(bytes) = size {
+                    left = left.min(most.saturating_sub(bytes));
+                }
                 if let Some(why) = too_much(size, most) {
                     let _ = inbox.send(Word::TooMuch(why));
                 }
@@ -396,6 +415,7 @@ fn measure(agent: &Agent, stage: &Stage, unmeasured: &mut BTreeSet<String>) {
             }
         }
     }
+    left
 }
 
 #[cfg(test)]
@@ -403,6 +423,31 @@ mod tests {
     use super::*;
     use std::fs;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn layers_are_measured_as_soon_as_somebody_may_have_written_too_much() {
+        let at = Duration::from_millis;
+        let (mb, none) = (1 << 20, u64::MAX);
+        for (lost, left, since, took, due) in [
+            (0, 64 * mb, 59_000, 1, false),
+            (0, 64 * mb, 60_000, 1, true),
+            (10 * mb, 64 * mb, 900, 1, false),
+            (10 * mb, 64 * mb, 1_000, 1, true),
+            // It may be beyond its limit by now.
+            (64 * mb, 64 * mb, 200, 1, true),
+            (64 * mb, 64 * mb, 100, 1, false),
+            // What takes long is done less often, and not much less then.
+            (10 * mb, 64 * mb, 9_000, 500, false),
+            (10 * mb, 64 * mb, 10_000, 500, true),
+            (64 * mb, 64 * mb, 1_900, 500, false),
+            (64 * mb, 64 * mb, 2_000, 500, true),
+            (64 * mb, none, 500, 1, false),
+            (none, none, 1_000, 0, true),
+        ] {
+            let found = is_due(lost, left, at(since), at(took));
+            assert_eq!(found, due, "{lost} {left} {since} {took}");
+        }
+    }
 
     #[test]
     fn a_walk_follows_no_link_opens_no_pipe_and_ends() {
