@@ -32,8 +32,8 @@ const START_PAUSE: Duration = Duration::from_millis(1);
 pub struct FrontClient {
     stream: BufReader<UnixStream>,
     path: PathBuf,
-    /// What this client put in force last, by id: only what differs from it has to travel.
-    sent: Option<(u64, HashMap<String, Route>)>,
+    /// What this client put in force last: only what differs from it has to travel.
+    sent: Option<Table>,
 }
 
 /// What can go wrong between agent and front.
@@ -170,32 +170,46 @@ impl FrontClient {
 
     /// What `table` changes of what this client applied last, if it did.
     fn difference(&self, table: &Table, partial: bool) -> Option<Change> {
-        let (base, sent) = self.sent.as_ref().filter(|(base, _)| table.generation > *base)?;
-        let put: Vec<Route> = table
-            .routes
-            .iter()
-            .filter(|route| sent.get(&route.id) != Some(*route))
-            .cloned()
-            .collect();
+        let sent = self.sent.as_ref().filter(|sent| table.generation > sent.generation)?;
+        let (base, generation) = (sent.generation, table.generation);
+        if sent.routes.len() == table.routes.len()
+            && pairs(sent, table).all(|(was, is)| was.id == is.id)
+        {
+            let put = pairs(sent, table).filter(|(was, is)| was != is).map(|(_, is)| is.clone());
+            return Some(Change {
+                base,
+                generation,
+                put: put.collect(),
+                drop: Vec::new(),
+                partial,
+            });
+        }
         let there: HashSet<&str> = table.routes.iter().map(|it| it.id.as_str()).collect();
         if there.len() < table.routes.len() {
             // It contradicts itself: the front will say so of the whole.
             return None;
         }
-        let drop = sent.keys().filter(|id| !there.contains(id.as_str())).cloned().collect();
-        Some(Change { base: *base, generation: table.generation, put, drop, partial })
+        let known: HashMap<&str, &Route> =
+            sent.routes.iter().map(|it| (it.id.as_str(), it)).collect();
+        let is_known = |it: &&Route| known.get(it.id.as_str()) == Some(it);
+        let put = table.routes.iter().filter(|it| !is_known(it)).cloned().collect();
+        let gone = known.into_keys().filter(|id| !there.contains(id));
+        let drop = gone.map(str::to_owned).collect();
+        Some(Change { base, generation, put, drop, partial })
     }
 
+    /// Most routes are as they were, in their places: nothing is made anew of those.
     fn remember(&mut self, table: &Table) {
-        let (generation, sent) = self.sent.get_or_insert_default();
-        *generation = table.generation;
-        let there: HashSet<&str> = table.routes.iter().map(|it| it.id.as_str()).collect();
-        sent.retain(|id, _| there.contains(id.as_str()));
-        for route in &table.routes {
-            if sent.get(&route.id) != Some(route) {
-                sent.insert(route.id.clone(), route.clone());
+        let sent = self.sent.get_or_insert_default();
+        sent.generation = table.generation;
+        sent.routes.truncate(table.routes.len());
+        let (there, new) = table.routes.split_at(sent.routes.len());
+        for (was, is) in sent.routes.iter_mut().zip(there) {
+            if was != is {
+                was.clone_from(is);
             }
         }
+        sent.routes.extend_from_slice(new);
     }
 
     /// The table in force and its listeners.
@@ -343,6 +357,11 @@ impl FrontClient {
             other => FrontError::Refused(format!("an answer to another question: {other:?}")),
         }
     }
+}
+
+/// The routes of two tables, by their places.
+fn pairs<'a>(one: &'a Table, two: &'a Table) -> impl Iterator<Item = (&'a Route, &'a Route)> {
+    one.routes.iter().zip(&two.routes)
 }
 
 /// Waits until the process at the other end has ended: then the line breaks.

@@ -104,7 +104,7 @@ impl Control {
             Request::Change(change) => self.all_follow(|it| it.change(change)),
             Request::Get => {
                 let state = self.state();
-                Reply::Table { table: state.table().clone(), listeners: state.bound() }
+                Reply::Table { table: state.table(), listeners: state.bound() }
             }
             Request::Drain(drain) => Reply::Drained(self.drain_all(drain).await),
             Request::Hold { routes, hold, ms } => {
@@ -115,7 +115,7 @@ impl Control {
             Request::Behind => self.behind().await,
             Request::Ping => {
                 let state = self.state();
-                let generation = state.table().generation;
+                let generation = state.in_force();
                 let build = crate::build_id();
                 Reply::Pong { pid: std::process::id(), minder: state.minded(), generation, build }
             }
@@ -138,7 +138,7 @@ impl Control {
         let reply = change(&mut self.state());
         let changed = matches!(&reply, Reply::Done | Reply::Applied(Applied { applied: true, .. }));
         if changed && !self.alone && finishing::any(&self.paths) {
-            let (paths, table) = (self.paths.clone(), self.state().table().clone());
+            let (paths, table) = (self.paths.clone(), self.state().table());
             tokio::spawn(async move { finishing::ask(&paths, &table, None, None).await });
         }
         reply
@@ -149,7 +149,7 @@ impl Control {
         if self.alone || !finishing::any(&self.paths) {
             return Vec::new();
         }
-        let table = self.state().table().clone();
+        let table = self.state().table();
         finishing::ask(&self.paths, &table, Some(request), limit).await
     }
 

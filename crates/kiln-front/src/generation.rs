@@ -5,6 +5,7 @@
 //! after the switch sees every request that chose before it.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
@@ -18,16 +19,42 @@ use crate::limits::Limits;
 use crate::table::App;
 use crate::upstream::{Active, Counters, Upstream};
 
+/// By ids that this process has given itself, one after the other: nobody can choose them so that
+/// they meet in one place, so little is enough to spread them.
+pub(crate) type Ids<V> = HashMap<u64, V, BuildHasherDefault<Spread>>;
+
+#[derive(Debug, Default)]
+pub(crate) struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0 ^ u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // The golden ratio: Knuth, The Art of Computer Programming, 6.4. A table takes the place from
+        // the low bits and a mark from the high ones.
+        let spread = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = spread ^ (spread >> 32);
+    }
+}
+
 /// The routes in force, by listener.
 #[derive(Debug, Default)]
 pub(crate) struct Generation {
-    pub(crate) routes: HashMap<u64, Arc<LiveRoute>>,
+    pub(crate) routes: Ids<Arc<LiveRoute>>,
 }
 
 impl Generation {
     /// With room for that many listeners.
     pub(crate) fn with_room(listeners: usize) -> Self {
-        Self { routes: HashMap::with_capacity(listeners) }
+        Self { routes: Ids::with_capacity_and_hasher(listeners, BuildHasherDefault::default()) }
     }
 }
 
@@ -85,11 +112,6 @@ impl Front {
             left: Notify::new(),
             learnt: AtomicBool::new(false),
         }
-    }
-
-    /// What was switched to last.
-    pub(crate) fn in_force(&self) -> Arc<Generation> {
-        self.generation.load_full()
     }
 
     /// The switch.

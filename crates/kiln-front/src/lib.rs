@@ -14,7 +14,7 @@
 //! | `minder`, `link`, `minding` | the process that outlives the worker; descriptors over a socket; telling it |
 //! | `worker`, `control` | the worker's start, its control socket |
 //! | `finishing` | workers that were replaced and still have connections |
-//! | `state` | what the worker owns: listeners, table, upstreams; `apply` |
+//! | `state`, `routes`, `saved` | what the worker owns: listeners, table, upstreams; `apply`; the table as it is held, and on disk |
 //! | `listener`, `listeners`, `holder` | binding an address; all that are open; who else holds one |
 //! | `limits` | how long silence is borne |
 //! | `generation`, `upstream` | what requests read: the current generation; activity and cutting |
@@ -50,6 +50,7 @@ mod paths;
 mod pool;
 mod pool2;
 mod proxy;
+mod routes;
 mod saved;
 mod state;
 pub mod table;

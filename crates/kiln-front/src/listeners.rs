@@ -13,7 +13,8 @@ use tokio::task::AbortHandle;
 
 use crate::holder;
 use crate::listener::{self, Key};
-use crate::table::{Protocol, Route, Table};
+use crate::routes::{Entry, Routes};
+use crate::table::{Protocol, Route};
 use crate::wire::{Bind, BindFailure, Bound};
 
 /// An open one.
@@ -32,6 +33,8 @@ pub(crate) struct Listeners {
     open: HashMap<Key, Listener>,
     /// Addresses that could not be had, and why. They stop no later table, and are tried again.
     failed: BTreeMap<Key, BindFailure>,
+    /// Changes whenever one is opened or closed.
+    version: u64,
 }
 
 /// Sockets for a table that is not in force. Dropped, it leaves everything as it was.
@@ -63,12 +66,12 @@ impl Prepared {
 
     /// Lets clients in. This is a step of its own, see [`listener::bind`]; it fails where somebody
     /// else bound the same port and listened first.
-    pub(crate) fn open(&mut self, routes: &[&Route]) {
+    pub(crate) fn open(&mut self, routes: &[Arc<Entry>]) {
         let failures = &mut self.failures;
         self.sockets.retain(|key, socket| match listener::open(key.protocol, socket) {
             Ok(()) => true,
             Err(error) => {
-                let is_it = |route: &&&Route| {
+                let is_it = |route: &&Arc<Entry>| {
                     route.protocol == key.protocol && route.listen.contains(&key.addr)
                 };
                 let id = routes.iter().find(is_it).map_or("", |route| &route.id);
@@ -85,8 +88,8 @@ impl Listeners {
     /// unless it was open before and is only being held.
     pub(crate) fn prepare(
         &self,
-        routes: &[&Route],
-        table: &Table,
+        routes: &[Arc<Entry>],
+        table: &Routes,
         bound: &BTreeMap<Key, SocketAddr>,
         kept: &mut BTreeMap<Key, OwnedFd>,
     ) -> Prepared {
@@ -128,7 +131,7 @@ impl Listeners {
         &self,
         key: &Key,
         wish: Option<u16>,
-        table: &Table,
+        table: &Routes,
         prepared: &mut Prepared,
     ) -> io::Result<OwnedFd> {
         if let (0, Some(port)) = (key.addr.port(), wish) {
@@ -195,6 +198,7 @@ impl Listeners {
             self.failed.remove(&key);
             self.open.insert(key, Listener { id: id(), socket, bound, task: None });
         }
+        self.version += u64::from(!added.is_empty());
         self.failed.append(&mut prepared.failures);
         if !std::mem::take(&mut prepared.giving_way).is_empty() {
             for (_, socket) in &added {
@@ -205,8 +209,9 @@ impl Listeners {
     }
 
     /// Takes out what `table` does not want; forgets what failed and nobody asks for any more.
-    pub(crate) fn take_unwanted(&mut self, table: &Table) -> Vec<(Key, Listener)> {
+    pub(crate) fn take_unwanted(&mut self, table: &Routes) -> Vec<(Key, Listener)> {
         let wanted = keys(table);
+        self.version += 1;
         self.failed.retain(|key, _| wanted.contains(key));
         self.open.extract_if(|key, _| !wanted.contains(key)).collect()
     }
@@ -217,6 +222,10 @@ impl Listeners {
 
     pub(crate) fn get_mut(&mut self, key: &Key) -> Option<&mut Listener> {
         self.open.get_mut(key)
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Key, &Listener)> {
@@ -233,8 +242,8 @@ impl Listeners {
     }
 
     /// Where `routes` listen.
-    pub(crate) fn bound<'a>(&self, routes: impl IntoIterator<Item = &'a Route>) -> Vec<Bound> {
-        let all = routes.into_iter().flat_map(|route| {
+    pub(crate) fn bound(&self, routes: &[Arc<Entry>]) -> Vec<Bound> {
+        let all = routes.iter().flat_map(|route| {
             route.listen.iter().filter_map(|addr| {
                 let listener = self.open.get(&Key::new(route, *addr))?;
                 let (asked, bound) = (*addr, listener.bound);
@@ -246,7 +255,7 @@ impl Listeners {
 
     /// Those of `addrs` that somebody else has. What is our own counts as free: whether a stage
     /// may have it is decided by the table.
-    pub(crate) fn taken(&self, addrs: &[Bind], table: &Table) -> Vec<BindFailure> {
+    pub(crate) fn taken(&self, addrs: &[Bind], table: &Routes) -> Vec<BindFailure> {
         let taken = addrs.iter().filter_map(|wanted| {
             if wanted.addr.port() == 0 {
                 return None;
@@ -264,7 +273,7 @@ impl Listeners {
             let tried = listener::bind_beside(wanted.protocol, wanted.addr, !own.is_empty());
             shared(false);
             let error = tried.err()?;
-            let route = table.routes.iter().find(|route| {
+            let route = table.all.iter().find(|route| {
                 let port = |addr: &SocketAddr| addr.port() == wanted.addr.port();
                 route.protocol == wanted.protocol && route.listen.iter().any(port)
             });
@@ -275,8 +284,8 @@ impl Listeners {
     }
 }
 
-fn keys(table: &Table) -> HashSet<Key> {
-    let all = table.routes.iter();
+fn keys(table: &Routes) -> HashSet<Key> {
+    let all = table.all.iter();
     all.flat_map(|route| route.listen.iter().map(|addr| Key::new(route, *addr))).collect()
 }
 

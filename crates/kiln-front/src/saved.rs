@@ -1,17 +1,19 @@
 //! The last table on disk, so that a worker serves again without the agent.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::listener::Key;
-use crate::table::{Route, Table};
+use crate::routes::Routes;
+use crate::table::Table;
 
 /// What is kept.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -39,30 +41,31 @@ struct File {
     http: Vec<Value>,
 }
 
-/// The same as it is written. What was written before and is as it was is not made again: with a
-/// thousand routes that would be most of the work of a switch.
+/// The same as it is written.
 #[derive(Serialize)]
 struct Written<'a> {
     format: u32,
     boot: &'a str,
     generation: u64,
     routes: Vec<&'a RawValue>,
-    bound: Vec<&'a RawValue>,
+    bound: &'a RawValue,
     http: Vec<&'a str>,
 }
 
-/// Writes the file.
+/// Writes the file. What is as it was is not made text again: with a thousand routes that would be
+/// most of the work of a switch.
 #[derive(Debug)]
 pub(crate) struct Saving {
     path: PathBuf,
     boot: String,
-    routes: HashMap<String, (Route, Box<RawValue>)>,
-    bound: HashMap<Key, (SocketAddr, Box<RawValue>)>,
+    /// Of that version.
+    bound: Option<(u64, Box<RawValue>)>,
+    text: Vec<u8>,
 }
 
 impl Saving {
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, boot: boot(), routes: HashMap::new(), bound: HashMap::new() }
+        Self { path, boot: boot(), bound: None, text: Vec::new() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -70,45 +73,46 @@ impl Saving {
     }
 
     /// Writes atomically. It is not flushed to disk: it is of use to the next worker only, and
-    /// after a crash of the machine the agent applies its table anyway.
+    /// after a crash of the machine the agent applies its table anyway. `version` is that of `bound`;
+    /// `http` are ids.
     pub(crate) fn write<'a>(
         &mut self,
-        table: &Table,
-        bound: impl Iterator<Item = (&'a Key, SocketAddr)>,
-        http: impl Fn(&Route) -> bool,
+        routes: &Routes,
+        (version, bound): (u64, impl Iterator<Item = (&'a Key, SocketAddr)>),
+        http: Vec<&str>,
     ) -> io::Result<()> {
-        let bound: Vec<_> = bound.collect();
-        for route in &table.routes {
-            if self.routes.get(&route.id).is_none_or(|(known, _)| known != route) {
-                let text = to_raw_value(route)?;
-                self.routes.insert(route.id.clone(), (route.clone(), text));
-            }
-        }
-        for (key, addr) in &bound {
-            if self.bound.get(key).is_none_or(|(known, _)| known != addr) {
-                let text = to_raw_value(&(key, addr))?;
-                self.bound.insert((*key).clone(), (*addr, text));
-            }
-        }
-        let routes = table.routes.iter().filter_map(|it| Some(&*self.routes.get(&it.id)?.1));
+        let bound = match self.bound.take() {
+            Some(known) if known.0 == version => known,
+            _ => (version, to_raw_value(&bound.collect::<Vec<_>>())?),
+        };
         let file = Written {
             format: 1,
             boot: &self.boot,
-            generation: table.generation,
-            routes: routes.collect(),
-            bound: bound.iter().filter_map(|(key, _)| Some(&*self.bound.get(key)?.1)).collect(),
-            http: table.routes.iter().filter(|it| http(it)).map(|it| it.id.as_str()).collect(),
+            generation: routes.generation,
+            routes: routes.all.iter().map(|entry| entry.text()).collect(),
+            bound: &bound.1,
+            http,
         };
-        let temporary = self.path.with_extension("json.new");
-        fs::write(&temporary, serde_json::to_vec(&file)?)?;
-        fs::rename(temporary, &self.path)?;
-        if self.routes.len() > 2 * table.routes.len() + 16 {
-            self.routes.clear();
-        }
-        if self.bound.len() > 2 * bound.len() + 16 {
-            self.bound.clear();
-        }
-        Ok(())
+        self.text.clear();
+        serde_json::to_writer(&mut self.text, &file)?;
+        self.bound = Some(bound);
+        replace(&self.path, &self.text)
+    }
+}
+
+/// Puts `text` at `path` in one step. What was there is written over the next time: to make a file and
+/// to free another takes longer than to write one.
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let next = path.with_extension("json.new");
+    let mut file = fs::File::options().create(true).truncate(false).write(true).open(&next)?;
+    file.write_all(text)?;
+    if file.metadata()?.len() != text.len() as u64 {
+        file.set_len(text.len() as u64)?;
+    }
+    match renameat_with(CWD, &next, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(()),
+        // There is nothing yet to exchange, or the file system knows no such thing.
+        Err(_) => fs::rename(next, path),
     }
 }
 
@@ -175,9 +179,13 @@ mod tests {
             http: ["a".to_owned()].into(),
         };
         let mut saving = Saving::new(path.clone());
+        let mut version = 0;
         let mut write = |saved: &Saved| {
+            version += 1;
             let bound = saved.bound.iter().map(|(key, addr)| (key, *addr));
-            saving.write(&saved.table, bound, |route| saved.http.contains(&route.id)).unwrap();
+            let routes = Routes::of(saved.table.clone(), &Routes::default());
+            let http = saved.http.iter().map(String::as_str).collect();
+            saving.write(&routes, (version, bound), http).unwrap();
         };
         write(&saved);
         assert_eq!(Saved::read(&path), saved);
@@ -190,6 +198,10 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.replacen("\"routes\":[", "\"routes\":[{\"id\":3},", 1)).unwrap();
         assert_eq!(Saved::read(&path), saved);
+        write(&other);
+        write(&saved);
+        write(&other);
+        assert_eq!(Saved::read(&path), other, "a shorter one over a longer one");
         fs::write(&path, text.replace(&boot()[..36], "another")).unwrap();
         assert_eq!(Saved::read(&path), Saved::default());
         fs::write(&path, "{").unwrap();

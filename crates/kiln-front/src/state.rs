@@ -1,7 +1,7 @@
 //! What the worker owns: the table in force, its listeners and upstreams. [`State::apply`] and
 //! [`State::change`] are the two places where they change.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -12,11 +12,12 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use crate::core::Cores;
-use crate::generation::{Front, Generation, LiveRoute};
+use crate::generation::{Front, Generation, Ids, LiveRoute};
 use crate::link::Message;
 use crate::listener::{self, Key};
 use crate::listeners::{Listeners, Prepared};
 use crate::minding::Minding;
+use crate::routes::{Entry, Former, Routes};
 use crate::saved::{Saved, Saving};
 use crate::table::{Protocol, Route, Table};
 use crate::upstream::{Counters, Upstream};
@@ -30,16 +31,26 @@ pub(crate) struct State {
     front: Arc<Front>,
     cores: Cores,
     saving: Saving,
-    table: Table,
+    routes: Routes,
+    /// Of each route, in the same places.
+    placed: Vec<Placed>,
     listeners: Listeners,
     upstreams: HashMap<SocketAddr, Weak<Upstream>>,
     /// Keeps the live ones.
-    live: HashMap<u64, Arc<Upstream>>,
+    live: Ids<Arc<Upstream>>,
     counters: HashMap<String, Arc<Counters>>,
     minding: Option<Minding>,
     next_id: u64,
     /// Another worker has the listeners by now: this one finishes what it has.
     finishing: bool,
+}
+
+/// A route in force.
+#[derive(Debug)]
+struct Placed {
+    /// Those that lead to it.
+    listeners: Vec<u64>,
+    live: Arc<LiveRoute>,
 }
 
 impl State {
@@ -48,10 +59,11 @@ impl State {
             front,
             cores,
             saving: Saving::new(path),
-            table: Table::default(),
+            routes: Routes::default(),
+            placed: Vec::new(),
             listeners: Listeners::default(),
             upstreams: HashMap::new(),
-            live: HashMap::new(),
+            live: Ids::default(),
             counters: HashMap::new(),
             minding: None,
             next_id: 1,
@@ -63,9 +75,9 @@ impl State {
     /// somebody else took meanwhile costs only itself.
     pub(crate) fn restore(&mut self, mut kept: BTreeMap<Key, OwnedFd>) {
         let Saved { table, bound, http } = Saved::read(self.saving.path());
-        let routes: Vec<&Route> = table.routes.iter().collect();
-        let mut prepared = self.listeners.prepare(&routes, &table, &bound, &mut kept);
-        prepared.open(&routes);
+        let routes = Routes::of(table, &self.routes);
+        let mut prepared = self.listeners.prepare(&routes.all, &routes, &bound, &mut kept);
+        prepared.open(&routes.all);
         for failure in prepared.news(&self.listeners) {
             say!("front: {failure}; it is tried again");
         }
@@ -73,10 +85,11 @@ impl State {
             listener::close(key.protocol, &socket);
             self.tell(Message::Drop(key), None);
         }
-        drop(routes);
-        self.put_in_force(table, prepared);
-        for route in self.table.routes.iter().filter(|route| http.contains(&route.id)) {
-            if let Some(upstream) = route.upstream.and_then(|addr| self.known(addr)) {
+        self.put_in_force(routes, prepared);
+        for (route, placed) in self.routes.all.iter().zip(&self.placed) {
+            if let Some(upstream) = &placed.live.upstream
+                && http.contains(&route.id)
+            {
                 upstream.expect_http();
             }
         }
@@ -87,88 +100,86 @@ impl State {
         if self.finishing {
             return self.follow(table);
         }
-        if table.generation <= self.table.generation && table != self.table {
-            let (asked, current) = (table.generation, self.table.generation);
+        let (asked, current) = (table.generation, self.routes.generation);
+        if asked <= current && !self.routes.are(&table) {
             return Reply::Stale { asked, current };
         }
-        self.bring_in(table, partial, None)
+        if let Err(message) = table.check() {
+            return Reply::Error { message };
+        }
+        self.bring_in(Routes::of(table, &self.routes), partial, None)
     }
 
     /// Puts the table in force that `change` makes of the one in force.
     pub(crate) fn change(&mut self, change: Change) -> Reply {
-        let Change { base, generation, put, drop, partial } = change;
-        if base != self.table.generation || generation <= base {
-            return Reply::Stale { asked: generation, current: self.table.generation };
+        let Change { base, generation, partial, .. } = change;
+        if base != self.routes.generation || generation <= base {
+            return Reply::Stale { asked: generation, current: self.routes.generation };
         }
-        let mut table = self.table.clone();
-        table.generation = generation;
-        if !drop.is_empty() {
-            table.routes.retain(|route| !drop.contains(&route.id));
+        match self.routes.changed(change) {
+            Ok((routes, places)) => self.bring_in(routes, partial, Some(places)),
+            Err(message) => Reply::Error { message },
         }
-        let ids: Vec<String> = put.iter().map(|route| route.id.clone()).collect();
-        let places: Vec<Option<usize>> = {
-            let all = table.routes.iter().enumerate();
-            let places: HashMap<&str, usize> = all.map(|(at, it)| (it.id.as_str(), at)).collect();
-            put.iter().map(|route| places.get(route.id.as_str()).copied()).collect()
-        };
-        for (route, place) in put.into_iter().zip(places) {
-            match place {
-                Some(at) => table.routes[at] = route,
-                None => table.routes.push(route),
-            }
-        }
-        self.bring_in(table, partial, Some(&ids))
     }
 
     /// Lets what is still here wait, go on and end by the table of the worker that serves now. That
     /// may hold routes without a new generation.
     fn follow(&mut self, table: Table) -> Reply {
-        let (generation, current) = (table.generation, self.table.generation);
+        let (generation, current) = (table.generation, self.routes.generation);
         if generation < current {
             return Reply::Stale { asked: generation, current };
         }
-        if table != self.table {
-            self.put_in_force(table, Prepared::default());
+        if !self.routes.are(&table) {
+            self.put_in_force(Routes::of(table, &self.routes), Prepared::default());
         }
         let (listeners, errors, waiting) = Default::default();
         Reply::Applied(Applied { generation, applied: true, listeners, errors, waiting })
     }
 
-    /// With `only`, no other routes than those named differ from the table in force.
-    fn bring_in(&mut self, table: Table, partial: bool, only: Option<&[String]>) -> Reply {
-        if let Err(message) = table.check() {
-            return Reply::Error { message };
-        }
-        let waiting: Vec<String> =
-            self.listeners.failed().map(|(_, failure)| failure.route.clone()).collect();
-        let concerned = |route: &&Route| {
-            only.is_none_or(|ids| ids.contains(&route.id) || waiting.contains(&route.id))
-        };
-        let routes: Vec<&Route> = table.routes.iter().filter(concerned).collect();
+    /// With `places`, no other routes than those differ from the table in force.
+    fn bring_in(
+        &mut self,
+        routes: Routes,
+        partial: bool,
+        places: Option<BTreeSet<usize>>,
+    ) -> Reply {
+        let whole = places.is_none();
+        let concerned = self.concerned(&routes, places);
         let none = (&BTreeMap::new(), &mut BTreeMap::new());
-        let mut prepared = self.listeners.prepare(&routes, &table, none.0, none.1);
+        let mut prepared = self.listeners.prepare(&concerned, &routes, none.0, none.1);
         let mut errors = prepared.news(&self.listeners);
         if partial || errors.is_empty() {
-            prepared.open(&routes);
+            prepared.open(&concerned);
             errors = prepared.news(&self.listeners);
         }
-        drop(routes);
         let applied = partial || errors.is_empty();
         if applied {
-            self.put_in_force(table, prepared);
+            self.put_in_force(routes, prepared);
             self.save();
         }
-        let routes = self.table.routes.iter().filter(concerned);
-        let listeners = self.listeners.bound(routes);
+        let told = if whole { &self.routes.all } else { &concerned };
+        let listeners = self.listeners.bound(told);
         let is_new = |failure: &BindFailure| {
             errors.iter().any(|it| (it.addr, it.protocol) == (failure.addr, failure.protocol))
         };
         let waiting = self.waiting().into_iter().filter(|failure| !is_new(failure)).collect();
-        let generation = self.table.generation;
+        let generation = self.routes.generation;
         Reply::Applied(Applied { generation, applied, listeners, errors, waiting })
     }
 
-    fn put_in_force(&mut self, table: Table, prepared: Prepared) {
+    /// The routes in these `places`, or all, and those that wait for an address.
+    fn concerned(&self, routes: &Routes, places: Option<BTreeSet<usize>>) -> Vec<Arc<Entry>> {
+        let Some(mut places) = places else { return routes.all.clone() };
+        let waiting: Vec<&str> =
+            self.listeners.failed().map(|(_, failure)| failure.route.as_str()).collect();
+        if !waiting.is_empty() {
+            let all = routes.all.iter().enumerate();
+            places.extend(all.filter(|(_, it)| waiting.contains(&it.id.as_str())).map(|it| it.0));
+        }
+        places.into_iter().filter_map(|at| routes.all.get(at).cloned()).collect()
+    }
+
+    fn put_in_force(&mut self, routes: Routes, prepared: Prepared) {
         let added = {
             let next_id = &mut self.next_id;
             self.listeners.keep(prepared, || {
@@ -179,9 +190,12 @@ impl State {
         for (key, socket) in &added {
             self.tell(Message::Add(key.clone()), Some(socket));
         }
-        let (generation, live) = self.generation(&table);
-        for upstream in live.values() {
-            upstream.set_live();
+        let old = std::mem::replace(&mut self.routes, routes);
+        let (generation, live) = self.generation(&old, !added.is_empty());
+        for (id, upstream) in &live {
+            if !self.live.contains_key(id) {
+                upstream.set_live();
+            }
         }
         self.front.switch(generation);
         for (key, _) in &added {
@@ -189,18 +203,13 @@ impl State {
         }
         let mut gone = std::mem::replace(&mut self.live, live);
         gone.retain(|id, _| !self.live.contains_key(id));
-        let old = std::mem::replace(&mut self.table, table);
-        for upstream in gone.into_values() {
-            // First: what a core has in use goes back into its pool unless the upstream is retired.
-            let id = upstream.id;
-            run_down(upstream, &old);
-            self.cores.retire(id);
+        if !gone.is_empty() {
+            self.let_go(gone, &old);
         }
-        self.upstreams.retain(|_, upstream| upstream.strong_count() > 0);
-        if self.finishing {
+        if self.finishing || self.routes.listen_as(&old) {
             return;
         }
-        for (key, listener) in self.listeners.take_unwanted(&self.table) {
+        for (key, listener) in self.listeners.take_unwanted(&self.routes) {
             if let Some(task) = listener.task {
                 task.abort();
             }
@@ -209,46 +218,68 @@ impl State {
         }
     }
 
-    /// What requests read of `table`. A route that is as it was, in its place, is not made anew: with
-    /// a thousand of them that would be most of the work of a switch.
-    fn generation(&mut self, table: &Table) -> (Generation, HashMap<u64, Arc<Upstream>>) {
-        let in_force = self.front.in_force();
-        let mut generation = Generation::with_room(table.routes.len() * 2);
-        let mut live: HashMap<u64, Arc<Upstream>> = HashMap::with_capacity(table.routes.len());
-        let mut places = None;
-        for (at, route) in table.routes.iter().enumerate() {
-            let same = self.table.routes.get(at).is_some_and(|before| before == route);
-            let ids: Vec<u64> = route
-                .listen
-                .iter()
-                .filter_map(|addr| Some(self.listeners.get(&Key::new(route, *addr))?.id))
-                .collect();
-            let known = ids.first().and_then(|id| in_force.routes.get(id)).filter(|_| same);
-            let route_now = match known {
-                Some(known) => Arc::clone(known),
-                None => Arc::new(self.live_route(route, &mut places)),
-            };
-            if let Some(upstream) = &route_now.upstream {
-                live.entry(upstream.id).or_insert_with(|| upstream.clone());
-            }
-            for id in ids {
-                generation.routes.insert(id, Arc::clone(&route_now));
+    /// Sends no new work to the upstreams that are `gone`. The routes of the table `before` say how
+    /// long what they have may go on.
+    fn let_go(&mut self, gone: Ids<Arc<Upstream>>, before: &Routes) {
+        let mut limits: BTreeMap<SocketAddr, Option<u64>> =
+            gone.values().map(|upstream| (upstream.addr, None)).collect();
+        for route in &before.all {
+            if let Some(limit) = route.upstream.and_then(|addr| limits.get_mut(&addr)) {
+                *limit = (*limit).max(route.drain_ms);
             }
         }
-        let changed = self.counters.len() != table.routes.len();
-        if changed {
-            let there: HashSet<&str> = table.routes.iter().map(|it| it.id.as_str()).collect();
+        for (id, upstream) in gone {
+            let limit = limits.get(&upstream.addr).copied().flatten();
+            // First: what a core has in use goes back into its pool unless the upstream is retired.
+            run_down(upstream, limit.map(Duration::from_millis));
+            self.cores.retire(id);
+        }
+        self.upstreams.retain(|_, upstream| upstream.strong_count() > 0);
+    }
+
+    /// What requests read of the table in force. A route that is as it was in the one before is not
+    /// made anew: with a thousand of them that would be most of the work of a switch.
+    fn generation(&mut self, before: &Routes, added: bool) -> (Generation, Ids<Arc<Upstream>>) {
+        let routes = self.routes.all.clone();
+        let mut generation = Generation::with_room(routes.len() * 2);
+        let mut live = Ids::with_capacity_and_hasher(routes.len(), Default::default());
+        let former = Former::new(before);
+        let placed = std::mem::replace(&mut self.placed, Vec::with_capacity(routes.len()));
+        let mut placed: Vec<Option<Placed>> = placed.into_iter().map(Some).collect();
+        for (at, route) in routes.iter().enumerate() {
+            let known = former.place(at, route).and_then(|place| placed.get_mut(place)?.take());
+            let now = match known {
+                Some(known) if !added => known,
+                known => Placed {
+                    listeners: self.leading_to(route),
+                    live: match known {
+                        Some(known) => known.live,
+                        None => Arc::new(self.live_route(route, former.named(at, &route.id))),
+                    },
+                },
+            };
+            if let Some(upstream) = &now.live.upstream {
+                live.entry(upstream.id).or_insert_with(|| upstream.clone());
+            }
+            for id in &now.listeners {
+                generation.routes.insert(*id, Arc::clone(&now.live));
+            }
+            self.placed.push(now);
+        }
+        if self.counters.len() != routes.len() {
+            let there: HashSet<&str> = routes.iter().map(|it| it.id.as_str()).collect();
             self.counters.retain(|id, _| there.contains(id.as_str()));
         }
         (generation, live)
     }
 
-    /// `places`, once it was needed: where each route is in the table in force.
-    fn live_route(
-        &mut self,
-        route: &Route,
-        places: &mut Option<HashMap<String, usize>>,
-    ) -> LiveRoute {
+    fn leading_to(&self, route: &Route) -> Vec<u64> {
+        let ids = route.listen.iter();
+        ids.filter_map(|addr| Some(self.listeners.get(&Key::new(route, *addr))?.id)).collect()
+    }
+
+    /// `before` is what the route of that name was in the table before.
+    fn live_route(&mut self, route: &Route, before: Option<&Entry>) -> LiveRoute {
         let upstream = route.upstream.map(|addr| {
             self.known(addr).unwrap_or_else(|| {
                 self.next_id += 1;
@@ -259,12 +290,7 @@ impl State {
         });
         if let Some(upstream) = &upstream {
             upstream.set_slot(&route.slot);
-            let places = places.get_or_insert_with(|| {
-                let all = self.table.routes.iter().enumerate();
-                all.map(|(at, route)| (route.id.clone(), at)).collect()
-            });
             // The next instance most likely speaks what the last one spoke.
-            let before = places.get(&route.id).and_then(|at| self.table.routes.get(*at));
             let before = before.and_then(|before| self.known(before.upstream?));
             if before.is_some_and(|before| before.speaks_http()) {
                 upstream.expect_http();
@@ -304,13 +330,12 @@ impl State {
         if failed.is_empty() {
             return;
         }
-        let is_it = |route: &&Route| failed.iter().any(|(_, id)| *id == route.id);
-        let routes: Vec<&Route> = self.table.routes.iter().filter(is_it).collect();
+        let is_it = |route: &&Arc<Entry>| failed.iter().any(|(_, id)| *id == route.id);
+        let routes: Vec<_> = self.routes.all.iter().filter(is_it).cloned().collect();
         let none = (&BTreeMap::new(), &mut BTreeMap::new());
-        let mut prepared = self.listeners.prepare(&routes, &self.table, none.0, none.1);
+        let mut prepared = self.listeners.prepare(&routes, &self.routes, none.0, none.1);
         prepared.open(&routes);
-        let table = self.table.clone();
-        self.put_in_force(table, prepared);
+        self.put_in_force(self.routes.clone(), prepared);
         for (key, id) in failed {
             if self.listeners.get(&key).is_some() {
                 say!("front: {}/{} is free again: {id} listens there", key.addr, key.protocol);
@@ -326,32 +351,33 @@ impl State {
 
     /// Where every route listens.
     pub(crate) fn bound(&self) -> Vec<Bound> {
-        self.listeners.bound(&self.table.routes)
+        self.listeners.bound(&self.routes.all)
     }
 
     /// Writes down what the next worker needs.
     pub(crate) fn save(&mut self) {
         let bound = self.listeners.iter().map(|(key, listener)| (key, listener.bound));
-        let http = |route: &Route| {
-            let upstream = route.upstream.and_then(|addr| self.upstreams.get(&addr)?.upgrade());
-            upstream.is_some_and(|upstream| upstream.speaks_http())
-        };
-        if let Err(error) = self.saving.write(&self.table, bound, http) {
+        let bound = (self.listeners.version(), bound);
+        let http = self.routes.all.iter().zip(&self.placed).filter_map(|(route, placed)| {
+            let speaks = placed.live.upstream.as_ref()?.speaks_http();
+            speaks.then_some(route.id.as_str())
+        });
+        if let Err(error) = self.saving.write(&self.routes, bound, http.collect()) {
             say!("front: {}: {error}", self.saving.path().display());
         }
     }
 
     /// Holds or releases routes.
     pub(crate) fn hold(&mut self, ids: &[String], hold: bool, ms: Option<u64>) -> Reply {
-        let mut table = self.table.clone();
+        let mut routes = self.routes.clone();
         for id in ids {
-            let Some(route) = table.routes.iter_mut().find(|route| route.id == *id) else {
+            let Some(route) = routes.all.iter_mut().find(|route| route.id == *id) else {
                 return Reply::Error { message: format!("there is no route `{id}`") };
             };
-            route.hold = hold;
-            route.hold_ms = ms.unwrap_or(route.hold_ms);
+            let hold_ms = ms.unwrap_or(route.hold_ms);
+            *route = Entry::new(Route { hold, hold_ms, ..Route::clone(route) });
         }
-        self.put_in_force(table, Prepared::default());
+        self.put_in_force(routes, Prepared::default());
         self.save();
         Reply::Done
     }
@@ -367,7 +393,7 @@ impl State {
                 continue;
             }
             let takes_work = |route: &Route| route.upstream == Some(upstream.addr) && !route.hold;
-            if self.table.routes.iter().any(takes_work) {
+            if self.routes.all.iter().any(|route| takes_work(route)) {
                 live.push(upstream.addr);
             } else {
                 found.push(upstream);
@@ -379,7 +405,7 @@ impl State {
 
     /// Those of `addrs` that could not be bound now. The front's own listeners count as free.
     pub(crate) fn check_bind(&self, addrs: &[Bind]) -> Vec<BindFailure> {
-        self.listeners.taken(addrs, &self.table)
+        self.listeners.taken(addrs, &self.routes)
     }
 
     /// What is still under way where no new work goes.
@@ -413,7 +439,7 @@ impl State {
             (upstream.addr, stats)
         });
         Stats {
-            generation: self.table.generation,
+            generation: self.routes.generation,
             connections: self.cores.open(),
             routes: self.counters.iter().map(|(id, it)| (id.clone(), it.snapshot())).collect(),
             upstreams: upstreams.collect(),
@@ -422,8 +448,13 @@ impl State {
     }
 
     /// The table in force.
-    pub(crate) fn table(&self) -> &Table {
-        &self.table
+    pub(crate) fn table(&self) -> Table {
+        self.routes.to_table()
+    }
+
+    /// The generation in force.
+    pub(crate) fn in_force(&self) -> u64 {
+        self.routes.generation
     }
 
     /// Whether a minder watches this worker and has every socket.
@@ -466,8 +497,7 @@ impl State {
 
     /// Closes every listener for good.
     pub(crate) fn close_all(&mut self) {
-        let nothing = Table { generation: self.table.generation, routes: Vec::new() };
-        for (key, listener) in self.listeners.take_unwanted(&nothing) {
+        for (key, listener) in self.listeners.take_unwanted(&Routes::default()) {
             if let Some(task) = listener.task {
                 task.abort();
             }
@@ -504,12 +534,10 @@ fn cut_in_ms(upstream: &Upstream) -> Option<u64> {
     Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Starts the clock of an upstream that gets no new work: what is still there when it has run out
-/// is cut, whether an agent lives or not. The routes of the table before say how long that is.
-fn run_down(upstream: Arc<Upstream>, before: &Table) {
-    let routes = before.routes.iter().filter(|route| route.upstream == Some(upstream.addr));
-    let limit = routes.filter_map(|route| route.drain_ms).max();
-    let deadline = limit.map(|limit| Instant::now() + Duration::from_millis(limit));
+/// Starts the clock of an upstream that gets no new work: what is still there after `limit` is cut,
+/// whether an agent lives or not.
+fn run_down(upstream: Arc<Upstream>, limit: Option<Duration>) {
+    let deadline = limit.map(|limit| Instant::now() + limit);
     upstream.set_retired(deadline);
     let Some(deadline) = deadline else { return };
     if upstream.active() == (0, 0) {

@@ -116,6 +116,29 @@ impl Route {
     }
 }
 
+impl Route {
+    /// Checks what concerns this route alone.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.listen.is_empty() {
+            return Err(format!("route `{}` listens nowhere", self.id));
+        }
+        let mut own = BTreeSet::new();
+        match self.listen.iter().find(|addr| !own.insert(**addr)) {
+            Some(addr) => Err(format!("route `{}` lists {addr} twice", self.id)),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn is_there_twice(&self) -> String {
+        format!("route `{}` is there twice", self.id)
+    }
+
+    pub(crate) fn has_no_right_to(&self, addr: &SocketAddr) -> String {
+        let Self { id, protocol, .. } = self;
+        format!("route `{id}` listens on {addr}/{protocol}, which another route has")
+    }
+}
+
 impl Table {
     /// Checks what the types cannot: unique ids, at least one and only unique addresses.
     ///
@@ -126,22 +149,13 @@ impl Table {
         let mut addrs = BTreeSet::new();
         for route in &self.routes {
             if !ids.insert(route.id.as_str()) {
-                return Err(format!("route `{}` is there twice", route.id));
+                return Err(route.is_there_twice());
             }
-            if route.listen.is_empty() {
-                return Err(format!("route `{}` listens nowhere", route.id));
-            }
+            route.check()?;
             for addr in &route.listen {
                 if addr.port() != 0 && !addrs.insert((route.protocol, *addr)) {
-                    return Err(format!(
-                        "route `{}` listens on {addr}/{}, which another route has",
-                        route.id, route.protocol
-                    ));
+                    return Err(route.has_no_right_to(addr));
                 }
-            }
-            let mut own = BTreeSet::new();
-            if let Some(addr) = route.listen.iter().find(|addr| !own.insert(**addr)) {
-                return Err(format!("route `{}` lists {addr} twice", route.id));
             }
         }
         Ok(())

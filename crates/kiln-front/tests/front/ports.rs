@@ -200,3 +200,50 @@ fn a_change_costs_what_changed() {
     assert!(root.front.apply(&table).unwrap().applied);
     assert_eq!(root.front.table().unwrap().0, table);
 }
+
+/// The figures of `docs/front.md`: in a release build, with `--ignored --nocapture`.
+#[test]
+#[ignore = "measures"]
+fn what_changes_cost_those_that_do_not_change() {
+    const COUNT: usize = 1000;
+    const LONG: Duration = Duration::from_secs(3);
+    let (mut root, backend) = (Root::new(), Backend::start("a"));
+    let other = Backend::start("b");
+    let mut routes: Vec<Route> =
+        (0..COUNT).map(|at| route(&format!("web{at}"), App::Http, backend.addr)).collect();
+    let addr = root.apply(routes.clone())[COUNT - 1];
+    let say = |what: &str, mut spent: Vec<Duration>| {
+        spent.sort();
+        let [half, most, all] = [50, 99, 100].map(|part| spent[(spent.len() - 1) * part / 100]);
+        let count = spent.len();
+        println!("{what}, {count} times: half within {half:?}, 99 of 100 {most:?}, all {all:?}");
+    };
+    let ask = move || {
+        let (begun, mut spent) = (Instant::now(), Vec::new());
+        while begun.elapsed() < LONG {
+            let start = Instant::now();
+            assert_eq!(Client::connect(addr).get("/", "1").unwrap().status, 200);
+            spent.push(start.elapsed());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        spent
+    };
+    say("a request", ask());
+    let asking = std::thread::spawn(ask);
+    let mut spent = Vec::new();
+    for round in 0.. {
+        let place = round % (COUNT - 1);
+        let next = if (round / (COUNT - 1)).is_multiple_of(2) { &other } else { &backend };
+        routes[place].upstream = Some(next.addr);
+        let table = root.table(routes.clone());
+        let start = Instant::now();
+        assert!(root.front.apply(&table).unwrap().applied);
+        spent.push(start.elapsed());
+        if asking.is_finished() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    say("a change", spent);
+    say("a request meanwhile", asking.join().unwrap());
+}
