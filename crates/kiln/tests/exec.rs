@@ -149,8 +149,15 @@ fn what_goes_in_comes_out_whole_and_statuses_are_those_of_a_shell() {
     ] {
         exec(command).run().unwrap().expect_code(code);
     }
+    let verdict = || {
+        world.kiln_in(&project, ["ps", "--json"]).expect_done().json()["instances"][0]["tainted"]
+            .clone()
+    };
+    let before = verdict();
     let said = exec(&["no-such-thing"]).run().unwrap();
     assert!(said.stderr.contains("no-such-thing"), "{said}");
+    // Nothing ran, so nothing has changed.
+    assert_eq!((&verdict(), before.as_str()), (&before, Some("exec sh")));
     let said = world.kiln_in(
         &project,
         ["exec", "-e", "A=b c", "-w", "/www", "web", "sh", "-c", "echo $A; pwd"],

@@ -32,8 +32,19 @@ pub(super) fn exec(
 ) -> Result<Answer, Report> {
     let stdio = pipes(fds)?;
     let running = running(stage, service)?;
-    taint(agent, stage, &running, spec);
-    attached(agent, session, service, &running, spec, stdio)
+    let taint = Taint::mark(agent, stage, &running, spec);
+    let done = attached(agent, session, service, &running, spec, stdio)?;
+    if done.nothing_ran {
+        taint.take_back();
+    }
+    Ok(done.answer)
+}
+
+/// What came of a command.
+pub(super) struct Attached {
+    pub answer: Answer,
+    /// There was no such program.
+    nothing_ran: bool,
 }
 
 /// Runs a command in an instance, and gives its exit code when it has ended.
@@ -44,13 +55,14 @@ pub(super) fn attached(
     running: &Running,
     spec: &ExecSpec,
     stdio: ExecStdio,
-) -> Result<Answer, Report> {
+) -> Result<Attached, Report> {
     let mut executing = match agent.runtime.exec(running, spec, stdio) {
         Ok(executing) => executing,
         // There is no such program, or it is none: a shell would say so by its status too.
         Err(RunError::Start { step, message, status: Some(code), .. }) => {
             let message = format!("in `{service}`: {step}: {message}");
-            return Ok(executed(service, code.into(), Some(message)));
+            let answer = executed(service, code.into(), Some(message));
+            return Ok(Attached { answer, nothing_ran: true });
         }
         Err(error) => return Err(in_service(service, &error)),
     };
@@ -62,7 +74,7 @@ pub(super) fn attached(
         }
     });
     let status = status.map_err(|error| in_service(service, &error))?;
-    Ok(executed(service, status, None))
+    Ok(Attached { answer: executed(service, status, None), nothing_ran: false })
 }
 
 fn executed(service: &str, code: i32, message: Option<String>) -> Answer {
@@ -91,20 +103,52 @@ pub(super) fn running(stage: &Stage, service: &str) -> Result<Arc<Running>, Repo
     })
 }
 
-/// Writes down that the instance is no longer as it was baked. Of the command line the program
-/// only: arguments and environment hold passwords.
-fn taint(agent: &Agent, stage: &Stage, running: &Running, spec: &ExecSpec) {
-    let program = spec.argv.first().map(String::as_str).unwrap_or_default();
-    let program: String = program.chars().take(LONGEST_NAME).collect();
-    let mut data = json!({ "instance": running.id(), "program": program, "user": spec.user });
-    record::command(agent, running.id(), &spec.argv, &mut data);
-    record::note(agent, stage, "exec", data);
-    stage.update(|state| {
-        if let Some(instance) = state.instances.get_mut(running.id()) {
-            instance.tainted = Some(format!("exec {program}"));
-        }
-    });
-    agent.save(stage);
+/// The mark of an instance that is no longer as it was baked. It is made before the command is
+/// started: an agent that ends in between has marked too much, not too little.
+struct Taint<'a> {
+    agent: &'a Agent,
+    stage: &'a Stage,
+    instance: &'a str,
+    program: String,
+    before: Option<String>,
+}
+
+impl<'a> Taint<'a> {
+    /// Of the command line the program only: arguments and environment hold passwords.
+    fn mark(agent: &'a Agent, stage: &'a Stage, running: &'a Running, spec: &ExecSpec) -> Self {
+        let program = spec.argv.first().map(String::as_str).unwrap_or_default();
+        let program: String = program.chars().take(LONGEST_NAME).collect();
+        let mut data = json!({ "instance": running.id(), "program": program, "user": spec.user });
+        record::command(agent, running.id(), &spec.argv, &mut data);
+        record::note(agent, stage, "exec", data);
+        let before = stage.update(|state| {
+            let instance = state.instances.get_mut(running.id())?;
+            instance.tainted.replace(why(&program))
+        });
+        agent.save(stage);
+        Self { agent, stage, instance: running.id(), program, before }
+    }
+
+    /// Nothing ran, so nothing has changed; unless another command has come meanwhile.
+    fn take_back(self) {
+        let Self { agent, stage, instance, program, before } = self;
+        let data = json!({
+            "instance": instance, "program": program, "outcome": "there is no such program: nothing ran",
+        });
+        record::note(agent, stage, "exec.outcome", data);
+        stage.update(|state| {
+            if let Some(instance) = state.instances.get_mut(instance)
+                && instance.tainted == Some(why(&program))
+            {
+                instance.tainted = before;
+            }
+        });
+        agent.save(stage);
+    }
+}
+
+fn why(program: &str) -> String {
+    format!("exec {program}")
 }
 
 /// The client's three pipes. Nothing else goes into an instance: whoever holds a descriptor can do

@@ -169,7 +169,7 @@ fn attached(
     let mut data = json!({ "instance": lone.running().id(), "user": spec.user });
     record::command(agent, lone.running().id(), &spec.argv, &mut data);
     record::note(agent, stage, "run", data);
-    exec::attached(agent, session, service, lone.running(), &spec, stdio)
+    Ok(exec::attached(agent, session, service, lone.running(), &spec, stdio)?.answer)
 }
 
 /// The image's entry point stays, as for `docker compose run`, if the service has it.
