@@ -147,6 +147,26 @@ impl Error {
         Self::Reference { text: clean(text, 300), what: what.into() }
     }
 
+    /// What is wrong, for a sentence that has named the image already.
+    pub fn without_name(&self) -> String {
+        if let Self::Several(all) = self {
+            return all.iter().map(Self::without_name).collect::<Vec<_>>().join("; ");
+        }
+        let whole = self.to_string();
+        let name = match self {
+            Self::NotFound { name, .. }
+            | Self::Denied { name, .. }
+            | Self::Limited { name, .. }
+            | Self::Answer { name, .. }
+            | Self::Broken { name, .. }
+            | Self::Unreachable { name, .. }
+            | Self::Differs { name, .. } => name,
+            _ => return whole,
+        };
+        let rest = whole.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": "));
+        rest.map(str::to_owned).unwrap_or(whole)
+    }
+
     /// The error inside of one that came through a reader.
     pub fn inside(error: &io::Error) -> Option<&Self> {
         error.get_ref().and_then(|inner| inner.downcast_ref())
@@ -194,6 +214,14 @@ impl Error {
                  /etc/containers/certs.d/HOST:PORT/ca.crt, or name it by SSL_CERT_FILE"
                     .to_owned(),
             ),
+            Self::Unreachable { .. } => Some(
+                "is the address right, and does this host reach it? Then try again".to_owned(),
+            ),
+            Self::Answer { .. } | Self::Broken { .. } | Self::Differs { .. } => Some(
+                "try again; if that stays so, it is for whoever runs the registry, or a proxy on the \
+                 way"
+                    .to_owned(),
+            ),
             Self::Several(all) => all.iter().find_map(Self::hint),
             _ => None,
         }
@@ -214,4 +242,25 @@ pub(super) fn clean(text: &str, most: usize) -> String {
         line.push('…');
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_named_once() {
+        let name = "docker.io/library/nginx:1.27".to_owned();
+        let url = "https://registry-1.docker.io/v2/library/nginx/manifests/1.27".to_owned();
+        let unreachable =
+            Error::Unreachable { name: name.clone(), url: url.clone(), what: "refused".into() };
+        assert_eq!(unreachable.without_name(), format!("{url} cannot be reached: refused"));
+        let (registry, said) = ("docker.io".to_owned(), String::new());
+        let absent = Error::NotFound { name, registry, said };
+        assert_eq!(absent.without_name(), "docker.io has no such image");
+        let both = Error::Several(vec![absent, unreachable]);
+        assert!(!both.without_name().contains("nginx:1.27"), "{}", both.without_name());
+        assert!(both.hint().is_some());
+        assert_eq!(Error::Cancelled.without_name(), "interrupted");
+    }
 }

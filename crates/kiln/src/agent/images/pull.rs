@@ -161,27 +161,35 @@ fn failed(name: &str, pin: &LockedImage, error: &kiln_oci::Error, unpacked: u64)
     if matches!(error, kiln_oci::Error::Interrupted) {
         return report;
     }
-    report.message = format!(
-        "image `{name}` ({} at {}) could not be fetched: {}",
-        pin.index.short(),
-        pin.reference,
-        report.message
-    );
+    let asked = told(error);
+    // What a registry says names its address, and with that the image once more.
+    let why = match asked {
+        Some(asked) => asked.without_name(),
+        None => report.message,
+    };
+    if asked.is_some() {
+        report.causes.clear();
+    }
+    report.message = format!("image `{name}` ({}) could not be fetched: {why}", pin.index.short());
     // An image may take nine tenths of what is free.
     let bounded = matches!(error, kiln_oci::Error::TooMuch { .. });
     if full || bounded && unpacked < Limits::default().unpacked {
         report.causes.push("the disk that holds the root folder has no more room".to_owned());
         return report.hint("make room (`kiln gc`), and go on: layers that came whole are kept");
     }
-    let Some(asked) = told(error) else { return report };
+    let Some(asked) = asked else { return report };
     if matches!(asked, kiln_remote::registry::Error::NotFound { .. }) {
         return report.hint(format!(
             "if it is no longer there: kiln lock --update {name}, or `kiln import` it from where \
              somebody has it"
         ));
     }
-    let other = || "again when it answers, or `kiln import` the image from where it is".to_owned();
-    report.hint(asked.hint().unwrap_or_else(other))
+    let elsewhere = "or `kiln import` the image from where somebody has it";
+    match asked.hint() {
+        Some(hint) if asked.is_absent() => report.hint(hint),
+        Some(hint) => report.hint(format!("{hint}; {elsewhere}")),
+        None => report.hint(format!("again when it answers; {elsewhere}")),
+    }
 }
 
 fn causes<'a>(

@@ -117,14 +117,17 @@ impl Images<'_> {
             report.message = format!("image `{name}`: {}", report.message);
             report
         };
+        let failed = |error: &Error| {
+            let message = error.without_name();
+            named(Report { message, ..Report::of_registry(error) })
+        };
         let client = self.registry.client()?;
-        let (reference, resolved) =
-            client.look_up(name).map_err(|error| named(Report::of_registry(&error)))?;
+        let (reference, resolved) = client.look_up(name).map_err(|error| failed(&error))?;
         let at = self.registry.at(&reference)?;
         see(at.seen, resolved.digest, &resolved.bytes);
         let offers = remote::offers(&at, &resolved.digest, &resolved.bytes);
         let offers = offers.map_err(|error| match told(&error) {
-            Some(error) => named(Report::of_registry(error)),
+            Some(error) => failed(error),
             None => named(Report::from_error(Exit::Failed, &error)),
         })?;
         let mut platforms: Vec<LockedPlatform> = offers
@@ -136,7 +139,8 @@ impl Images<'_> {
             })
             .collect();
         if platforms.is_empty() {
-            return Err(Report::failed(format!("image `{name}` is none for Linux")));
+            return Err(Report::failed(format!("image `{name}` is none for Linux"))
+                .hint("take another image: what Kiln runs are programs for Linux"));
         }
         platforms.sort_by(|a, b| a.platform.cmp(&b.platform));
         Ok(LockedImage {
