@@ -5,6 +5,16 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+/// Whether the terminal moves no cursor.
+pub(crate) fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+/// Whether its user has not said no to colours: <https://no-color.org>.
+pub(crate) fn may_colour() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && !is_dumb()
+}
+
 /// `text` with everything made visible that a terminal would obey, but line ends and tabs.
 pub(crate) fn clean(text: &str) -> Cow<'_, str> {
     if !text.chars().any(obeyed) {

@@ -18,7 +18,8 @@ use kiln_core::stage::Share;
 use kiln_core::steps::{Act, way_back};
 
 use super::instances;
-use super::session::Session;
+use super::session::{Node, Session};
+use super::silence::SILENT;
 use super::stage::{Illegal, Instance, Life, Role, Seen, Stage, StageState};
 use super::{Agent, hooks, silence, watch, who};
 use crate::deliver::Published;
@@ -32,6 +33,14 @@ const TRIES: u32 = 3;
 
 /// Cancelling sets a flag and wakes nobody, so who waits looks at it now and then.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How often it is said what is waited for.
+const TELL: Duration = Duration::from_secs(1);
+
+/// The rows of what is started for a candidate, and of what is started again when that one does not
+/// stay: those of the first kind go on saying what failed.
+const START: &str = "start";
+const RESTORE: &str = "restore";
 
 /// How long a service may take to get ready.
 #[derive(Debug, Clone, Copy)]
@@ -158,7 +167,8 @@ impl<'a> Candidate<'a> {
 
     /// Starts services of its slot and waits until they are ready.
     pub(crate) fn start(&self, services: &[String]) -> Result<(), Report> {
-        start(self.agent, self.session, self.stage, &self.release, services, self.patience)
+        let Self { agent, session, stage, release, patience, .. } = self;
+        start(agent, session, stage, release, (START, services), *patience)
     }
 
     /// It serves, and that is recorded: it stays.
@@ -191,7 +201,8 @@ impl<'a> Candidate<'a> {
             Act::Close => Ok(stage.update(|state| state.close())?),
             Act::Start { release, services } => {
                 let serving = Published::of(*release, agent.release(release)?);
-                start(agent, session, stage, &serving, services, self.patience).map_err(|report| {
+                let again = (RESTORE, services.as_slice());
+                start(agent, session, stage, &serving, again, self.patience).map_err(|report| {
                     session.notice(format!("starting again what was stopped: {report}"));
                     report
                 })
@@ -248,13 +259,13 @@ pub(crate) fn weigh(agent: &Agent, stage: &Stage, traffic: &[Share]) -> Result<(
 }
 
 /// Starts `services` of the slot of `target`, each as soon as what it waits for is there, and
-/// waits until all are ready. The first failure ends the waiting of all.
-pub(crate) fn start(
+/// waits until all are ready. The first failure ends the waiting of all. They are told of in `phase`.
+fn start(
     agent: &Arc<Agent>,
     session: &Session,
     stage: &Arc<Stage>,
     target: &Published,
-    services: &[String],
+    (phase, services): (&'static str, &[String]),
     patience: Patience,
 ) -> Result<(), Report> {
     if services.is_empty() {
@@ -262,14 +273,15 @@ pub(crate) fn start(
     }
     let given_up = AtomicBool::new(false);
     let start_one = |service: &String| {
-        let waiting = Waiting { session, stage, target, given_up: &given_up };
+        let waiting = Waiting { session, stage, target, given_up: &given_up, phase };
         let result = waiting.dependencies(service, patience).and_then(|()| {
-            let node = session.begin("start", service, "starting");
+            let node = session.begin(phase, service, "starting");
+            let limit = patience.of(&target.release, service);
             let result = instances::start(agent, stage, target.digest, service)
-                .and_then(|_| waiting.hooked(service, patience))
-                .and_then(|()| waiting.ready(service, patience.of(&target.release, service)))
+                .and_then(|_| waiting.hooked(service, patience, &node))
+                .and_then(|()| waiting.ready(service, limit, &node))
                 .or_else(|report| waiting.done_without(service, report));
-            node.end(&result, &words(stage, target, service));
+            end(node, &result, &words(stage, target, service));
             result
         });
         if result.is_err() {
@@ -301,7 +313,21 @@ pub(crate) fn start(
 
 fn words(stage: &Stage, target: &Published, service: &str) -> String {
     let state = stage.state();
-    state.member(&target.digest, service).map(|instance| instance.life.word()).unwrap_or("").into()
+    match state.member(&target.digest, service) {
+        Some(instance) if instance.silent => format!("{SILENT}: nothing accepts yet"),
+        Some(instance) => instance.life.word().to_owned(),
+        None => String::new(),
+    }
+}
+
+/// Ends the row of a service. One without words only gave up with the others.
+fn end(node: Node<'_>, result: &Result<(), Report>, words: &str) {
+    match result {
+        Err(report) if report.message.is_empty() => {
+            node.failed("given up, for another one did not get ready");
+        }
+        result => node.end(result, words),
+    }
 }
 
 /// One service's wait for others and for itself.
@@ -310,7 +336,11 @@ struct Waiting<'a> {
     stage: &'a Stage,
     target: &'a Published,
     given_up: &'a AtomicBool,
+    phase: &'static str,
 }
+
+/// What is said of a wait under way, given how it stands and how long it has lasted.
+type Saying<'a> = (&'a Node<'a>, &'a dyn Fn(&StageState, Duration) -> String);
 
 impl Waiting<'_> {
     /// What a service fell short of that did not get ready.
@@ -319,7 +349,8 @@ impl Waiting<'_> {
         let read_only =
             settings.is_some_and(|settings| settings.root(&self.stage.id.stage) == Root::ReadOnly);
         let what = format!("service `{service}` {how}; it gets no traffic");
-        Short { what, instance: Some(Box::new(instance.clone())), read_only, silent: None }
+        let instance = Some(Box::new(instance.clone()));
+        Short { what, instance, read_only, silent: None, late: false }
     }
 
     /// Waits until `done` says so, or gives the reason why it will not. What there is to say of that
@@ -329,14 +360,17 @@ impl Waiting<'_> {
         limit: Duration,
         mut done: impl FnMut(&StageState) -> Option<Result<(), Short>>,
         late: impl FnOnce(&StageState) -> Short,
+        (node, saying): Saying<'_>,
     ) -> Result<(), Report> {
+        let began = Instant::now();
         // A limit beyond what the clock can tell is none.
-        let deadline = Instant::now().checked_add(limit);
+        let deadline = began.checked_add(limit);
+        let mut told = began;
         let mut state = self.stage.state();
         loop {
             if let Some(result) = done(&state) {
                 drop(state);
-                return result.map_err(Short::told);
+                return result.map_err(|short| short.told(self.stage));
             }
             self.session.check()?;
             if self.given_up.load(Ordering::Acquire) {
@@ -347,7 +381,16 @@ impl Waiting<'_> {
             if left.is_zero() {
                 let short = late(&state);
                 drop(state);
-                return Err(short.told());
+                return Err(short.told(self.stage));
+            }
+            if now.duration_since(told) >= TELL {
+                told = now;
+                let words = saying(&state, now.duration_since(began));
+                // The client may be slow to read.
+                drop(state);
+                node.update(&words);
+                state = self.stage.state();
+                continue;
             }
             state = self.stage.wait(state, left.min(LOOK));
         }
@@ -372,15 +415,26 @@ impl Waiting<'_> {
             let limit = patience.of(release, dep).saturating_mul(TRIES + 1);
             let limit = limit.saturating_add(Duration::from_secs(60));
             let limit = limit.saturating_add(if hooks { hooks::PATIENCE } else { Duration::ZERO });
-            self.until(
+            let stands = |state: &StageState| {
+                let instance = state.member(&self.target.digest, dep)?;
+                let without = !dependency.required && has_failed(instance);
+                (met(instance) || without).then_some(Ok(()))
+            };
+            if stands(&self.stage.state()).is_some() {
+                continue;
+            }
+            let waits = format!("waiting for `{dep}`");
+            let node = self.session.begin(self.phase, service, &waits);
+            let result = self.until(
                 limit,
-                |state| {
-                    let instance = state.member(&self.target.digest, dep)?;
-                    let without = !dependency.required && has_failed(instance);
-                    (met(instance) || without).then_some(Ok(()))
-                },
+                stands,
                 |_| Short::of(format!("`{service}` waited too long for `{dep}`")),
-            )?;
+                (&node, &|_, passed| format!("{waits}, {} s", passed.as_secs())),
+            );
+            if result.is_err() {
+                end(node, &result, "");
+            }
+            result?;
         }
         Ok(())
     }
@@ -411,7 +465,7 @@ impl Waiting<'_> {
     }
 
     /// Waits for the hooks of a start, which may take longer than to get ready may.
-    fn hooked(&self, service: &str, patience: Patience) -> Result<(), Report> {
+    fn hooked(&self, service: &str, patience: Patience, node: &Node<'_>) -> Result<(), Report> {
         if !self.has_hooks(service) {
             return Ok(());
         }
@@ -423,13 +477,39 @@ impl Waiting<'_> {
         };
         let how =
             format!("has not ended its `post_start` hooks after {:.1} s", limit.as_secs_f64());
-        self.until(limit, settled, |state| match state.member(&self.target.digest, service) {
-            Some(instance) => self.not_healthy(instance, service, &how),
-            None => Short::of(format!("service `{service}` was not there in time")),
-        })
+        self.until(
+            limit,
+            settled,
+            |state| match state.member(&self.target.digest, service) {
+                Some(instance) => self.not_healthy(instance, service, &how),
+                None => Short::of(format!("service `{service}` was not there in time")),
+            },
+            (node, &|_, passed| {
+                let (passed, limit) = (passed.as_secs(), limit.as_secs());
+                format!("waiting, {passed} of {limit} s: for its `post_start` hooks")
+            }),
+        )
     }
 
-    fn ready(&self, service: &str, limit: Duration) -> Result<(), Report> {
+    /// What a service that is not ready is waited for.
+    fn waits_for(&self, state: &StageState, service: &str, job: bool) -> String {
+        let Some(instance) = state.member(&self.target.digest, service) else {
+            return "starting".to_owned();
+        };
+        let settings = self.target.release.services.get(service).map(|it| &it.settings);
+        let check = settings.is_some_and(|settings| settings.healthcheck.is_some());
+        let answer = instance.probes.last().and_then(|answer| answer.lines().next());
+        match (&instance.life, answer) {
+            (Life::BackOff { how }, _) => format!("{how}, and is started again"),
+            _ if job => "until it has ended".to_owned(),
+            (_, Some(answer)) if check => format!("its health check says: {answer}"),
+            (_, Some(answer)) => answer.to_owned(),
+            (_, None) if check => "for its health check".to_owned(),
+            (_, None) => "until it is ready".to_owned(),
+        }
+    }
+
+    fn ready(&self, service: &str, limit: Duration, node: &Node<'_>) -> Result<(), Report> {
         let job = plan::is_job(&self.target.release, service);
         let late = Cell::new(false);
         let result = self.until(
@@ -454,10 +534,15 @@ impl Waiting<'_> {
                         self.not_healthy(instance, service, &format!("not healthy {after}"));
                     let silent =
                         self.waits_for_ports(service).map(|it| Box::new((after, it.clone())));
-                    Short { silent, ..short }
+                    Short { silent, late: true, ..short }
                 }
                 None => Short::of(format!("service `{service}` was not there in time")),
             },
+            (node, &|state, passed| {
+                let (passed, limit) = (passed.as_secs(), limit.as_secs());
+                let what = self.waits_for(state, service, job);
+                format!("waiting, {passed} of {limit} s: {what}")
+            }),
         );
         match (result, self.waits_for_ports(service)) {
             (Err(_), Some(settings))
@@ -541,16 +626,24 @@ struct Short {
     read_only: bool,
     /// Its ports did not accept: after how long, and its settings.
     silent: Option<Box<(String, Settings)>>,
+    /// It took longer than it may.
+    late: bool,
 }
 
 impl Short {
     fn of(what: String) -> Self {
-        Self { what, instance: None, read_only: false, silent: None }
+        Self { what, instance: None, read_only: false, silent: None, late: false }
     }
 
     /// The gate's refusal: the service, the probe's answers and the last lines of its log.
-    fn told(self) -> Report {
-        let Some(instance) = self.instance else { return Report::refused(self.what) };
+    fn told(self, stage: &Stage) -> Report {
+        let serves = match stage.state().pointer.active {
+            Some(_) => "what served before goes on serving; ",
+            None => "",
+        };
+        let longer = if self.late { "; --timeout SECONDS waits longer" } else { "" };
+        let again = format!("{serves}mend the service and run the same command again{longer}");
+        let Some(instance) = self.instance else { return Report::refused(self.what).hint(again) };
         let what = match &self.silent {
             Some(silent) => format!(
                 "service `{}` is silent {}: {}; it gets no traffic",
@@ -568,9 +661,7 @@ impl Short {
         log.extend(instance.hook_said.iter().map(|line| format!("post_start: {line}")));
         log.extend(instances::last_lines(&instance.id, instance.running.as_deref(), 10));
         let cure = if self.read_only { cure_of(&log, &instance.service) } else { None };
-        let again =
-            "what served before goes on serving; mend the service and run the same command again";
-        Report::refused(what).log(log).hint(cure.unwrap_or_else(|| again.to_owned()))
+        Report::refused(what).log(log).hint(cure.unwrap_or(again))
     }
 }
 

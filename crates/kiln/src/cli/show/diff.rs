@@ -34,11 +34,9 @@ pub(super) struct Style {
 }
 
 impl Style {
-    /// Colours only on a terminal whose user has not said no: <https://no-color.org>.
+    /// Colours only on a terminal whose user has not said no.
     pub(super) fn new(files: bool, all: bool) -> Self {
-        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let colour = std::io::stdout().is_terminal() && !set("NO_COLOR") && !dumb;
+        let colour = std::io::stdout().is_terminal() && crate::terminal::may_colour();
         Self { files, all, colour }
     }
 
