@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use kiln_core::compose::Protocol;
 use kiln_core::exit::Exit;
 use kiln_remote::registry::{Credential, Registries};
 use serde::{Deserialize, Serialize};
@@ -172,6 +173,7 @@ pub(crate) enum Verb {
         stage: String,
         services: Vec<String>,
         follow: bool,
+        /// Only the last lines of each service.
         tail: Option<usize>,
         /// Nothing from before, and nothing from after: nanoseconds since the Unix epoch.
         #[serde(default)]
@@ -185,7 +187,13 @@ pub(crate) enum Verb {
     /// `kiln cp`. A pipe follows as a file descriptor; [`CopiedEntry`]s are written into it.
     Copy { project: ProjectArgs, stage: String, service: String, path: String },
     /// `kiln port`.
-    Port { project: ProjectArgs, stage: String, service: String, target: Option<u16>, udp: bool },
+    Port {
+        project: ProjectArgs,
+        stage: String,
+        service: String,
+        target: Option<u16>,
+        protocol: Option<Protocol>,
+    },
     /// `kiln ls`. With `quiet`, the client shows names only.
     Ls { all: bool, quiet: bool },
     /// `kiln wait`.

@@ -1,7 +1,9 @@
 //! What a user is told when something could not be done: what was asked, what was found, the last
 //! lines of the log that matter, and what to do.
 
-use kiln_core::compose::{ComposeError, ComposeErrors};
+use std::collections::BTreeSet;
+
+use kiln_core::compose::{ComposeError, ComposeErrors, closest};
 use kiln_core::exit::Exit;
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +90,33 @@ impl Report {
     /// A gate refused.
     pub(crate) fn refused(message: impl Into<String>) -> Self {
         Self::new(Exit::Refused, message)
+    }
+
+    /// A name on the command line that names nothing, which is wrong usage whatever it was to name:
+    /// `place` has no `what` of that `name`, but what is `known`.
+    pub(crate) fn unknown<'a>(
+        place: &str,
+        what: &str,
+        name: &str,
+        known: impl IntoIterator<Item = &'a str>,
+    ) -> Self {
+        /// So many names fit into a hint.
+        const SHOWN: usize = 20;
+        let known: BTreeSet<&str> = known.into_iter().collect();
+        let report = Self::usage(format!("{place} has no {what} `{name}`"));
+        let mut shown = known.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+        if known.len() > SHOWN {
+            shown.push_str(&format!(", and {} more", known.len() - SHOWN));
+        }
+        let there = match known.len() {
+            0 => return report,
+            1 => format!("there is {shown}"),
+            _ => format!("there are {shown}"),
+        };
+        match closest(name, known) {
+            Some(near) => report.hint(format!("did you mean `{near}`? {there}")),
+            None => report.hint(there),
+        }
     }
 
     /// Adds what to do.

@@ -92,7 +92,7 @@ fn what_cannot_be_copied_is_refused_by_name() {
         ("web:/w/huge", "x", 1, "more than 64 GiB"),
         ("web:/w/none", "x", 1, "there is no /w/none"),
         ("web:/w/../etc", "x", 2, "`..`"),
-        ("nobody:/w", "x", 2, "no instance of `nobody`"),
+        ("nobody:/w", "x", 2, "no service `nobody`"),
         ("web:/w/plain", "none/x", 1, "none"),
         ("compose.yaml", "web:/w", 2, "never changed"),
         ("compose.yaml", "elsewhere", 2, "SERVICE:PATH"),

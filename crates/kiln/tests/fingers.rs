@@ -19,11 +19,12 @@ fn id(world: &World, project: &Project, service: &str) -> String {
 #[test]
 fn port_says_where_clients_reach_a_service() {
     let world = world();
-    let port = Port::claim();
+    let (port, udp) = (Port::claim(), Port::claim());
     let compose = format!(
-        "name: demo\nservices:\n  web:\n    build: ./web\n    ports: [\"{}:8080\"]\n  auto:\n    \
+        "name: demo\nservices:\n  web:\n    build: ./web\n    ports: [\"{}:8080\", \"{}:53/udp\"]\n  auto:\n    \
          build: ./web\n    ports: [\"127.0.0.1::8080\"]\n  back:\n    build: ./web\n",
-        port.number()
+        port.number(),
+        udp.number()
     );
     let project = project(&world, "demo", &compose);
     page(&project, "web", "one");
@@ -38,6 +39,15 @@ fn port_says_where_clients_reach_a_service() {
     assert_eq!(kiln_testkit::http::get(number, "/").unwrap().text(), "one");
     let all = stdout(&world, &project, &["port", "auto"]);
     assert_eq!(all, format!("8080/tcp -> {chosen}"));
+    // Datagrams are asked for as Compose does it, and as Docker does.
+    let datagrams = format!("0.0.0.0:{}\n", udp.number());
+    for args in [&["port", "web", "53/udp"][..], &["port", "--protocol", "udp", "web", "53"]] {
+        assert_eq!(stdout(&world, &project, args), datagrams);
+    }
+    let wrong = world.kiln_in(&project, ["port", "web", "53"]).expect_code(1);
+    wrong.expect_stderr("publishes no port 53/tcp").expect_stderr("8080/tcp, 53/udp");
+    let wrong = ["port", "--protocol", "tcp", "web", "53/udp"];
+    world.kiln_in(&project, wrong).expect_code(2).expect_stderr("contradict");
     let json = world.kiln_in(&project, ["port", "web", "8080", "--json"]).expect_done().json();
     assert_eq!(json["ports"][0]["port"], port.number());
     for (args, exit) in [
@@ -46,6 +56,8 @@ fn port_says_where_clients_reach_a_service() {
         (&["port", "back"], 1),
         (&["port", "nobody", "8080"], 2),
         (&["port", "web", "70000"], 2),
+        (&["port", "web", "0"], 2),
+        (&["port", "web", "53/dccp"], 2),
     ] {
         world.kiln_in(&project, args.to_vec()).expect_code(exit);
     }
@@ -57,7 +69,9 @@ fn ls_names_all_projects_of_the_root() {
     let compose = "name: other\nservices:\n  job:\n    build: ./job\n";
     let second = project(&world, "other", compose);
     page(&second, "job", "x");
-    assert_eq!(world.kiln(["ls"]).expect_done().stdout, "nothing runs\n");
+    let none = world.kiln(["ls"]).expect_done();
+    assert_eq!(none.stdout, "");
+    assert!(none.stderr.contains("no project of this root runs"), "{none}");
     world.kiln_in(&first, ["build"]).expect_done();
     world.kiln_in(&first, ["up"]).expect_done();
     world.kiln_in(&second, ["up"]).expect_done();
@@ -167,6 +181,30 @@ fn logs_are_cut_by_time() {
     let timed = world.kiln_in(&project, ["logs", "-t", "-n", "1"]).expect_done().stdout;
     let fraction = format!(".{:09}Z line 3", times[2] % 1_000_000_000);
     assert!(timed.contains(&fraction), "{timed} has no {fraction}");
+    // Of each service so many, as Compose counts them.
+    project.edit(
+        "compose.yaml",
+        "    build: ./web\n",
+        "    build: ./web\n  other:\n    build: ./web\n",
+    );
+    world.kiln_in(&project, ["up"]).expect_done();
+    wait_until(PATIENCE, "six lines", || (entries().len() == 6).then_some(()));
+    let last = |args: &[&str]| -> Vec<String> {
+        let args = [&["logs", "--json"], args].concat();
+        let entries = world.kiln_in(&project, args).expect_done().json_lines();
+        let mut said: Vec<String> = entries
+            .iter()
+            .map(|entry| format!("{}: {}", entry["service"], entry["text"]))
+            .collect();
+        said.sort();
+        said
+    };
+    let both = ["\"other\": \"line 3\"", "\"web\": \"line 3\""];
+    assert_eq!(last(&["-n", "1"]), both);
+    assert_eq!(last(&["--tail", "1", "other", "web"]), both);
+    assert_eq!(last(&["--tail", "all"]).len(), 6);
+    assert_eq!(last(&["-n", "0"]), Vec::<String>::new());
+    world.kiln_in(&project, ["logs", "-n", "some"]).expect_code(2);
     let wrong = world.kiln_in(&project, ["logs", "--since", "yesterday"]).expect_code(2);
     assert!(wrong.stderr.contains("no moment"), "{wrong}");
 }
@@ -189,7 +227,7 @@ fn restart_gives_fresh_instances_through_the_switch() {
     assert_ne!(id(&world, &project, "web"), after);
     wait_for_answer(&port, "one");
     let wrong = world.kiln_in(&project, ["restart", "nobody"]).expect_code(2);
-    assert!(wrong.stderr.contains("there are web"), "{wrong}");
+    assert!(wrong.stderr.contains("there is web"), "{wrong}");
     // It is the release that it was, and nothing is left to do.
     let up = world.kiln_in(&project, ["up", "--json"]).expect_done().json();
     assert_eq!((&up["switched"], &up["release"]), (&Value::Bool(false), &done["release"]));
@@ -228,6 +266,22 @@ fn completions_and_pages_come_from_the_help() {
     let dir = world.home().join("pages");
     world.kiln(["man", dir.to_str().unwrap()]).expect_done();
     let page = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    // At the foot of each page stands what it is a page of.
+    let of = format!("\"kiln {}\"", env!("CARGO_PKG_VERSION"));
+    assert!(
+        page("kiln.1").contains(&of) && page("kiln-up.1").contains(&of),
+        "{}",
+        page("kiln-up.1")
+    );
+    // Verbs that nobody is to call are offered nowhere; nor is what this very shell has set.
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let text = world.kiln(["completions", shell]).expect_done().stdout;
+        assert!(!text.contains("agent as a verb") && !text.contains("kiln__agent"), "{shell}");
+    }
+    assert!(!dir.join("kiln-agent.1").exists());
+    let here = world.call(["up", "--help"]).env("KILN_ROOT", "/tmp/of-this-shell").run().unwrap();
+    assert!(here.stdout.contains("[env: KILN_ROOT]"), "{here}");
+    assert!(!here.stdout.contains("of-this-shell"), "{here}");
     assert!(page("kiln.1").contains("Immutable delivery"));
     assert!(page("kiln-up.1").contains("renew"));
     // One for each verb that the help has.

@@ -130,7 +130,7 @@ fn up_of_some_services_leaves_the_others_as_they_are() {
         page(&project, service, "one");
     }
     let wrong = world.kiln_in(&project, ["up", "nobody"]).expect_code(2);
-    assert!(wrong.stderr.contains("its services are"), "{wrong}");
+    assert!(wrong.stderr.contains("there are db, other, web"), "{wrong}");
     let names = || {
         let mut all: Vec<String> = instances(&world, &project)
             .iter()

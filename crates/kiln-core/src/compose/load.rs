@@ -89,7 +89,9 @@ pub fn configuration(
     })?;
     known.map_err(|name| {
         let what = format!("there is no service `{name}`, or it is switched off");
-        ComposeError::of_file("", what).into()
+        let hint =
+            "`kiln config --services` lists those that there are, and --profile switches more on";
+        ComposeError::of_file("", what).with_hint(hint).into()
     })
 }
 

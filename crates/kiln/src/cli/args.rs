@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use kiln_core::compose::Protocol;
 
 use crate::protocol::{ProjectArgs, Verb};
 
@@ -11,7 +12,13 @@ use crate::protocol::{ProjectArgs, Verb};
 #[command(name = "kiln", version, about, max_term_width = 100)]
 pub(crate) struct Cli {
     /// Folder that holds all of Kiln's state
-    #[arg(long, env = "KILN_ROOT", default_value = "/var/lib/kiln", global = true)]
+    #[arg(
+        long,
+        env = "KILN_ROOT",
+        default_value = "/var/lib/kiln",
+        hide_env_values = true,
+        global = true
+    )]
     pub root: PathBuf,
     /// One JSON document (or one object a line) on standard output
     #[arg(long, global = true)]
@@ -235,9 +242,9 @@ pub(crate) enum Command {
         /// Go on as more is written
         #[arg(short, long)]
         follow: bool,
-        /// Only the last lines
-        #[arg(short = 'n', long, value_name = "LINES")]
-        tail: Option<usize>,
+        /// Only so many of the last lines of each service, or all
+        #[arg(short = 'n', long, value_name = "LINES", value_parser = last_lines)]
+        tail: Option<Lines>,
         /// Nothing from before: 10m, 1h30m, 2d, 2026-11-28T09:00:00Z or Unix seconds
         #[arg(long, value_name = "MOMENT", value_parser = super::moment::parse)]
         since: Option<u64>,
@@ -255,12 +262,12 @@ pub(crate) enum Command {
         #[command(flatten)]
         project: ProjectArgs,
         service: String,
-        /// Port of the instance; without it, all that are published
-        #[arg(value_name = "PORT")]
-        target: Option<u16>,
-        /// tcp or udp
-        #[arg(long, value_name = "PROTOCOL", default_value = "tcp", value_parser = ["tcp", "udp"])]
-        protocol: String,
+        /// Port of the instance: 8080, 53/udp; without it, all that are published
+        #[arg(value_name = "PORT", value_parser = port)]
+        target: Option<(u16, Option<Protocol>)>,
+        /// tcp or udp; without it, of a port without a word, tcp
+        #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
+        protocol: Option<Protocol>,
         #[arg(long, default_value = "dev")]
         stage: String,
     },
@@ -440,6 +447,40 @@ A and B are each one of
   .                the working tree as a release
   RELEASE:SERVICE  the image of one service of any of these releases";
 
+/// How many lines of a log; nothing: all.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lines(Option<usize>);
+
+fn last_lines(text: &str) -> Result<Lines, String> {
+    match text {
+        "all" => Ok(Lines(None)),
+        number => match number.parse() {
+            Ok(number) => Ok(Lines(Some(number))),
+            Err(_) => Err("give a number of lines, or all".to_owned()),
+        },
+    }
+}
+
+fn protocol(text: &str) -> Result<Protocol, String> {
+    match text {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        _ => Err("give tcp or udp".to_owned()),
+    }
+}
+
+/// `8080`, `53/udp`.
+fn port(text: &str) -> Result<(u16, Option<Protocol>), String> {
+    let (number, word) = match text.split_once('/') {
+        Some((number, word)) => (number, Some(protocol(word)?)),
+        None => (text, None),
+    };
+    match number.parse() {
+        Ok(number @ 1..) => Ok((number, word)),
+        _ => Err("give a port from 1 to 65535, with its protocol perhaps: 53/udp".to_owned()),
+    }
+}
+
 /// `kiln config`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ConfigArgs {
@@ -598,11 +639,13 @@ impl Command {
             Self::Status { project: p, stage } => Verb::Status { project: project.and(p), stage },
             Self::Logs { project: p, services, follow, tail, since, until, timestamps, stage } => {
                 let project = project.and(p.into());
+                let tail = tail.and_then(|lines| lines.0);
                 Verb::Logs { project, stage, services, follow, tail, since, until, timestamps }
             }
             Self::Port { project: p, service, target, protocol, stage } => {
-                let udp = protocol == "udp";
-                Verb::Port { project: project.and(p), stage, service, target, udp }
+                let (target, word) = (target.map(|it| it.0), target.and_then(|it| it.1));
+                let protocol = word.or(protocol);
+                Verb::Port { project: project.and(p), stage, service, target, protocol }
             }
             Self::Ls { all, quiet } => Verb::Ls { all, quiet },
             Self::Wait { project: p, services, stage } => {

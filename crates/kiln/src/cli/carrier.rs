@@ -145,7 +145,8 @@ fn file(path: &Path) -> Result<Output, Report> {
         _ => {}
     }
     let Some(name) = path.file_name() else {
-        return Err(Report::usage(format!("{} names no file", path.display())));
+        return Err(Report::usage(format!("{} names no file", path.display()))
+            .hint("name one with -o: image.tar"));
     };
     let temporary = parent(path).join(beside(name));
     let mut options = OpenOptions::new();
@@ -178,8 +179,10 @@ fn parent(path: &Path) -> &Path {
 /// Opens the image that is to be read.
 fn input(path: &Path) -> Result<OwnedFd, Report> {
     if path != Path::new(STANDARD) {
-        let opened = File::open(path)
-            .map_err(|error| Report::usage(format!("{} cannot be read: {error}", path.display())));
+        let opened = File::open(path).map_err(|error| {
+            Report::usage(format!("{} cannot be read: {error}", path.display()))
+                .hint("name an OCI layout folder, or an archive as `podman save` writes it")
+        });
         return Ok(opened?.into());
     }
     let stdin = io::stdin();

@@ -103,7 +103,8 @@ fn meet(root: &Path, exe: &Path) -> Result<(UnixStream, String), Report> {
             Ok(theirs) if !theirs.is_empty() => return Ok((stream, theirs)),
             result if Instant::now() > deadline => {
                 let gone = format!("the agent of {} is leaving and does not end", root.display());
-                return Err(result.err().unwrap_or_else(|| Report::failed(gone)));
+                let log = format!("ask again; its log is {}", log_path(root).display());
+                return Err(result.err().unwrap_or_else(|| Report::failed(gone)).hint(log));
             }
             _ => std::thread::sleep(Duration::from_millis(5)),
         }
@@ -224,7 +225,8 @@ fn start_agent(root: &Path, exe: &Path) -> Result<(), Report> {
         let status = command.stdin(Stdio::inherit()).status();
         return match status {
             Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(Report::failed(format!("`sudo` did not start the agent: {status}"))),
+            Ok(status) => Err(Report::failed(format!("`sudo` did not start the agent: {status}"))
+                .hint("run this as root, or have root run `kiln serve`")),
             Err(error) => {
                 Err(Report::failed(format!("cannot run `sudo`: {error}")).hint("run this as root"))
             }

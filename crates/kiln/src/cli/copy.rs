@@ -123,7 +123,8 @@ impl Top {
             }
             _ => {
                 let Some(name) = to.file_name() else {
-                    return Err(Report::usage(format!("{} is no name", to.display())));
+                    return Err(Report::usage(format!("{} is no name", to.display()))
+                        .hint("name a folder that is there, or what the copy is to be called"));
                 };
                 let parent = to.parent().filter(|it| !it.as_os_str().is_empty());
                 (parent.unwrap_or(Path::new(".")).to_owned(), PathBuf::from(name))
@@ -135,6 +136,7 @@ impl Top {
         if own {
             in_the_way(&folder, &name, own).map_err(|error| {
                 Report::usage(format!("nothing is written to {}: {error}", to.display()))
+                    .hint("name a folder that is there, or another name")
             })?;
         }
         Ok(Self { folder, name, own })
@@ -233,7 +235,8 @@ fn receive(pipe: OwnedFd, top: &Top) -> Result<u64, Report> {
         let read = (&mut pipe).take(LONGEST_LINE).read_until(b'\n', &mut line);
         read.because(|| "reading from the agent".into())?;
         if line.is_empty() {
-            return Err(Report::failed("the copy broke off: it is not whole"));
+            return Err(Report::failed("the copy broke off: it is not whole")
+                .hint("copy it again; `kiln ps` says whether the instance is still there"));
         }
         let entry: CopiedEntry =
             serde_json::from_slice(&line).because(|| "reading from the agent".into())?;

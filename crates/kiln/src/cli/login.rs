@@ -47,14 +47,16 @@ pub(super) fn login(
         None => ask(&format!("Name at {registry}: "), Echo::Shown)?,
     };
     if username.is_empty() || username.contains(':') {
-        return Err(Report::usage("a user's name is not empty and has no colon"));
+        return Err(Report::usage("a user's name is not empty and has no colon")
+            .hint("nothing was kept; give it by `-u NAME`"));
     }
     let password = match from_stdin {
         true => piped()?,
         false => ask("Password: ", Echo::Hidden)?,
     };
     if password.is_empty() {
-        return Err(Report::usage("the password is empty"));
+        return Err(Report::usage("the password is empty")
+            .hint("nothing was kept; some registries want an access token for a password"));
     }
     let credential = Credential::Password { username: username.clone(), password };
     let typed = Typed(credential.clone());
@@ -125,11 +127,16 @@ fn piped() -> Result<String, Report> {
     let doing = || "reading the password".to_owned();
     io::stdin().lock().take(LONGEST + 1).read_to_end(&mut bytes).because(doing)?;
     if bytes.len() as u64 > LONGEST {
-        return Err(Report::usage(format!("the password is longer than {LONGEST} bytes")));
+        return Err(Report::usage(format!("the password is longer than {LONGEST} bytes"))
+            .hint("nothing was kept; is it the right file that is piped in?"));
     }
-    let text = String::from_utf8(bytes).map_err(|_| Report::usage("the password is not UTF-8"))?;
+    let text = String::from_utf8(bytes).map_err(|_| not_text())?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
+}
+
+fn not_text() -> Report {
+    Report::usage("the password is not UTF-8").hint("nothing was kept; give it as plain text")
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,7 +206,7 @@ impl Hidden {
                 _ => {}
             }
         }
-        String::from_utf8(typed).map_err(|_| Report::usage("the password is not UTF-8"))
+        String::from_utf8(typed).map_err(|_| not_text())
     }
 }
 

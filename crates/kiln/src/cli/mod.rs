@@ -86,8 +86,15 @@ fn dispatch(cli: Cli) -> Result<u8, Report> {
         Command::Cp { project, from, to, stage } => {
             copy::copy(&cli.root, cli.project.and(project), stage, &from, &to, cli.json)
         }
-        Command::Completions { shell } => pages::completions(shell),
-        Command::Man { dir } => pages::man(&dir),
+        Command::Completions { shell } => pages::completions(shell, cli.json),
+        Command::Man { dir } => pages::man(&dir, cli.json),
+        Command::Port { target: Some((port, Some(word))), protocol: Some(other), .. }
+            if word != other =>
+        {
+            let (word, other) = (answers::protocol_word(word), answers::protocol_word(other));
+            let what = format!("`{port}/{word}` and `--protocol {other}` contradict each other");
+            Err(Report::usage(what).hint("leave one of the two out"))
+        }
         Command::Shutdown if !client::agent_is_there(&cli.root) => {
             let remains = agent::collect_remains(&cli.root)?;
             let none = answers::Shutdown::NoAgent { agent: false, collected: remains };

@@ -162,7 +162,8 @@ fn begins<T: Copy>(
         [] => Err(Report::usage(format!("no {what} `{word}` is known here"))),
         several => {
             let names: Vec<String> = several.iter().map(|(digest, _)| digest.short()).collect();
-            Err(Report::usage(format!("`{word}` may be {}", names.join(" or "))))
+            Err(Report::usage(format!("`{word}` may be {}", names.join(" or ")))
+                .hint("give more digits"))
         }
     }
 }
@@ -172,19 +173,21 @@ fn release(agent: &Agent, word: &str) -> Result<Digest, Report> {
         return Ok(digest);
     }
     let known = releases(agent)?.into_iter().map(|digest| (digest, digest));
-    begins("release", word, known).map_err(|report| report.hint("kiln releases"))
+    begins("release", word, known).map_err(|report| report.hint("`kiln releases` lists them"))
 }
 
 /// The image that a word names: `TREE,CONFIG`, the name of an import, or the beginning of the tree
 /// digest of an image that a release, an import or a base has.
 fn image(agent: &Agent, word: &str) -> Result<ImageId, Report> {
-    let usage = |error: kiln_core::digest::ParseDigestError| Report::usage(error.to_string());
+    const BOTH: &str = "name it by both digests, TREE,CONFIG: `kiln bake --json` prints them";
+    let usage =
+        |error: kiln_core::digest::ParseDigestError| Report::usage(error.to_string()).hint(BOTH);
     if let Some((tree, config)) = word.split_once(',') {
         let image =
             ImageId { tree: tree.parse().map_err(usage)?, config: config.parse().map_err(usage)? };
         for digest in [image.tree, image.config] {
             if !agent.store.contains(&digest) {
-                return Err(Report::usage(format!("{digest} is not in the store")));
+                return Err(Report::usage(format!("{digest} is not in the store")).hint(BOTH));
             }
         }
         return Ok(image);
@@ -205,9 +208,8 @@ fn image(agent: &Agent, word: &str) -> Result<ImageId, Report> {
         }
         known.insert(image);
     }
-    begins("image", word, known.into_iter().map(|image| (image.tree, image))).map_err(|report| {
-        report.hint("name it by both digests, TREE,CONFIG: `kiln bake --json` prints them")
-    })
+    let known = known.into_iter().map(|image| (image.tree, image));
+    begins("image", word, known).map_err(|report| report.hint(BOTH))
 }
 
 /// Which of a reference's two digests is the tree's.
@@ -306,13 +308,11 @@ pub(super) fn import(
 pub(super) fn forget(agent: &Agent, name: &str) -> Result<Answer, Report> {
     let refs = agent.store.refs().because(|| "listing images".into())?;
     if !refs.contains_key(&(IMPORTS.to_owned(), name.to_owned())) {
-        let known: Vec<&str> = refs
-            .keys()
-            .filter(|(kind, _)| kind == IMPORTS)
-            .map(|(_, name)| name.as_str())
-            .collect();
-        return Err(Report::usage(format!("nothing imported is called `{name}`"))
-            .hint(format!("there is: {}", known.join(", "))));
+        let known = refs.keys().filter(|(kind, _)| kind == IMPORTS);
+        let known: Vec<&str> = known.map(|(_, name)| name.as_str()).collect();
+        let report = Report::unknown("this root", "import", name, known.iter().copied());
+        let none = "none has a name yet: kiln import PATH --name NAME";
+        return Err(if known.is_empty() { report.hint(none) } else { report });
     }
     agent.store.remove_ref(IMPORTS, name).because(|| format!("forgetting `{name}`"))?;
     Ok(Answer::of(&answers::Import::Removed { removed: name.to_owned() }))

@@ -60,7 +60,8 @@ pub(super) fn copy(
     let inside = open(root.as_fd(), top, OFlags::PATH | OFlags::NOFOLLOW, ResolveFlags::IN_ROOT);
     let place = match inside {
         Err(Errno::NOENT | Errno::NOTDIR) => {
-            return Err(Report::failed(format!("there is no {path} in `{service}`")));
+            return Err(Report::failed(format!("there is no {path} in `{service}`"))
+                .hint("the path is one inside of the instance: kiln cp web:/var/log/app.log ."));
         }
         place => place.map_err(io::Error::from).because(doing)?,
     };

@@ -55,7 +55,7 @@ pub(super) fn down(
     let id = StageId { project: asked.project.clone(), stage: stage.to_owned() };
     let there = agent.is_known(&id)?;
     if !there && asked.named && stage == "dev" {
-        return Err(no_such_project(agent, &asked.project));
+        super::known_project(agent, &asked.project)?;
     }
     let stage = match there {
         true => agent.stage(&id),
@@ -91,21 +91,6 @@ fn read(session: &Session, args: &ProjectArgs) -> Result<Asked, Report> {
     // A file that is broken by now must not keep anybody from taking its project down.
     session.notice(format!("{}; going on for project `{project}`", report.message));
     Ok(Asked { project, named, files: Files::Broken(report) })
-}
-
-fn no_such_project(agent: &Agent, name: &str) -> Report {
-    let known: BTreeSet<String> =
-        agent.stages().into_iter().map(|s| s.id.project.clone()).collect();
-    let report = Report::usage(format!("there is no project `{name}`: nothing of it was deployed"));
-    let near = kiln_core::compose::closest(name, known.iter().map(String::as_str));
-    match (near, known.len()) {
-        (Some(near), _) => report.hint(format!("did you mean `{near}`?")),
-        (None, 0) => report.hint("there are none yet"),
-        (None, _) => report.hint(format!(
-            "there are {}",
-            known.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
-        )),
-    }
 }
 
 /// What of the stage's data the user calls part of the project.

@@ -93,13 +93,15 @@ pub(super) fn running(stage: &Stage, service: &str) -> Result<Arc<Running>, Repo
     let Some(active) = state.pointer.active else { return Err(nothing_serves(stage)) };
     let instance = state.member(&active, service).ok_or_else(|| {
         let slot = state.slot(&active);
-        let known: Vec<&str> =
-            slot.into_iter().flat_map(|slot| slot.members.keys().map(String::as_str)).collect();
-        Report::usage(format!("no instance of `{service}` in {}", stage.id))
-            .hint(format!("there are {}", known.join(", ")))
+        let known = slot.into_iter().flat_map(|slot| slot.members.keys().map(String::as_str));
+        Report::unknown(&stage.id.to_string(), "service", service, known)
     })?;
     instance.running.clone().ok_or_else(|| {
-        Report::failed(format!("`{service}` does not run: it is {}", instance.life.word()))
+        Report::failed(format!("`{service}` does not run: it is {}", instance.life.word())).hint(
+            format!(
+                "`kiln logs {service}` has what it wrote; `kiln run {service}` starts one more"
+            ),
+        )
     })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kiln_core::compose::Protocol;
+use kiln_core::compose::{Port, Protocol};
 use kiln_core::exit::Exit;
 use kiln_run::{End, Known, Running};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -27,25 +27,33 @@ pub(super) fn port(
     stage: &Stage,
     service: &str,
     target: Option<u16>,
-    protocol: Protocol,
+    protocol: Option<Protocol>,
 ) -> Result<Answer, Report> {
     let active = stage.state().pointer.active.ok_or_else(|| nothing_serves(stage))?;
     let release = agent.release(&active)?;
     let released = release.services.get(service);
     let missing = || no_service(&stage.id, service, release.services.keys());
     let released = released.ok_or_else(missing)?;
-    let wanted = |port: &&kiln_core::compose::Port| {
-        target.is_none_or(|target| port.target == target && port.protocol == protocol)
+    // A port without a word is one of TCP, as for Compose.
+    let protocol = protocol.or(target.map(|_| Protocol::Tcp));
+    let all: Vec<&Port> =
+        released.settings.ports.get(&stage.id.stage).into_iter().flatten().collect();
+    let wanted = |port: &&&Port| {
+        target.is_none_or(|target| port.target == target)
+            && protocol.is_none_or(|protocol| port.protocol == protocol)
     };
-    let ports = released.settings.ports.get(&stage.id.stage).into_iter().flatten().filter(wanted);
     let mut found = Vec::new();
-    for port in ports {
+    let mut later = None;
+    for port in all.iter().filter(wanted) {
         let published = match port.published {
             // The kernel has chosen, and the front knows.
             0 => agent.bound_port(stage, service, port),
             port => Some(port),
         };
-        let Some(published) = published else { continue };
+        let Some(published) = published else {
+            later = Some(port_word(port));
+            continue;
+        };
         let host = port.host_ip.map_or_else(|| "0.0.0.0".to_owned(), |ip| ip.to_string());
         found.push(answers::Published {
             host,
@@ -54,19 +62,32 @@ pub(super) fn port(
             protocol: port.protocol,
         });
     }
+    if let (true, Some(port)) = (found.is_empty(), later) {
+        let what = format!("`{service}` publishes {port}, but that is not open yet");
+        return Err(Report::failed(what)
+            .hint("nothing accepts on it so far: `kiln ps` and `kiln logs` say more"));
+    }
     if found.is_empty() {
-        let what = match target {
-            Some(target) => {
-                format!(
-                    "`{service}` publishes no port {target}/{}",
-                    answers::protocol_word(protocol)
-                )
+        let protocol = protocol.map(answers::protocol_word);
+        let what = match (target, protocol) {
+            (Some(target), protocol) => {
+                format!("`{service}` publishes no port {target}/{}", protocol.unwrap_or("tcp"))
             }
-            None => format!("`{service}` publishes no port"),
+            (None, Some(protocol)) => format!("`{service}` publishes no port of {protocol}"),
+            (None, None) => format!("`{service}` publishes no port"),
         };
-        return Err(Report::failed(what).hint("`ports:` in the Compose file publishes one"));
+        let words: Vec<String> = all.iter().map(|port| port_word(port)).collect();
+        return Err(Report::failed(what).hint(match words.is_empty() {
+            true => "`ports:` in the Compose file publishes one".to_owned(),
+            false => format!("it publishes {}", words.join(", ")),
+        }));
     }
     Ok(Answer::of(&answers::Ports { service: service.to_owned(), ports: found }))
+}
+
+/// As Compose takes it: `5353/udp`.
+fn port_word(port: &Port) -> String {
+    format!("{}/{}", port.target, answers::protocol_word(port.protocol))
 }
 
 /// `kiln ls`: all projects of the root.
@@ -151,12 +172,16 @@ fn await_end(
             Ok(answers::Ended { service, code, signal: exit.signal, oom: exit.oom })
         }
         Known::Ended(End::Lost) => {
-            Err(Report::failed(format!("`{service}` has ended, and nobody knows how")))
+            Err(Report::failed(format!("`{service}` has ended, and nobody knows how"))
+                .hint("`kiln logs` and `kiln history` have what is known"))
         }
-        Known::Runs(_) => Err(Report::failed(format!("`{service}` runs on"))),
+        Known::Runs(_) => {
+            Err(Report::failed(format!("`{service}` runs on")).hint("ask again: kiln ps"))
+        }
         Known::Unknown(why) => {
             agent.log(&format!("{}: {why}", running.id()));
-            Err(Report::failed(format!("whether `{service}` has ended is unknown: {why}")))
+            Err(Report::failed(format!("whether `{service}` has ended is unknown: {why}"))
+                .hint("kiln status"))
         }
     }
 }

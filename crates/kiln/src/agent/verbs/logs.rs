@@ -8,7 +8,7 @@ use std::time::Duration;
 use kiln_run::logs::{Follow, LogEntry, LogStream, Watch};
 use serde_json::{Value, json};
 
-use super::Answer;
+use super::{Answer, nothing_serves};
 use crate::agent::session::Session;
 use crate::agent::stage::Stage;
 use crate::agent::{Agent, instances};
@@ -31,7 +31,7 @@ pub(super) struct Wanted<'a> {
     pub services: &'a [String],
     /// Go on as more is written.
     pub follow: bool,
-    /// Only the last lines.
+    /// Only the last lines of each service.
     pub tail: Option<usize>,
     /// Nothing from before, and nothing from after: nanoseconds since the Unix epoch.
     pub since: Option<u64>,
@@ -58,7 +58,7 @@ pub(super) fn logs(
     wanted: &Wanted<'_>,
 ) -> Result<Answer, Report> {
     let Wanted { services, follow, tail, .. } = *wanted;
-    known(agent, stage, services)?;
+    known(agent, session, stage, services)?;
     let mut watch = follow.then(Watch::new);
     let mut readers: BTreeMap<PathBuf, Reader> = BTreeMap::new();
     let mut old: Vec<(String, PathBuf)> = Vec::new();
@@ -105,7 +105,7 @@ fn open(
 }
 
 /// All lines of all logs in the order of their times, no more of them in memory at once than there
-/// are logs, or than the last ones that are wanted.
+/// are logs, or than the last ones of each service that are wanted.
 fn show_what_is_there(
     session: &Session,
     readers: &mut BTreeMap<PathBuf, Reader>,
@@ -120,7 +120,9 @@ fn show_what_is_there(
         next.extend(head.as_ref().map(|entry| Reverse((entry.time, number))));
         heads.push(head);
     }
-    let mut last = VecDeque::new();
+    // The last lines of each service, with how many came before them.
+    let mut last: BTreeMap<String, VecDeque<(u64, LogEntry)>> = BTreeMap::new();
+    let mut count = 0_u64;
     while let Some(Reverse((_, number))) = next.pop() {
         let Some(entry) = heads[number].take() else { continue };
         heads[number] = logs[number].log.next().because(doing)?;
@@ -138,13 +140,20 @@ fn show_what_is_there(
             }
             continue;
         };
-        last.push_back((number, entry));
-        if last.len() > lines {
-            last.pop_front();
+        let own = last.entry(logs[number].service.clone()).or_default();
+        own.push_back((count, entry));
+        count += 1;
+        if own.len() > lines {
+            own.pop_front();
         }
     }
-    for (number, entry) in last {
-        session.item(item(&logs[number].service, &entry));
+    let each = |(service, lines): (String, VecDeque<(u64, LogEntry)>)| {
+        lines.into_iter().map(move |(count, entry)| (count, service.clone(), entry))
+    };
+    let mut shown: Vec<(u64, String, LogEntry)> = last.into_iter().flat_map(each).collect();
+    shown.sort_by_key(|(count, ..)| *count);
+    for (_, service, entry) in shown {
+        session.item(item(&service, &entry));
     }
     Ok(())
 }
@@ -178,19 +187,25 @@ fn show_more(
 }
 
 /// Refuses the name of a service that neither runs nor has ever written anything.
-fn known(agent: &Agent, stage: &Stage, services: &[String]) -> Result<(), Report> {
+fn known(
+    agent: &Agent,
+    session: &Session,
+    stage: &Stage,
+    services: &[String],
+) -> Result<(), Report> {
     let there = living(agent, stage, &[]).into_iter().chain(ended(agent, stage, &[]));
     let there: BTreeSet<String> = there.map(|(service, _)| service).collect();
+    let place = stage.id.to_string();
     match services.iter().find(|service| !there.contains(*service)) {
-        None => Ok(()),
+        Some(_) if there.is_empty() => Err(nothing_serves(stage)),
         Some(service) => {
-            let known: Vec<&str> = there.iter().map(String::as_str).collect();
-            let report = Report::usage(format!("no log of `{service}` in {}", stage.id));
-            Err(match known.is_empty() {
-                true => report.hint("kiln up"),
-                false => report.hint(format!("there are {}", known.join(", "))),
-            })
+            Err(Report::unknown(&place, "service", service, there.iter().map(String::as_str)))
         }
+        None if there.is_empty() => {
+            session.notice(format!("nothing has run in {place} yet, so there is no log: kiln up"));
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
 

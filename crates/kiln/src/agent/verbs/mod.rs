@@ -19,13 +19,14 @@ mod serve;
 mod stats;
 mod verify;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_core::compose::{self, Project, Protocol};
+use kiln_core::compose::{self, Project};
 use kiln_core::exit::Exit;
 use serde_json::Value;
 
@@ -134,10 +135,7 @@ pub(crate) fn run(
             look::releases(agent, &*find_stage(agent, session, &project, &stage)?)
         }
         Verb::Ps { project, all } => {
-            let only = match all || anywhere(session, &project) {
-                true => None,
-                false => Some(project_name(session, &project)?),
-            };
+            let only = only(agent, session, &project, all)?;
             Ok(look::ps(agent, only.as_deref()))
         }
         Verb::Status { project, stage } => match anywhere(session, &project) {
@@ -153,9 +151,8 @@ pub(crate) fn run(
             let stage = find_stage(agent, session, &project, &stage)?;
             copy::copy(session, &stage, &service, &path, fds)
         }
-        Verb::Port { project, stage, service, target, udp } => {
+        Verb::Port { project, stage, service, target, protocol } => {
             let stage = find_stage(agent, session, &project, &stage)?;
-            let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
             fingers::port(agent, &stage, &service, target, protocol)
         }
         Verb::Ls { all, .. } => Ok(fingers::ls(agent, all)),
@@ -164,10 +161,7 @@ pub(crate) fn run(
             fingers::wait(agent, session, &stage, &services)
         }
         Verb::Stats { project, services, all, stream } => {
-            let only = match all || anywhere(session, &project) {
-                true => None,
-                false => Some(project_name(session, &project)?),
-            };
+            let only = only(agent, session, &project, all)?;
             let wanted = stats::Wanted { project: only.as_deref(), services: &services };
             stats::stats(agent, session, &wanted, stream)
         }
@@ -187,10 +181,10 @@ pub(crate) fn run(
             oneoff::run(agent, session, &stage, &asked, spec, fds)
         }
         Verb::History { project, stage, limit, all } => {
-            let only = match all || anywhere(session, &project) {
-                true => None,
-                false => Some(project_name(session, &project)?),
-            };
+            let only = only(agent, session, &project, all)?;
+            if let Some(stage) = &stage {
+                known_stage(agent, only.as_deref(), stage)?;
+            }
             look::history(agent, session, only.as_deref(), stage.as_deref(), limit)
         }
         Verb::Down { project, stage, volumes } => {
@@ -229,6 +223,23 @@ fn anywhere(session: &Session, args: &ProjectArgs) -> bool {
         && args.project_name.is_none()
         && !session.env.contains_key("COMPOSE_FILE")
         && !COMPOSE_FILES.iter().any(|name| session.cwd.join(name).exists())
+}
+
+/// The project that a verb looks at; all, if that is said, or nothing else is.
+fn only(
+    agent: &Agent,
+    session: &Session,
+    args: &ProjectArgs,
+    all: bool,
+) -> Result<Option<String>, Report> {
+    if all || anywhere(session, args) {
+        return Ok(None);
+    }
+    let name = project_name(session, args)?;
+    if args.project_name.is_some() {
+        known_project(agent, &name)?;
+    }
+    Ok(Some(name))
 }
 
 fn project_name(session: &Session, args: &ProjectArgs) -> Result<String, Report> {
@@ -277,16 +288,57 @@ fn find_stage(
     stage: &str,
 ) -> Result<Arc<Stage>, Report> {
     let id = StageId { project: project_name(session, args)?, stage: stage.to_owned() };
+    if args.project_name.is_some() {
+        known_project(agent, &id.project)?;
+    }
     let there = agent.stages().iter().any(|known| known.id == id);
     if stage != "dev" && !there {
-        let report = Report::usage(format!("project `{}` has no stage `{stage}`", id.project));
-        let release = stage.len() >= 4 && stage.bytes().all(|byte| byte.is_ascii_hexdigit());
-        return Err(match release {
-            true => report.hint(format!("to name a release, name the stage first: dev {stage}")),
-            false => report.hint("so far there is `dev`"),
-        });
+        return Err(no_stage(agent, &id.project, stage));
     }
     Ok(agent.stage(&id))
+}
+
+/// Stages in which something was once.
+fn met(agent: &Agent) -> impl Iterator<Item = Arc<Stage>> {
+    agent.stages().into_iter().filter(|stage| {
+        let state = stage.state();
+        state.pointer.generation > 0 || !state.instances.is_empty()
+    })
+}
+
+/// Refuses the name of a project of which nothing was ever deployed.
+fn known_project(agent: &Agent, name: &str) -> Result<(), Report> {
+    let known: BTreeSet<String> = met(agent).map(|stage| stage.id.project.clone()).collect();
+    let dev = StageId { project: name.to_owned(), stage: "dev".into() };
+    if known.contains(name) || agent.is_known(&dev)? {
+        return Ok(());
+    }
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let report = Report::unknown("this root", "project", name, known.iter().copied());
+    let none = "nothing was deployed to this root yet: kiln up";
+    Err(if known.is_empty() { report.hint(none) } else { report })
+}
+
+/// Refuses the name of a stage that is nowhere in these projects.
+fn known_stage(agent: &Agent, project: Option<&str>, stage: &str) -> Result<(), Report> {
+    let ids = met(agent).map(|stage| stage.id.clone());
+    let mut ids = ids.filter(|id| project.is_none_or(|project| id.project == project));
+    match stage == "dev" || ids.any(|id| id.stage == stage) {
+        true => Ok(()),
+        false => Err(no_stage(agent, project.unwrap_or("this root"), stage)),
+    }
+}
+
+/// Refuses the name of a stage that the project does not have.
+fn no_stage(agent: &Agent, project: &str, stage: &str) -> Report {
+    let ids = met(agent).map(|stage| stage.id.clone()).filter(|id| id.project == project);
+    let known: BTreeSet<String> = ids.map(|id| id.stage).chain(["dev".to_owned()]).collect();
+    let report = Report::unknown(project, "stage", stage, known.iter().map(String::as_str));
+    let release = stage.len() >= 4 && stage.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match release {
+        true => report.hint(format!("to name a release, name the stage first: dev {stage}")),
+        false => report,
+    }
 }
 
 /// How often who waits for a turn looks whether it has come, and whether it is still wanted.
@@ -352,11 +404,9 @@ fn no_service(
     known: impl IntoIterator<Item = impl AsRef<str>>,
 ) -> Report {
     let known: Vec<String> = known.into_iter().map(|name| name.as_ref().to_owned()).collect();
-    let report = Report::usage(format!("{place} has no service `{service}`"));
-    match known.is_empty() {
-        true => report.hint("it has none: kiln up"),
-        false => report.hint(format!("there are {}", known.join(", "))),
-    }
+    let names = known.iter().map(String::as_str);
+    let report = Report::unknown(&place.to_string(), "service", service, names);
+    if known.is_empty() { report.hint("it has none: kiln up") } else { report }
 }
 
 /// What a verb says of a stage in which nothing serves.

@@ -12,7 +12,7 @@ use kiln_front::Bound;
 use kiln_store::Pointer;
 
 use super::build::known_services;
-use super::{Answer, load_and_tell, no_service, nothing_serves, with_turn};
+use super::{Answer, load_and_tell, no_service, no_stage, nothing_serves, with_turn};
 use crate::agent::provision::Patience;
 use crate::agent::routes::route_id;
 use crate::agent::session::Session;
@@ -265,8 +265,7 @@ pub(super) fn plan(
 ) -> Result<Answer, Report> {
     let project = load_and_tell(session, args)?;
     if stage != "dev" {
-        return Err(Report::failed(format!("`plan {stage}`: not yet, only `dev` can be planned"))
-            .hint("kiln plan dev"));
+        return Err(no_stage(agent, &project.name, stage));
     }
     let stage = agent.stage(&StageId { project: project.name.clone(), stage: stage.into() });
     let _lease = agent.lease()?;
@@ -350,7 +349,7 @@ fn choose(agent: &Agent, stage: &Stage, named: Option<&str>) -> Result<Digest, R
     let Some(named) = named else {
         return before(&pointer).ok_or_else(|| {
             Report::failed(format!("{} has no release before this one", stage.id))
-                .hint("kiln releases")
+                .hint("`kiln releases` lists what can be restored: kiln rollback dev DIGEST")
         });
     };
     let wanted = named.trim_start_matches("sha256:");
@@ -362,10 +361,8 @@ fn choose(agent: &Agent, stage: &Stage, named: Option<&str>) -> Result<Digest, R
     let found: Vec<Digest> = found.into_iter().collect();
     match found.as_slice() {
         [one] => Ok(*one),
-        [] => {
-            Err(Report::failed(format!("{} has no release `{named}`", stage.id))
-                .hint("kiln releases"))
-        }
+        [] => Err(Report::usage(format!("{} has no release `{named}`", stage.id))
+            .hint("`kiln releases` lists them")),
         _ => Err(Report::usage(format!("`{named}` could be several releases of {}", stage.id))
             .hint("give more digits; see `kiln releases`")),
     }
