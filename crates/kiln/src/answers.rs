@@ -360,6 +360,12 @@ pub(crate) struct Planned {
     pub project: String,
     pub stage: String,
     pub release: Digest,
+    /// The release that serves now.
+    pub active: Option<Digest>,
+    /// Whether a deploy would do anything.
+    pub changes: bool,
+    /// It was rolled back from, which `up` forgives.
+    pub quarantined: bool,
     /// Whether clients will notice.
     pub pause: bool,
     pub plan: Plan,
@@ -403,10 +409,33 @@ pub(crate) struct Down {
     pub stopped: Vec<String>,
     /// Whether any volume was.
     pub volumes_removed: bool,
-    /// Volumes that are gone with their data, by name.
-    pub removed: Vec<String>,
+    /// Volumes that are gone with their data.
+    pub removed: Vec<Volume>,
     /// Volumes that the files do not declare.
-    pub left: Vec<String>,
+    pub left: Vec<Volume>,
+}
+
+/// Which volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Volume {
+    Named {
+        name: String,
+    },
+    /// One without a name is known by whose it is, and where that has it.
+    Unnamed {
+        service: String,
+        target: String,
+    },
+}
+
+impl std::fmt::Display for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Named { name } => write!(f, "`{name}`"),
+            Self::Unnamed { service, target } => write!(f, "`{target}` of `{service}`"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -571,6 +600,9 @@ mod tests {
             project: "shop".into(),
             stage: "dev".into(),
             release: digest(),
+            active: None,
+            changes: true,
+            quarantined: false,
             pause: true,
             plan: Plan { paused: vec![paused], ..Plan::default() },
             steps: Vec::new(),
@@ -584,13 +616,14 @@ mod tests {
             stage: "dev".into(),
             stopped: vec!["a".into()],
             volumes_removed: true,
-            removed: vec!["v".into()],
-            left: Vec::new(),
+            removed: vec![Volume::Named { name: "v".into() }],
+            left: vec![Volume::Unnamed { service: "web".into(), target: "/x".into() }],
         };
         pinned(
             &down,
             &json!({ "project": "shop", "stage": "dev", "stopped": ["a"],
-                     "volumes_removed": true, "removed": ["v"], "left": [] }),
+                     "volumes_removed": true, "removed": [{ "name": "v" }],
+                     "left": [{ "service": "web", "target": "/x" }] }),
         );
     }
 

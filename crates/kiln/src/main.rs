@@ -7,6 +7,7 @@
 //! | [`protocol`] | what client and agent say to each other |
 //! | [`answers`] | what a verb answers, for both of them and for `--json` |
 //! | [`terminal`] | text of strangers, made safe to be shown |
+//! | [`words`] | numbers with their nouns |
 //! | [`agent`] | `kiln serve`: stages, slots, instances, and who looks after them |
 //!
 //! The other roles, the front and the shims, live in `kiln-front` and `kiln-run`; they are
@@ -22,6 +23,7 @@ mod deliver;
 mod protocol;
 mod report;
 mod terminal;
+mod words;
 
 use std::process::ExitCode;
 

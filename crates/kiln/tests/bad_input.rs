@@ -443,9 +443,13 @@ fn what_cannot_be_written_out_is_a_failure() {
         call.output().unwrap()
     };
     world.kiln_in(&project, ["ps"]).expect_done();
-    for args in
-        [&["ps"][..], &["ps", "--json"], &["images"], &["config"], &["config", "--services"]]
-    {
+    for args in [
+        &["completions", "bash"][..],
+        &["ps", "--json"],
+        &["images"],
+        &["config"],
+        &["config", "--services"],
+    ] {
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
         let said = call(args, full.into());
         let words = String::from_utf8_lossy(&said.stderr);

@@ -295,7 +295,7 @@ fn down_removes_what_the_files_declare_and_names_the_rest() {
     fs::remove_file(elsewhere.path("compose.yaml")).unwrap();
     let args = ["down", "-p", "shop", "--volumes", "--json"];
     let again = world.kiln_in(&elsewhere, args).expect_done().json();
-    assert_eq!((&again["removed"], &again["left"]), (&json!([]), &json!(["`old`"])));
+    assert_eq!((&again["removed"], &again["left"]), (&json!([]), &json!([{ "name": "old" }])));
     assert!(volume("old").exists());
 }
 
@@ -334,7 +334,7 @@ fn two_folders_of_one_name_touch_nothing_of_each_other() {
         let folders = [first.dir(), second.dir()].map(|dir| dir.display().to_string());
         let folders = folders.iter().map(String::as_str);
         for part in
-            folders.chain(["`db` run here", "`data` hold its data"]).chain(words.iter().copied())
+            folders.chain(["`db` runs here", "`data` holds its data"]).chain(words.iter().copied())
         {
             assert!(refused.stderr.contains(part), "`{part}` in {}", refused.stderr);
         }
@@ -351,7 +351,7 @@ fn two_folders_of_one_name_touch_nothing_of_each_other() {
     // Down, the data is still the first one's.
     world.kiln_in(&first, ["down"]).expect_done();
     let refused = world.kiln_in(&second, ["up"]).expect_code(4);
-    assert!(refused.stderr.contains("`data` hold its data"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("`data` holds its data"), "{}", refused.stderr);
 
     let taken = world.kiln_in(&second, ["up", "--take-over"]).expect_done();
     assert!(taken.stderr.contains("was deployed from"), "it is said: {}", taken.stderr);

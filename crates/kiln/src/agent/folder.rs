@@ -96,10 +96,12 @@ fn belongings(agent: &Agent, stage: &Stage) -> Result<Option<String>, Report> {
     let mut words = Vec::new();
     if !services.is_empty() {
         let names: Vec<String> = services.iter().map(|name| format!("`{name}`")).collect();
-        words.push(format!("{} run here", names.join(", ")));
+        let run = if names.len() == 1 { "runs" } else { "run" };
+        words.push(format!("{} {run} here", names.join(", ")));
     }
     if !volumes.is_empty() {
-        words.push(format!("{} hold its data", volumes.join(", ")));
+        let hold = if volumes.len() == 1 { "holds" } else { "hold" };
+        words.push(format!("{} {hold} its data", volumes.join(", ")));
     }
     Ok((!words.is_empty()).then(|| words.join(", and ")))
 }

@@ -30,6 +30,7 @@ use super::part::Part;
 use super::places::Mounts;
 use super::stage::{Seen as _, Stage, StageId};
 use super::{Agent, binds, fill, lock, network};
+use crate::answers;
 use crate::report::{Because, Report};
 
 /// Below the folder of a stage's volumes: those without a name.
@@ -414,7 +415,21 @@ pub(crate) enum Kind {
     Anonymous {
         /// Which.
         service: String,
+        /// Where it is mounted.
+        target: String,
     },
+}
+
+impl Volume {
+    /// As an answer names it.
+    pub(crate) fn named(&self) -> answers::Volume {
+        match &self.kind {
+            Kind::Named(name) => answers::Volume::Named { name: name.clone() },
+            Kind::Anonymous { service, target } => {
+                answers::Volume::Unnamed { service: decoded(service), target: target.clone() }
+            }
+        }
+    }
 }
 
 /// The entries of a folder by name; none if it is not there.
@@ -447,7 +462,8 @@ pub(crate) fn list(agent: &Agent, id: &StageId) -> Result<Vec<Volume>, Report> {
             for (_, targets) in entries(&replicas)? {
                 for (target, path) in entries(&targets)? {
                     let name = format!("`{}` of `{}`", decoded(&target), decoded(&service));
-                    let kind = Kind::Anonymous { service: service.clone() };
+                    let target = decoded(&target);
+                    let kind = Kind::Anonymous { service: service.clone(), target };
                     all.push(Volume { name, kind, path });
                 }
             }
@@ -460,8 +476,10 @@ pub(crate) fn list(agent: &Agent, id: &StageId) -> Result<Vec<Volume>, Report> {
 /// was in it is cleared away afterwards, by the next time at the latest.
 pub(crate) fn remove(agent: &Agent, id: &StageId, volume: &Volume) -> Result<(), Report> {
     let doing = || format!("removing the volume {}", volume.name);
-    let stays =
-        |why: String| Err(Report::refused(format!("the volume {} stays: {why}", volume.name)));
+    let stays = |why: String| {
+        let what = format!("the volume {} stays: {why}", volume.name);
+        Err(Report::refused(what).hint("end what uses it, and give the same command again"))
+    };
     let table = mounts()?;
     let spots = table.place(&volume.path).because(doing)?.spots;
     let held = Data(vec![Held { name: volume.name.clone(), spots }]);
@@ -497,7 +515,7 @@ pub(crate) fn drop_renewed(agent: &Agent, stage: &Stage) -> Result<(), Report> {
         if name == now {
             continue;
         }
-        let kind = Kind::Anonymous { service: String::new() };
+        let kind = Kind::Anonymous { service: String::new(), target: String::new() };
         let old = Volume { name: format!("of renewal {name}"), kind, path };
         match remove(agent, &stage.id, &old) {
             // The release before may keep one running.

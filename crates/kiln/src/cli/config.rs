@@ -26,11 +26,20 @@ pub(super) fn config(args: ConfigArgs, before: ProjectArgs, json: bool) -> Resul
     for warning in &configuration.warnings {
         let _ = writeln!(std::io::stderr(), "{}", terminal::clean(warning));
     }
-    let json = json || args.format.as_deref() == Some("json");
-    let Some(text) = wanted(&args.part, &configuration, json) else { return Ok(Exit::Done) };
+    let as_json = json || args.format.as_deref() == Some("json");
+    let Some(text) = wanted(&args.part, &configuration, as_json) else {
+        // One document has to be there; that nothing is wrong is all it says.
+        if json {
+            super::print_json(&json!({ "warnings": configuration.warnings }));
+        }
+        return Ok(Exit::Done);
+    };
     match &args.output {
         Some(path) => {
             std::fs::write(path, text).because(|| format!("writing {}", path.display()))?;
+            if json {
+                super::print_json(&json!({ "written": path }));
+            }
         }
         None => match super::write_out(&text) {
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {

@@ -37,8 +37,11 @@ pub(crate) fn run() -> ExitCode {
         // The agent has a working directory of its own.
         Ok(cli) => Cli { root: std::path::absolute(&cli.root).unwrap_or(cli.root), ..cli },
         Err(error) => {
-            let _ = error.print();
             let wrong = error.use_stderr();
+            match wrong && std::env::args_os().any(|arg| arg == "--json") {
+                true => complain(&misused(&error), true),
+                false => drop(error.print()),
+            }
             return ExitCode::from(if wrong { Exit::Usage } else { Exit::Done }.code());
         }
     };
@@ -51,6 +54,14 @@ pub(crate) fn run() -> ExitCode {
         }
         Err(_) => ExitCode::from(Exit::Bug.code()),
     }
+}
+
+/// What is wrong with the command line, as a report.
+fn misused(error: &clap::Error) -> Report {
+    let text = error.render().to_string();
+    let what = text.split("\n\n").next().unwrap_or_default();
+    let what = what.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
+    Report::usage(what).hint("kiln --help, or --help behind a verb")
 }
 
 /// So many bytes fit into the address of a socket (`sun_path`, with a zero at its end).
@@ -131,6 +142,7 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
     ) {
         answers.cancel_on_interrupt();
     }
+    let mut items = 0;
     let mut keys = keys::Keys::default();
     let mut live = live::Live::new(!json && std::io::stderr().is_terminal(), !json);
     loop {
@@ -142,6 +154,7 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
                 keys.answer(number, &question, &stream);
             }
             Event::Item { item } => {
+                items += 1;
                 if json {
                     print_json(&item);
                 } else {
@@ -153,6 +166,9 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
                 live.finish();
                 hand.keep()?;
                 finish(&verb, &data, json);
+                if let (false, Some(none)) = (json, show::none(&verb, &data, items)) {
+                    let _ = writeln!(std::io::stderr(), "{none}");
+                }
                 return Ok(code_of(&verb, &data).unwrap_or(exit.code()));
             }
             Event::Failed(report) => {
@@ -165,7 +181,8 @@ fn ask(root: &std::path::Path, verb: Verb, json: bool) -> Result<u8, Report> {
 
 /// A table that is shown again takes the place of the one before, on a terminal.
 fn begin_anew(verb: &Verb) {
-    if matches!(verb, Verb::Stats { .. }) && std::io::stdout().is_terminal() {
+    let again = matches!(verb, Verb::Stats { .. }) && !terminal::is_dumb();
+    if again && std::io::stdout().is_terminal() {
         let _ = write!(std::io::stdout(), "\x1b[H\x1b[J");
     }
 }

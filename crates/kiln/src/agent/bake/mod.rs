@@ -38,6 +38,7 @@ use super::session::Session;
 use super::{Agent, lock as locked, needs};
 use crate::answers::Bake;
 use crate::report::Report;
+use crate::words::count;
 
 pub(crate) fn bake_report(error: &BakeError) -> Report {
     let exit = if error.is_usage() { Exit::Usage } else { Exit::Failed };
@@ -295,6 +296,6 @@ fn baked_words(baked: &Baked) -> String {
     let digest = baked.image.tree.short();
     match baked.steps - baked.cached {
         0 => format!("{digest} unchanged"),
-        fresh => format!("{digest} {fresh} of {} steps", baked.steps),
+        fresh => format!("{digest} {fresh} of {}", count(baked.steps, "step")),
     }
 }

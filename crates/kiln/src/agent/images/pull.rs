@@ -16,6 +16,7 @@ use crate::agent::lock as locked;
 use crate::agent::session::{Node, Session};
 use crate::agent::verbs::carrier;
 use crate::report::{Because, Report};
+use crate::words::count;
 
 /// Kind of the references that keep images of registries: `refs/images/<manifest>`.
 const REF_KIND: &str = "images";
@@ -144,10 +145,12 @@ impl Images<'_> {
 fn words(fetched: &Fetched) -> String {
     let tree = fetched.image.tree.short();
     let all = fetched.fetched + fetched.known;
+    let layers = count(all, "layer");
     match fetched.fetched {
-        0 => format!("{tree}, all {all} layers known"),
-        new if new == all => format!("{tree}, {all} layers, {}", megabytes(fetched.bytes)),
-        new => format!("{tree}, {new} of {all} layers, {}", megabytes(fetched.bytes)),
+        0 if all == 1 => format!("{tree}, its one layer known"),
+        0 => format!("{tree}, all {layers} known"),
+        new if new == all => format!("{tree}, {layers}, {}", megabytes(fetched.bytes)),
+        new => format!("{tree}, {new} of {layers}, {}", megabytes(fetched.bytes)),
     }
 }
 

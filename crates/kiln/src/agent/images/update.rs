@@ -10,6 +10,7 @@ use super::{Images, locked};
 use crate::agent::verbs::diff;
 use crate::answers::differing::{ImageDiff, Package};
 use crate::report::Report;
+use crate::words::count;
 
 /// Packages that a sentence names.
 const FEW: usize = 5;
@@ -91,13 +92,15 @@ impl Moved {
         if !packages.is_empty() {
             let few = packages.iter().take(FEW).cloned().collect::<Vec<_>>().join(", ");
             let more = if packages.len() > FEW { ", …" } else { "" };
-            parts.push(format!("{} packages ({few}{more})", packages.len()));
+            parts.push(format!("{} ({few}{more})", count(packages.len(), "package")));
         }
         let mut files: BTreeMap<&str, usize> = BTreeMap::new();
         for file in &changes.files {
             *files.entry(file.change.word()).or_default() += 1;
         }
-        parts.extend(files.iter().map(|(change, count)| format!("{count} paths {change}")));
+        let paths =
+            |(change, number): (&&str, &usize)| format!("{} {change}", count(*number, "path"));
+        parts.extend(files.iter().map(paths));
         let keys = changes.config.as_deref().unwrap_or_default();
         if !keys.is_empty() {
             let keys: Vec<&str> = keys.iter().map(|change| change.key.as_str()).collect();

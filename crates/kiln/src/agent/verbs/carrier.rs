@@ -20,6 +20,7 @@ use crate::agent::{Agent, bake, record, released};
 use crate::answers::stored as answers;
 use crate::protocol::ProjectArgs;
 use crate::report::{Because, Report};
+use crate::words::count;
 
 /// References that keep imported images: `refs/imports/<name>`.
 const IMPORTS: &str = "imports";
@@ -81,7 +82,7 @@ pub(super) fn export(
         }
     };
     let exported = exported.map_err(|error| report(&error));
-    node.end(&exported, &format!("{} images", items.len()));
+    node.end(&exported, &count(items.len(), "image"));
     let images = exported?.into_iter().map(|image| (image.name.clone(), image)).collect();
     Ok(Answer::of(&answers::Export {
         output: wish.output.clone(),

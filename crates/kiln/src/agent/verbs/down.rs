@@ -18,6 +18,7 @@ use crate::agent::{Agent, folder, instances, layer, record, volumes, who};
 use crate::answers;
 use crate::protocol::ProjectArgs;
 use crate::report::Report;
+use crate::words::count;
 
 /// How long requests under way may take to end.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -104,7 +105,7 @@ impl Declared {
     fn has(&self, volume: &Volume) -> bool {
         match &volume.kind {
             Kind::Named(name) => self.volumes.contains(name),
-            Kind::Anonymous { service } => {
+            Kind::Anonymous { service, .. } => {
                 self.services.iter().any(|own| volumes::encoded(own) == *service)
             }
         }
@@ -175,9 +176,9 @@ fn stop_and_remove(
         if result.is_err() {
             break;
         }
-        removed.push(volume.name.clone());
+        removed.push(volume.named());
     }
-    let left: Vec<String> = staying.into_iter().map(|volume| volume.name).collect();
+    let left: Vec<answers::Volume> = staying.iter().map(Volume::named).collect();
     if volumes {
         let entry = json!({ "removed": removed, "left": left });
         record::note(agent, stage, "volumes.removed", entry);
@@ -243,7 +244,7 @@ fn stop_stage(
         return Ok(Vec::new());
     }
     layer::tell_what_goes(agent, session, stage, &ids);
-    let node = session.begin("stop", &stage.id.to_string(), &format!("{} instances", ids.len()));
+    let node = session.begin("stop", &stage.id.to_string(), &count(ids.len(), "instance"));
     let left = leave_service(agent, session, stage, &ids, &upstreams);
     if left.is_err() && held {
         stage.update(StageState::stay_down)?;
@@ -261,7 +262,7 @@ fn stop_stage(
     agent.unmap(stage, &freed);
     agent.save(stage);
     let result = ended.and(translated);
-    node.end(&result, &format!("{} instances", ids.len()));
+    node.end(&result, &count(ids.len(), "instance"));
     result.map(|()| ids)
 }
 

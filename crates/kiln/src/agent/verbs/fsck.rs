@@ -10,6 +10,7 @@ use crate::agent::session::Session;
 use crate::agent::stage::Stage;
 use crate::agent::{Agent, commands, needs, record, released, restore};
 use crate::report::{Because, Report};
+use crate::words::{count, count_of};
 
 /// Damage that the ledger names one by one.
 const TOLD: usize = 20;
@@ -54,7 +55,8 @@ pub(super) fn fsck(agent: &Agent, session: &Session, repair: bool) -> Result<Ans
 }
 
 fn words(found: &Findings) -> String {
-    format!("{} objects, {} images, {} entries", found.objects, found.images, found.entries)
+    let (objects, images) = (count(found.objects, "object"), count(found.images, "image"));
+    format!("{objects}, {images}, {}", count_of(found.entries, "entry", "entries"))
 }
 
 /// Releases that this process has read are as good as a second copy.

@@ -18,7 +18,7 @@ use crate::agent::routes::route_id;
 use crate::agent::session::Session;
 use crate::agent::silence::SILENT;
 use crate::agent::stage::{Instance, Seen, Stage, StageId, Wish};
-use crate::agent::{Agent, binds, folder, released, volumes};
+use crate::agent::{Agent, binds, folder, provision, released, volumes};
 use crate::answers;
 use crate::deliver::{Converged, Published, Reason, assemble, converge, publish};
 use crate::protocol::ProjectArgs;
@@ -274,11 +274,20 @@ pub(super) fn plan(
     let data = volumes::data(agent, &stage, &target.release, Some(&folder))?;
     let observed = stage.state().observe();
     let plan = kiln_core::plan::plan(&target.release, &observed, &data);
+    provision::name_what_leaves(session, &stage, &target);
     volumes::free(agent, &stage, &target.digest, &plan, &data)?;
+    let (active, serves, quarantined) = {
+        let state = stage.state();
+        let quarantined = state.pointer.quarantined.contains(&target.digest);
+        (state.pointer.active, state.serves(&target.digest), quarantined)
+    };
     Ok(Answer::of(&answers::Planned {
         project: stage.id.project.clone(),
         stage: stage.id.stage.clone(),
         release: target.digest,
+        active,
+        changes: !(plan.is_empty() && serves),
+        quarantined,
         pause: plan.needs_pause(),
         steps: plan.steps(target.digest),
         plan,

@@ -12,6 +12,7 @@ use crate::answers::differing::{
     Both, Diff, Entry, File, FileChange, Found, ImageDiff, KeyChange, Package, Service,
     ServiceChange, Side, What,
 };
+use crate::words::count;
 
 /// So many lines of files are shown of an image before folders are folded.
 const MOST_LINES: usize = 60;
@@ -93,8 +94,9 @@ pub(super) fn of_image(found: &ImageDiff) -> String {
     image(found, "  ", style, &mut say);
     match found.times {
         Some(0) | None => {}
-        Some(1) => say("  1 path of which only the time differs"),
-        Some(count) => say(&format!("  {count} paths of which only the time differs")),
+        Some(paths) => {
+            say(&format!("  {} of which only the time differs", count(paths, "path")));
+        }
     }
     out
 }
@@ -142,10 +144,7 @@ fn image(found: &ImageDiff, indent: &str, style: Style, say: &mut dyn FnMut(&str
             (Some(old), Some(new)) => format!("{old} → {new} ({change})"),
             (old, new) => old.as_ref().or(new.as_ref()).cloned().unwrap_or_default(),
         };
-        let files = match package.files {
-            1 => "1 path".to_owned(),
-            count => format!("{count} paths"),
-        };
+        let files = count(package.files, "path");
         say(&format!("{indent}  {} {name} {versions}, {files}", sign(change)));
     }
     files(&found.files, indent, style, say);
@@ -184,12 +183,14 @@ fn files(files: &[File], indent: &str, style: Style, say: &mut dyn FnMut(&str)) 
         }
     }
     if cut > 0 {
-        say(&format!("{indent}  and {cut} lines more (--all)"));
+        say(&format!("{indent}  and {} more (--all)", count(cut, "line")));
     }
     match owned.len() {
         0 => {}
-        1 => say(&format!("{indent}  and 1 path of these packages (--files)")),
-        count => say(&format!("{indent}  and {count} paths of these packages (--files)")),
+        paths => {
+            let paths = count(paths, "path");
+            say(&format!("{indent}  and {paths} of these packages (--files)"));
+        }
     }
 }
 
@@ -291,7 +292,7 @@ fn whole_folders(files: &[&File]) -> Vec<Line> {
                 .count();
             if inside >= WORTH_FOLDING {
                 let bytes: u64 = files[at..at + inside].iter().filter_map(bytes).sum();
-                line.words = format!("with {inside} paths, {}", size(bytes));
+                line.words = format!("with {}, {}", count(inside, "path"), size(bytes));
                 at += inside;
             }
         }

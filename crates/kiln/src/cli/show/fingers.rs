@@ -25,7 +25,7 @@ pub(super) fn projects(found: &answers::Projects, quiet: bool) -> String {
         return names.iter().map(|name| format!("{name}\n")).collect();
     }
     if found.projects.is_empty() {
-        return super::NOTHING_RUNS.to_owned();
+        return String::new();
     }
     let mut rows = vec![row(["PROJECT", "STAGE", "STATUS", "RELEASE", "FOLDER"])];
     for project in &found.projects {
@@ -48,7 +48,11 @@ pub(super) fn waited(found: &answers::Waited) -> String {
     found.services.iter().map(line).collect()
 }
 
+/// Nothing if nothing runs.
 pub(super) fn stats(found: &answers::Stats) -> String {
+    if found.instances.is_empty() {
+        return String::new();
+    }
     let mut rows = vec![row(["INSTANCE", "CPU", "MEMORY", "LIMIT", "PIDS", "RECEIVED", "SENT"])];
     for usage in &found.instances {
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());

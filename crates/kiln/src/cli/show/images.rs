@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use super::{diff, digits, row, size, table};
 use crate::answers::stored::{Locked, Pull, Pulled};
+use crate::words::count;
 
 /// `kiln lock`.
 pub(super) fn lock(done: &Locked) -> String {
@@ -12,14 +13,11 @@ pub(super) fn lock(done: &Locked) -> String {
     let mut out = format!("{changed} {}\n", done.lock.display());
     let mut rows = Vec::new();
     for (name, base) in &done.bases {
-        let packages = format!("{} packages", base.packages);
+        let packages = count(base.packages, "package");
         rows.push(vec![format!("  {name}"), packages, String::new()]);
     }
     for (name, image) in &done.images {
-        let platforms = match image.platforms.len() {
-            1 => "1 platform".to_owned(),
-            count => format!("{count} platforms"),
-        };
+        let platforms = count(image.platforms.len(), "platform");
         rows.push(vec![format!("  {name}"), digits(&image.index), platforms]);
     }
     out.push_str(&table(&rows));
@@ -46,7 +44,10 @@ fn fetched(images: &BTreeMap<String, Pulled>) -> String {
     for (name, pulled) in images {
         let done = match pulled.fetched + pulled.known {
             0 => "is here".to_owned(),
-            all => format!("{} of {all} layers, {}", pulled.fetched, size(pulled.bytes)),
+            all => {
+                let layers = count(all, "layer");
+                format!("{} of {layers}, {}", pulled.fetched, size(pulled.bytes))
+            }
         };
         rows.push(row([name, &digits(&pulled.manifest), &digits(&pulled.image.tree), &done]));
     }

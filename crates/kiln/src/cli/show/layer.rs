@@ -6,6 +6,7 @@ use kiln_core::written::{Kind, Line, Written};
 
 use super::{size, table};
 use crate::answers;
+use crate::words::count;
 
 pub(super) fn written(service: &str, written: &Written) -> String {
     let mut out = format!("{service} has written into its layer, which goes with the instance:\n");
@@ -43,11 +44,7 @@ pub(super) fn learnt(learnt: &answers::Learnt) -> String {
 }
 
 fn what(line: &Line) -> String {
-    let files = match line.files {
-        0 => "no files".to_owned(),
-        1 => "1 file".to_owned(),
-        count => format!("{count} files"),
-    };
+    let files = count(line.files, "file");
     match line.kind {
         Kind::Data | Kind::System | Kind::Passing if line.path.ends_with('/') => {
             format!("{files}, {}", size(line.bytes))

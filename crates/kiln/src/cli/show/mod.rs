@@ -20,6 +20,7 @@ use super::live::duration;
 use crate::agent::stage::Role;
 use crate::answers::{self, stored};
 use crate::protocol::Verb;
+use crate::words::{count, count_of};
 
 /// The end of a verb, in words.
 pub(crate) fn done(verb: &Verb, data: &Value) -> String {
@@ -58,6 +59,33 @@ pub(crate) fn done(verb: &Verb, data: &Value) -> String {
     }
 }
 
+/// Where a list has nothing in it: that there is none, and what makes one. For standard error.
+pub(crate) fn none(verb: &Verb, data: &Value, items: u64) -> Option<&'static str> {
+    let is_empty = |key: &str| data[key].as_array().is_none_or(Vec::is_empty);
+    match verb {
+        Verb::Ps { .. } if is_empty("instances") => Some("nothing runs; to start it: kiln up"),
+        Verb::Stats { stream: false, .. } if is_empty("instances") => {
+            Some("nothing runs; to start it: kiln up")
+        }
+        Verb::Ls { all: false, .. } if is_empty("projects") => {
+            Some("no project of this root runs; `kiln ls -a` lists those that are down, too")
+        }
+        Verb::Ls { .. } if is_empty("projects") => {
+            Some("no project was deployed to this root yet; to deploy one: kiln up")
+        }
+        Verb::Releases { .. } if is_empty("releases") => {
+            Some("no releases yet; `kiln up` and `kiln release` make them")
+        }
+        Verb::Images if is_empty("images") && is_empty("broken") => {
+            Some("no images yet; `kiln bake`, `kiln pull` and `kiln import` bring them here")
+        }
+        Verb::History { limit, .. } if items == 0 && *limit != Some(0) => {
+            Some("nothing is recorded yet; what `kiln up` and others do will be")
+        }
+        _ => None,
+    }
+}
+
 /// One object of a stream, in words.
 pub(crate) fn item(verb: &Verb, item: &Value) -> String {
     match verb {
@@ -66,7 +94,10 @@ pub(crate) fn item(verb: &Verb, item: &Value) -> String {
             let (service, when) = (text(&item["service"]), when.unwrap_or_default());
             format!("{service:<10} | {when}{}", text(&item["text"]))
         }
-        Verb::Stats { .. } => told(item, fingers::stats),
+        Verb::Stats { .. } => match told(item, fingers::stats) {
+            empty if empty.is_empty() => "nothing runs".to_owned(),
+            table => table,
+        },
         _ => history(item),
     }
 }
@@ -161,7 +192,27 @@ fn addresses(ports: &[answers::Port]) -> String {
 fn plan(planned: &answers::Planned) -> String {
     let plan = &planned.plan;
     let release = digits(&planned.release);
-    let mut out = format!("release {release} in {}/{}:\n", planned.project, planned.stage);
+    let place = format!("{}/{}", planned.project, planned.stage);
+    let serving = planned.active.filter(|active| *active != planned.release);
+    let mut out = match (&planned.active, planned.changes) {
+        (Some(_), false) => {
+            return format!("{place} serves release {release} already: nothing to do\n");
+        }
+        (None, _) => format!("release {release} in {place}, where nothing serves:\n"),
+        (Some(active), _) if *active == planned.release => {
+            format!("release {release} in {place}, which serves it now:\n")
+        }
+        (Some(active), _) => {
+            format!("release {release} in {place}, which serves {} now:\n", digits(active))
+        }
+    };
+    if planned.quarantined {
+        out.push_str("  it was rolled back from; `up` brings it back all the same\n");
+    }
+    let beside = match planned.active {
+        Some(_) => "start beside what serves",
+        None => "start",
+    };
     let mut say = |services: Vec<&String>, what: &str| {
         if !services.is_empty() {
             let names: Vec<&str> = services.into_iter().map(String::as_str).collect();
@@ -169,15 +220,18 @@ fn plan(planned: &answers::Planned) -> String {
         }
     };
     say(plan.share.keys().collect(), "keep");
-    say(plan.beside.iter().collect(), "start beside what serves");
+    say(plan.beside.iter().collect(), beside);
     say(plan.workers.iter().collect(), "start after the switch");
     for paused in &plan.paused {
         let _ = writeln!(out, "  replace under a pause: {} ({})", paused.service, paused.why);
     }
     if planned.pause {
         out.push_str("  requests wait while it is replaced; a rollback pauses likewise\n");
-    } else {
-        out.push_str("  no pause: clients notice nothing\n");
+    } else if planned.active.is_some() {
+        out.push_str("  no pause: no client has to wait, and no request is lost\n");
+    }
+    if let Some(serving) = serving {
+        let _ = writeln!(out, "  all clients move from {} to {release} at once", digits(&serving));
     }
     out
 }
@@ -196,7 +250,7 @@ fn steps_done(steps: usize, cached: usize) -> String {
     match (steps, steps - cached.min(steps)) {
         (0, _) => "the image as it is".into(),
         (_, 0) => "nothing: unchanged".into(),
-        (steps, done) => format!("{done} of {steps} steps"),
+        (steps, done) => format!("{done} of {}", count(steps, "step")),
     }
 }
 
@@ -223,18 +277,10 @@ fn age(started: u64) -> String {
 }
 
 fn instance_row(instance: &answers::Instance) -> Vec<String> {
-    let mut state = instance.state.clone();
-    if let Some(how) = &instance.how {
-        let _ = write!(state, " ({how})");
-    }
-    let verdict = match &instance.tainted {
-        Some(why) => format!("{}: {why}", instance.verdict.word()),
-        None => instance.verdict.word().to_owned(),
-    };
     vec![
         instance.service.clone(),
-        state,
-        verdict,
+        instance.state.clone(),
+        instance.verdict.word().to_owned(),
         slots(instance),
         instance.restarts.to_string(),
         age(instance.started),
@@ -248,8 +294,20 @@ fn member_row(member: &answers::Member) -> Vec<String> {
     }
 }
 
-/// A table without a row.
-const NOTHING_RUNS: &str = "nothing runs\n";
+/// What there is to say of instances beside their rows, each once.
+fn remarks<'a>(instances: impl Iterator<Item = &'a answers::Instance>) -> String {
+    let mut said: Vec<String> = Vec::new();
+    for answers::Instance { service, state, how, verdict, tainted, .. } in instances {
+        let how = how.as_ref().map(|how| format!("  {service} is {state}: {how}\n"));
+        let why = tainted.as_ref().map(|why| format!("  {service} is {}: {why}\n", verdict.word()));
+        for line in how.into_iter().chain(why) {
+            if !said.contains(&line) {
+                said.push(line);
+            }
+        }
+    }
+    said.concat()
+}
 
 const INSTANCE_HEAD: [&str; 6] = ["SERVICE", "STATE", "VERDICT", "SLOTS", "RESTARTS", "AGE"];
 
@@ -261,16 +319,15 @@ fn ps(found: &answers::Ps) -> String {
         .collect();
     stages.sort_unstable();
     stages.dedup();
-    if stages.is_empty() {
-        return NOTHING_RUNS.into();
-    }
     let mut out = String::new();
     for (project, stage) in stages {
         let _ = writeln!(out, "{project}/{stage}");
         let mut rows = vec![row(INSTANCE_HEAD)];
         let here = found.instances.iter().filter(|it| it.project == project && it.stage == stage);
-        rows.extend(here.map(|placed| instance_row(&placed.instance)));
+        let here: Vec<&answers::Instance> = here.map(|placed| &placed.instance).collect();
+        rows.extend(here.iter().copied().map(instance_row));
         out.push_str(&table(&rows));
+        out.push_str(&remarks(here.into_iter()));
         let here = found.ports.iter().filter(|it| it.project == project && it.stage == stage);
         let ports: Vec<answers::Port> = here.map(|it| it.port.clone()).collect();
         out.push_str(&addresses(&ports));
@@ -315,10 +372,9 @@ fn told_of(trouble: &answers::Trouble) -> String {
         Some(ms) => format!("in {}", duration(ms)),
     };
     format!(
-        "could not be built up again: {}
-  tried {} times, again {again}
-",
-        trouble.why, trouble.tries
+        "could not be built up again: {}\n  tried {}, again {again}\n",
+        trouble.why,
+        count(trouble.tries, "time")
     )
 }
 
@@ -366,6 +422,10 @@ fn status(status: &answers::Status) -> String {
     let mut rows = vec![row(INSTANCE_HEAD)];
     rows.extend(status.services.iter().map(member_row));
     out.push_str(&table(&rows));
+    out.push_str(&remarks(status.services.iter().filter_map(|member| match member {
+        answers::Member::There(instance) => Some(instance.as_ref()),
+        answers::Member::Missing { .. } => None,
+    })));
     out.push_str(&addresses(&status.ports));
     out.push_str(&lines(&status.front));
     for member in &status.services {
@@ -394,7 +454,7 @@ fn releases(found: &answers::Releases) -> String {
         let services = release.services.unwrap_or(0).to_string();
         rows.push(vec![digits(&release.release), role, services, source]);
     }
-    if rows.len() == 1 { "no releases yet\n".into() } else { table(&rows) }
+    if rows.len() == 1 { String::new() } else { table(&rows) }
 }
 
 /// Bytes as a person reads them.
@@ -426,18 +486,15 @@ fn images(found: &stored::Images) -> String {
             users.join(", "),
         ]);
     }
-    let mut out = match (rows.len(), others) {
-        (1, 0) => "no images yet\n".to_owned(),
-        (1, _) => String::new(),
-        _ => table(&rows),
-    };
+    let mut out = if rows.len() == 1 { String::new() } else { table(&rows) };
     for what in &found.broken {
         let _ = writeln!(out, "damaged: {what} (kiln fsck)");
     }
     if others > 0 {
         let _ = writeln!(
             out,
-            "and {others} trees of bases, packages and bake steps, {} before sharing (--json lists them)",
+            "and {} of bases, packages and bake steps, {} before sharing (--json lists them)",
+            count(others, "tree"),
             size(bytes)
         );
     }
@@ -459,11 +516,11 @@ fn fsck(found: &stored::Findings) -> String {
     }
     let _ = writeln!(
         out,
-        "{} objects ({}), {} images and {} entries of the ledger were read: {}",
-        found.objects,
+        "{} ({}), {} and {} of the ledger were read: {}",
+        count(found.objects, "object"),
         size(found.bytes),
-        found.images,
-        found.entries,
+        count(found.images, "image"),
+        count_of(found.entries, "entry", "entries"),
         match found.damage.len() {
             0 => "all as it was written".to_owned(),
             count => format!("{count} damaged"),
@@ -475,18 +532,18 @@ fn fsck(found: &stored::Findings) -> String {
 fn gc(done: &stored::Gc) -> String {
     let what = if done.dry_run { "would collect" } else { "collected" };
     let stored::Collected { store, step_caches, step_cache_bytes, package_lists } = &done.collected;
-    let count = |caches: usize| u64::try_from(caches).unwrap_or(u64::MAX);
+    let wide = |caches: usize| u64::try_from(caches).unwrap_or(u64::MAX);
     let went = [
-        (store.objects, "objects"),
-        (store.references, "references"),
-        (store.images, "mountable images"),
-        (store.steps, "results of steps"),
-        (store.contexts, "caches of build contexts"),
-        (count(*step_caches), "caches of steps"),
-        (count(*package_lists), "lists of packages"),
+        (store.objects, "object", "objects"),
+        (store.references, "reference", "references"),
+        (store.images, "mountable image", "mountable images"),
+        (store.steps, "result of a step", "results of steps"),
+        (store.contexts, "cache of a build context", "caches of build contexts"),
+        (wide(*step_caches), "cache of a step", "caches of steps"),
+        (wide(*package_lists), "list of packages", "lists of packages"),
     ];
-    let rows = went.iter().filter(|(count, _)| *count > 0);
-    let rows: Vec<String> = rows.map(|(count, noun)| format!("{count} {noun}")).collect();
+    let rows = went.into_iter().filter(|(number, ..)| *number > 0);
+    let rows: Vec<String> = rows.map(|(number, one, many)| count_of(number, one, many)).collect();
     let what = match rows.is_empty() {
         true => "nothing to collect".to_owned(),
         false => format!("{what} {}: {}", size(store.bytes + step_cache_bytes), rows.join(", ")),
@@ -500,7 +557,10 @@ fn gc(done: &stored::Gc) -> String {
 
 fn down(done: &answers::Down) -> String {
     let place = format!("{}/{}", done.project, done.stage);
-    let volumes = match (done.removed.join(", "), done.left.join(", ")) {
+    let named = |volumes: &[answers::Volume]| {
+        volumes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let volumes = match (named(&done.removed), named(&done.left)) {
         (removed, left) if removed.is_empty() && left.is_empty() => {
             "records, artifacts and volumes stay".to_owned()
         }
@@ -510,15 +570,14 @@ fn down(done: &answers::Down) -> String {
     };
     match done.stopped.len() {
         0 => format!("{place}: nothing ran; {volumes}\n"),
-        1 => format!("{place}: stopped 1 instance; {volumes}\n"),
-        count => format!("{place}: stopped {count} instances; {volumes}\n"),
+        number => format!("{place}: stopped {}; {volumes}\n", count(number, "instance")),
     }
 }
 
 fn shutdown(done: &answers::Shutdown) -> String {
     match done {
         answers::Shutdown::Ended { stopped, .. } => {
-            format!("stopped {} instances, front and agent\n", stopped.len())
+            format!("stopped {}, front and agent\n", count(stopped.len(), "instance"))
         }
         answers::Shutdown::NoAgent { collected: true, .. } => {
             "no agent ran; what one had left is cleared away\n".into()

@@ -7,6 +7,7 @@ use kiln_bake::verify::{Difference, StepReport, Verdict};
 use super::{digits, row, table};
 use crate::answers::verified::{AgainstImage, Steps, Verified};
 use crate::cli::live::duration;
+use crate::words::{count, count_of};
 
 /// Width of a step's instruction in the table.
 const INSTRUCTION: usize = 64;
@@ -38,7 +39,7 @@ fn of_steps(all: &Steps) -> String {
         let _ = writeln!(out, "{name}  {}", digits(&service.image.tree));
         let steps = &service.steps;
         if steps.is_empty() {
-            out.push_str("  a base as it is\n");
+            out.push_str("  the image as it is: no step of its own\n");
         }
         let rows: Vec<Vec<String>> = steps.iter().map(|step| step_row(step, all.deep)).collect();
         for line in table(&rows).lines() {
@@ -136,7 +137,7 @@ fn difference(difference: &Difference) -> String {
     let width = names.iter().map(String::len).max().unwrap_or(0);
     for (name, value) in names.iter().zip([&first.first, &first.second]) {
         let size = match value.size {
-            Some(size) => format!("  ({size} bytes)"),
+            Some(size) => format!("  ({})", count(size, "byte")),
             None => String::new(),
         };
         let _ = writeln!(out, "    {name:<width$}  {}{size}", value.text);
@@ -156,8 +157,8 @@ fn difference(difference: &Difference) -> String {
     if more > 0 {
         let causes = difference.causes.iter().map(|(cause, count)| format!("{count} {cause}"));
         let causes: Vec<String> = causes.collect();
-        let paths = if more == 1 { "path differs" } else { "paths differ" };
-        let _ = writeln!(out, "  more   {more} more {paths}; by cause: {}", causes.join(", "));
+        let paths = count_of(more, "more path differs", "more paths differ");
+        let _ = writeln!(out, "  more   {paths}; by cause: {}", causes.join(", "));
     }
     out
 }

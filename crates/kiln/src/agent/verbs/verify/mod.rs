@@ -33,6 +33,7 @@ use crate::agent::session::Session;
 use crate::answers::verified::{AgainstImage, Service, Steps, Varied, Verified};
 use crate::protocol::ProjectArgs;
 use crate::report::{Because, Report};
+use crate::words::count_of;
 
 /// What the user asks for.
 #[derive(Debug)]
@@ -150,7 +151,7 @@ fn whole(agent: &Agent, session: &Session, trees: BTreeSet<Digest>) -> Result<()
             Err(Report::failed(what).log(log).hint("kiln fsck --repair, then bake again"))
         }
     };
-    node.end(&result, &format!("{} contents are whole", objects.len()));
+    node.end(&result, &count_of(objects.len(), "content is whole", "contents are whole"));
     result
 }
 
