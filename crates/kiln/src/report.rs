@@ -66,7 +66,8 @@ impl Report {
             message: error.to_string(),
             hint: error.hint.clone(),
         };
-        let report = Self::usage(format!("{of}{} things in the Compose files", all.len()));
+        let many = format!("{of}{} things are wrong in the Compose files", all.len());
+        let report = Self::usage(many);
         Self { refusals: all.iter().map(refusal).collect(), ..report }
     }
 

@@ -84,7 +84,7 @@ fn one_run_says_all_that_is_refused() {
     for verb in ["config", "up"] {
         let said = world.kiln_in(&project, [verb]).expect_code(2).stderr;
         for line in [
-            "6 things in the Compose files".to_owned(),
+            "6 things are wrong in the Compose files".to_owned(),
             "compose.yaml:4:5: services.a.privileged: `privileged` is not supported".into(),
             "hint: name what it needs in `cap_add`".into(),
             "compose.yaml:5:5: services.a.pid".into(),

@@ -9,7 +9,7 @@ use crate::protocol::{ProjectArgs, Verb};
 
 /// Immutable delivery: source → image → release → running, tested, switched.
 #[derive(Debug, Parser)]
-#[command(name = "kiln", version, about, max_term_width = 100)]
+#[command(name = "kiln", version, about, max_term_width = 100, arg_required_else_help = true)]
 pub(crate) struct Cli {
     /// Folder that holds all of Kiln's state
     #[arg(
@@ -17,6 +17,7 @@ pub(crate) struct Cli {
         env = "KILN_ROOT",
         default_value = "/var/lib/kiln",
         hide_env_values = true,
+        value_name = "DIR",
         global = true
     )]
     pub root: PathBuf,
@@ -52,6 +53,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         project: ProjectArgs,
         /// Only those that these services need
+        #[arg(value_name = "SERVICE")]
         services: Vec<String>,
     },
     /// Source → images; prints digests
@@ -60,6 +62,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         project: ProjectArgs,
         /// Only these services
+        #[arg(value_name = "SERVICE")]
         services: Vec<String>,
     },
     /// Log in to a registry of images, and keep that where Docker keeps it
@@ -83,6 +86,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         project: ProjectArgs,
         /// Only these services
+        #[arg(value_name = "SERVICE")]
         services: Vec<String>,
         /// Where to: a folder for `oci`, else a file, or `-` for standard output
         #[arg(short, long, value_name = "PATH")]
@@ -123,6 +127,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         project: ProjectArgs,
         /// Only these services
+        #[arg(value_name = "SERVICE")]
         services: Vec<String>,
         /// Bake everything twice from nothing, bases too, and compare the images
         #[arg(long)]
@@ -151,6 +156,7 @@ pub(crate) enum Command {
         project: ProjectArgs,
         /// Only these services and what they depend on; what else runs stays as it is
         #[arg(conflicts_with = "learn")]
+        #[arg(value_name = "SERVICE")]
         services: Vec<String>,
         /// Seconds that a service may take to get healthy
         #[arg(long, value_name = "SECONDS")]
@@ -238,6 +244,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         project: LogsProject,
         /// Only these services
+        #[arg(value_name = "SERVICE")]
         services: Vec<String>,
         /// Go on as more is written
         #[arg(short, long)]
@@ -297,6 +304,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         project: ProjectArgs,
         #[arg(required = true)]
+        #[arg(value_name = "SERVICE")]
         services: Vec<String>,
         #[arg(long, default_value = "dev")]
         stage: String,
@@ -306,6 +314,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         project: ProjectArgs,
         /// Only these services
+        #[arg(value_name = "SERVICE")]
         services: Vec<String>,
         /// All projects and stages of this root
         #[arg(short, long)]
@@ -318,6 +327,7 @@ pub(crate) enum Command {
     Restart {
         #[command(flatten)]
         project: ProjectArgs,
+        #[arg(value_name = "SERVICE")]
         services: Vec<String>,
         /// Seconds that a service may take to get healthy
         #[arg(long, value_name = "SECONDS")]
@@ -330,7 +340,12 @@ pub(crate) enum Command {
         #[command(flatten)]
         project: ProjectArgs,
         service: String,
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "CMD"
+        )]
         argv: Vec<String>,
         /// As this user
         #[arg(short, long)]

@@ -90,7 +90,7 @@ fn read(session: &Session, args: &ProjectArgs) -> Result<Asked, Report> {
         return Ok(Asked { project, named, files: Files::None });
     }
     // A file that is broken by now must not keep anybody from taking its project down.
-    session.notice(format!("{}; going on for project `{project}`", report.message));
+    super::say_going_on(session, &report, &project);
     Ok(Asked { project, named, files: Files::Broken(report) })
 }
 

@@ -12,7 +12,8 @@ use super::exec::running;
 use super::{Answer, no_service, nothing_serves};
 use crate::agent::Agent;
 use crate::agent::session::Session;
-use crate::agent::stage::Stage;
+use crate::agent::silence::SILENT;
+use crate::agent::stage::{Life, Stage};
 use crate::answers;
 use crate::report::Report;
 
@@ -105,6 +106,7 @@ pub(super) fn ls(agent: &Agent, all: bool) -> Answer {
         for instance in state.instances.values() {
             let word = match instance.unknown {
                 Some(_) => "unknown",
+                None if instance.silent && instance.life == Life::Ready => SILENT,
                 None => instance.life.word(),
             };
             *states.entry(word.to_owned()).or_default() += 1;

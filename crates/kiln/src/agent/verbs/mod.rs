@@ -252,12 +252,18 @@ fn project_name(session: &Session, args: &ProjectArgs) -> Result<String, Report>
         // A file that is broken by now must not keep anybody from taking its project down.
         Err(report) => match name_of_broken(session, file.as_deref()) {
             Some(name) => {
-                session.notice(format!("{}; going on for project `{name}`", report.message));
+                say_going_on(session, &report, &name);
                 Ok(name)
             }
             None => Err(report),
         },
     }
+}
+
+/// Files that are wrong keep nobody from what needs only the project's name.
+fn say_going_on(session: &Session, report: &Report, project: &str) {
+    let all = if report.refusals.is_empty() { "" } else { " (`kiln config` lists them)" };
+    session.notice(format!("{}{all}; going on for project `{project}`", report.message));
 }
 
 /// The project's name as far as a file that cannot be read as a whole tells it: its `name:` line,

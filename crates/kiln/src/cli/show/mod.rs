@@ -607,6 +607,9 @@ fn history(entry: &Value) -> String {
             what.push(short(&data[key]).to_owned());
         }
     }
+    if text(&entry["kind"]) == "pointer" && data["active"].is_null() {
+        what.push("nothing serves".to_owned());
+    }
     what.extend(Some(release::source(&data["source"])).filter(|words| !words.is_empty()));
     let time = time(number(&entry["time"]));
     let line = format!("{time}  {place:<14} {:<17} {}", text(&entry["kind"]), what.join(" "));
