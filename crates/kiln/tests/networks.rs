@@ -364,7 +364,7 @@ fn what_no_network_can_be_is_refused_by_name_and_place() {
         ("networks: [n]", "n: { enable_ipv4: false }", "networks.n.enable_ipv4", "without IPv4"),
         ("networks: [n]", "n: { x-kiln: { open: true } }", "x-kiln.open", "unknown"),
         ("network_mode: none\n    networks: [default]", "", "networks", "beside `network_mode`"),
-        ("network_mode: 'container:x'", "", "network_mode", "service:x"),
+        ("network_mode: 'container:x'", "", "network_mode", "`container:x` names a container"),
         ("network_mode: 'service:gone'", "", "network_mode", "no service `gone`"),
         ("network_mode: 'service:web'", "", "network_mode", "loop"),
         ("network_mode: lan", "", "network_mode", "no network mode `lan`"),

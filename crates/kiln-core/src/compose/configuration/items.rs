@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::print::Printed;
-use super::shapes::{TRIGGER, VOLUME};
-use super::{as_it_is, object, text_of};
+use super::shapes::{DEVICE, TRIGGER, VOLUME};
+use super::{object, text_of};
 use crate::compose::paths::is_path;
 use crate::compose::reader::{At, clean};
 use crate::compose::units;
@@ -50,7 +50,7 @@ fn file(at: &At<'_>, folder: &str) -> Printed {
 
 pub(super) fn device(at: &At<'_>) -> Printed {
     if at.is_map() {
-        return as_it_is(at.node);
+        return object(at, DEVICE);
     }
     let text = text_of(at);
     let mut parts = text.split(':');

@@ -269,6 +269,10 @@ pub(super) const TRIGGER: &[Field] = &[
     field("initial_sync", Truth),
 ];
 
+/// Of a device in its long form.
+pub(super) const DEVICE: &[Field] =
+    &[field("source", Text), field("target", Text), field("permissions", Text)];
+
 /// Of a mount in its long form.
 pub(super) const VOLUME: &[Field] = &[
     field("type", Text),
