@@ -277,7 +277,7 @@ fn what_fails_on_a_read_only_root_is_told_what_to_write_and_learns_beside_what_s
     world.kiln_in(&project, ["exec", "app", "sh", "-c", "echo mine > /data/kept"]).expect_done();
     let serving = instance(&world, &project, "app", "active").unwrap();
     let learnt = world.kiln_in(&project, ["up", "--learn", "app"]).expect_done();
-    for part in ["it got ready", "/app/cache/", "volumes: [\"app-cache:/app/cache\"]"] {
+    for part in ["it got ready", "/app/cache/", "- \"app-cache:/app/cache\""] {
         assert!(learnt.stdout.contains(part), "`{part}` in {}", learnt.stdout);
     }
     assert_eq!(std::fs::read_to_string(&data).unwrap(), "mine\n");
