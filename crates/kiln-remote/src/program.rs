@@ -273,11 +273,16 @@ mod tests {
         let endless = bounded("exec yes", b"").unwrap_err().to_string();
         assert!(endless.contains("too large"), "{endless}");
         // Neither what it prints nor what it leaves unread keeps it longer than it may take.
-        for script in ["exec sleep 1000", "exec sleep 1000 > /dev/null 2>&1"] {
+        let unread = vec![b'x'; 1 << 20];
+        for (script, stdin) in [
+            ("exec sleep 1000", &unread[..]),
+            ("exec sleep 1000 > /dev/null 2>&1", &unread),
+            ("exec sleep 1000 > /dev/null 2>&1", &[]),
+        ] {
             let mut slow = Command::new("sh");
             slow.args(["-c", script]);
             let within = Some(Duration::from_millis(200));
-            let soon = Bounds { within, stdin: &[b'x'; 1 << 20], ..FREE };
+            let soon = Bounds { within, stdin, ..FREE };
             let error = run_within(slow, &soon, &cancel).unwrap_err().to_string();
             assert!(error.contains("timed out"), "{error}");
         }
