@@ -538,7 +538,10 @@ fn take_error(error: &mut io::Error) -> io::Error {
 struct Packed<'a, 'b> {
     /// What was there; `None` when it has been read.
     before: Option<Box<dyn Read + Send + 'a>>,
-    from: Box<dyn Read + Send + 'a>,
+    /// Asked for when what was there has been read: no connection has to wait for that.
+    from: Option<Box<dyn Read + Send + 'a>>,
+    /// What was there, until then.
+    begun: Begun,
     kept: Option<Partial>,
     pull: &'a Pull<'b>,
     name: &'a LayerName,
@@ -556,19 +559,26 @@ impl<'a, 'b> Packed<'a, 'b> {
         begun: Begun,
     ) -> Result<Self> {
         let what = || format!("layer {}", layer.digest.short());
-        let mut before: Option<Box<dyn Read + Send>> = None;
-        if let Some(kept) = kept.as_ref().filter(|_| begun.bytes > 0) {
-            before = Some(Box::new(kept.reader().doing(what)?));
-        }
-        let from = if begun.bytes < layer.size || layer.size == 0 {
-            let from = pull.remote.blob(&layer.digest, layer.size, begun);
-            from.map_err(|error| Error::remote(what(), error))?
+        let mut packed =
+            Self { before: None, from: None, begun, kept, pull, name, come: 0, failed: None };
+        if let Some(kept) = packed.kept.as_ref().filter(|_| packed.begun.bytes > 0) {
+            packed.before = Some(Box::new(kept.reader().doing(what)?));
         } else {
-            // All of it had come, and nothing more is asked for.
-            let found = begun.hasher.finish();
-            Box::new(Proved(Some((layer.digest, found))))
-        };
-        Ok(Self { before, from, kept, pull, name, come: 0, failed: None })
+            let from = packed.open().map_err(|error| Error::remote(what(), error))?;
+            packed.from = Some(from);
+        }
+        Ok(packed)
+    }
+
+    /// What is still to come.
+    fn open(&mut self) -> std::result::Result<Box<dyn Read + Send + 'a>, RemoteError> {
+        let LayerName { digest, size } = *self.name;
+        let begun = std::mem::take(&mut self.begun);
+        if begun.bytes < size || begun.bytes == 0 {
+            return self.pull.remote.blob(&digest, size, begun);
+        }
+        // All of it had come, and nothing more is asked for.
+        Ok(Box::new(Proved(Some((digest, begun.hasher.finish())))))
     }
 
     fn next(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -579,7 +589,11 @@ impl<'a, 'b> Packed<'a, 'b> {
             }
             self.before = None;
         }
-        let read = self.from.read(buffer)?;
+        if self.from.is_none() {
+            self.from = Some(self.open().map_err(io::Error::other)?);
+        }
+        let Some(from) = &mut self.from else { return Ok(0) };
+        let read = from.read(buffer)?;
         if let Some(kept) = &mut self.kept {
             kept.add(&buffer[..read]);
         }
@@ -605,6 +619,10 @@ impl Read for Packed<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.pull.is_over() {
             return Err(io::Error::other("interrupted"));
+        }
+        // Nothing is asked for again behind what failed.
+        if let Some(failed) = &self.failed {
+            return Err(failed.kind().into());
         }
         match self.next(buffer) {
             Ok(read) => {
