@@ -279,6 +279,9 @@ fn completions_and_pages_come_from_the_help() {
         assert!(!text.contains("agent as a verb") && !text.contains("kiln__agent"), "{shell}");
     }
     assert!(!dir.join("kiln-agent.1").exists());
+    let alone = world.kiln(Vec::<&str>::new()).expect_code(2).expect_stderr("Write a commented");
+    assert!(alone.stdout.is_empty() && !alone.stderr.contains("agent, help"), "{alone}");
+    world.kiln(["up", "--timeout", "soon"]).expect_code(2).expect_stderr("number of seconds");
     let here = world.call(["up", "--help"]).env("KILN_ROOT", "/tmp/of-this-shell").run().unwrap();
     assert!(here.stdout.contains("[env: KILN_ROOT]"), "{here}");
     assert!(!here.stdout.contains("of-this-shell"), "{here}");

@@ -87,7 +87,11 @@ fn what_cannot_be_is_said() {
         (&["login", "https://a.example/team"][..], 2, "a registry is a host"),
         (&["login", "127.0.0.1:1"], 2, "there is none"),
         (&["login", "-u", "a:b", "--password-stdin", "127.0.0.1:1"], 2, "has no colon"),
-        (&["login", "-u", "a", "--password-stdin", "127.0.0.1:1"], 1, "cannot be reached"),
+        (
+            &["login", "-u", "a", "--password-stdin", "127.0.0.1:1"],
+            1,
+            "kiln: https://127.0.0.1:1/v2/ cannot be reached",
+        ),
         (&["login", "--password-stdin"], 2, "--username"),
     ] {
         let refused = kiln(home, args).stdin("x").run().unwrap().expect_code(code);

@@ -159,7 +159,7 @@ pub(crate) enum Command {
         #[arg(value_name = "SERVICE")]
         services: Vec<String>,
         /// Seconds that a service may take to get healthy
-        #[arg(long, value_name = "SECONDS")]
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
         timeout: Option<u64>,
         /// Volumes without a name begin anew, as their images have them
         #[arg(short = 'V', long)]
@@ -214,7 +214,7 @@ pub(crate) enum Command {
         /// Digest or its beginning; without it, the one before
         release: Option<String>,
         /// Seconds that a service may take to get healthy
-        #[arg(long, value_name = "SECONDS")]
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
         timeout: Option<u64>,
     },
     /// List the releases that can be restored
@@ -330,7 +330,7 @@ pub(crate) enum Command {
         #[arg(value_name = "SERVICE")]
         services: Vec<String>,
         /// Seconds that a service may take to get healthy
-        #[arg(long, value_name = "SECONDS")]
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
         timeout: Option<u64>,
         #[arg(long, default_value = "dev")]
         stage: String,
@@ -474,6 +474,10 @@ fn last_lines(text: &str) -> Result<Lines, String> {
             Err(_) => Err("give a number of lines, or all".to_owned()),
         },
     }
+}
+
+fn seconds(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "give a number of seconds: 90".to_owned())
 }
 
 fn protocol(text: &str) -> Result<Protocol, String> {

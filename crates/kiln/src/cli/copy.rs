@@ -132,7 +132,9 @@ impl Top {
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = openat(CWD, &folder, flags, Mode::empty()).map_err(io::Error::from);
-        let folder = opened.because(|| format!("opening the folder {}", folder.display()))?;
+        let folder = opened
+            .because(|| format!("opening the folder {}", folder.display()))
+            .map_err(|report| report.hint("make that folder first, or name one that is there"))?;
         if own {
             in_the_way(&folder, &name, own).map_err(|error| {
                 Report::usage(format!("nothing is written to {}: {error}", to.display()))

@@ -117,7 +117,8 @@ fn refused(registry: &str, error: &Error) -> Report {
             Report::failed(format!("{registry} does not take this name and password{said}"))
                 .hint("nothing was kept; some registries want an access token for a password")
         }
-        error => Report::of_registry(error),
+        // Its address is in what is said of it.
+        error => Report { message: error.without_name(), ..Report::of_registry(error) },
     }
 }
 

@@ -14,10 +14,11 @@ mod moment;
 mod pages;
 mod show;
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser};
 use kiln_core::exit::Exit;
 use serde_json::{Value, json};
 
@@ -38,9 +39,13 @@ pub(crate) fn run() -> ExitCode {
         Ok(cli) => Cli { root: std::path::absolute(&cli.root).unwrap_or(cli.root), ..cli },
         Err(error) => {
             let wrong = error.use_stderr();
-            match wrong && std::env::args_os().any(|arg| arg == "--json") {
-                true => complain(&misused(&error), true),
-                false => drop(error.print()),
+            if wrong && std::env::args_os().any(|arg| arg == "--json") {
+                complain(&misused(&error), true);
+            } else if error.kind() == ErrorKind::MissingSubcommand {
+                // What it would list has what nobody is to call.
+                let _ = write!(std::io::stderr(), "{}", Cli::command().render_help());
+            } else {
+                let _ = error.print();
             }
             return ExitCode::from(if wrong { Exit::Usage } else { Exit::Done }.code());
         }
@@ -226,7 +231,7 @@ fn print_json(document: &Value) {
 /// one, for what was asked for did not arrive.
 fn print_line(line: &str) {
     let Err(error) = write_out(&format!("{line}\n")) else { return };
-    let exit = if error.kind() == ErrorKind::BrokenPipe {
+    let exit = if error.kind() == io::ErrorKind::BrokenPipe {
         Exit::Done
     } else {
         let _ = writeln!(std::io::stderr(), "kiln: writing to standard output: {error}");
