@@ -54,6 +54,8 @@ fn what_is_started_again_after_a_failed_pause_has_rows_of_its_own() {
     page(&project, "web", "one");
     world.kiln_in(&project, ["up"]).expect_done();
     project.write("web/Dockerfile", ENDS);
+    let plan = world.kiln_in(&project, ["plan"]).expect_done().stdout;
+    assert!(plan.contains("requests wait while it is replaced"), "{plan}");
     let failed = world.kiln_in(&project, ["up"]).expect_code(4);
     let row = |phase: &str, end: &str| {
         let mut lines = failed.stderr.lines();

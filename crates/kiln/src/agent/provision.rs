@@ -531,7 +531,7 @@ impl Waiting<'_> {
                     late.set(true);
                     let after = format!("after {:.1} s", limit.as_secs_f64());
                     let short =
-                        self.not_healthy(instance, service, &format!("not healthy {after}"));
+                        self.not_healthy(instance, service, &format!("is not healthy {after}"));
                     let silent =
                         self.waits_for_ports(service).map(|it| Box::new((after, it.clone())));
                     Short { silent, late: true, ..short }

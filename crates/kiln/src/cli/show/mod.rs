@@ -226,7 +226,8 @@ fn plan(planned: &answers::Planned) -> String {
         let _ = writeln!(out, "  replace under a pause: {} ({})", paused.service, paused.why);
     }
     if planned.pause {
-        out.push_str("  requests wait while it is replaced; a rollback pauses likewise\n");
+        let what = if plan.paused.len() == 1 { "it is" } else { "they are" };
+        let _ = writeln!(out, "  requests wait while {what} replaced; a rollback pauses likewise");
     } else if planned.active.is_some() {
         out.push_str("  no pause: no client has to wait, and no request is lost\n");
     }
