@@ -88,9 +88,13 @@ impl Case {
     }
 
     fn printed(&self, oracle: &Path, dir: &Path, format: &str) -> Result<String, String> {
+        self.asked(oracle, dir, &["config", "--format", format])
+    }
+
+    fn asked(&self, oracle: &Path, dir: &Path, args: &[&str]) -> Result<String, String> {
         let mut command = Command::new(oracle);
         command.current_dir(dir).env_clear().envs(self.env());
-        command.args(&self.args).args(["config", "--format", format]);
+        command.args(&self.args).args(args);
         let output = command.output().unwrap();
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
@@ -139,7 +143,8 @@ impl Case {
         let dir = std::fs::canonicalize(&root).unwrap().join("project");
         self.write(&dir);
         match (self.compose(oracle, &dir), self.kiln(&dir)) {
-            (Ok((theirs, their_json)), Ok((ours, Configuration { json, yaml, .. }))) => {
+            (Ok((theirs, their_json)), Ok((ours, found))) => {
+                let Configuration { json, yaml, hashes, .. } = found;
                 if let Some(what) = &self.refuses {
                     return Some(format!("Kiln takes it, and was to say: {what}"));
                 }
@@ -153,6 +158,10 @@ impl Case {
                     let their_yaml =
                         self.printed(oracle, &dir, "yaml").unwrap_or_else(|error| error);
                     all.extend(letters("YAML", &yaml, &their_yaml));
+                    let ours: String =
+                        hashes.iter().map(|(name, hash)| format!("{name} {hash}\n")).collect();
+                    let theirs = self.asked(oracle, &dir, &["config", "--hash", "*"]);
+                    all.extend(theirs.ok().and_then(|theirs| letters("hash", &ours, &theirs)));
                 }
                 (!all.is_empty()).then(|| all.join("\n    "))
             }

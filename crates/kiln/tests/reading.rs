@@ -46,6 +46,23 @@ fn config_prints_the_project_in_composes_normal_form() {
         config(&["--services", "--json"]).expect_done().json(),
         serde_json::json!(["db", "web"])
     );
+    let variables = "\
+        NAME                REQUIRED            DEFAULT VALUE       ALTERNATE VALUE\n\
+        G                   false               hello               \n";
+    assert_eq!(config(&["--variables"]).expect_done().stdout, variables);
+    let variables = config(&["--variables", "--json"]).expect_done().json();
+    assert_eq!(variables["G"]["DefaultValue"], "hello");
+    let environment = config(&["--environment"]).expect_done().stdout;
+    assert!(environment.contains("COMPOSE_PROJECT_NAME=shop\n"), "{environment}");
+    let hashes = config(&["--hash", "*"]).expect_done().stdout;
+    let names: Vec<&str> = hashes.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(names, ["db", "web"]);
+    let web = config(&["--hash", "web"]).expect_done().stdout;
+    assert!(hashes.ends_with(&web) && web.trim_end().len() == "web ".len() + 64, "{web}");
+    config(&["--hash", "nope"]).expect_code(2).expect_stderr("there is no service `nope`");
+    project.write("needs.yaml", "services: { a: { image: \"${MUST:?set it}\" } }\n");
+    let needs = world.kiln_in(&project, ["-f", "needs.yaml", "config", "--variables"]);
+    assert!(needs.expect_done().stdout.contains("MUST                true "));
     let one = config(&["db", "--json"]).expect_done().json();
     assert_eq!(one["services"].as_object().unwrap().len(), 1);
     let with = config(&["web", "--json"]).expect_done().json();

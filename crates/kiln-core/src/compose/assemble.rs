@@ -73,8 +73,22 @@ impl<'c, 'r> Assembly<'c, 'r> {
     }
 }
 
-/// The documents of a file, whose name is known from here on.
+/// The documents of a file, whose name is known from here on. There is one at least.
 pub(super) fn documents(
+    cx: &Context<'_>,
+    path: &Path,
+    content: &[u8],
+) -> Result<Vec<Node>, ComposeError> {
+    let documents = documents_if_any(cx, path, content)?;
+    if documents.is_empty() {
+        let error = ComposeError::of_file(cx.shown(path), "is empty");
+        return Err(error.with_hint("it begins with `services:`"));
+    }
+    Ok(documents)
+}
+
+/// The documents of a file, in which nothing may stand.
+pub(super) fn documents_if_any(
     cx: &Context<'_>,
     path: &Path,
     content: &[u8],
@@ -88,10 +102,6 @@ pub(super) fn documents(
     let text = utf8(&shown, content)?;
     let documents =
         yaml::parse(&text, index).map_err(|error| ComposeError { file: shown.clone(), ..error })?;
-    if documents.is_empty() {
-        let error = ComposeError::of_file(shown, "is empty");
-        return Err(error.with_hint("it begins with `services:`"));
-    }
     if let Some(odd) = documents.iter().find(|node| !matches!(node.value, Value::Map(_))) {
         let error = cx.error(odd.place, String::new(), "is no map of Compose keys");
         return Err(error.with_hint("it begins with `services:`"));

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::assemble::{Assembly, child, children, documents, take, text};
+use super::assemble::{Assembly, child, children, documents_if_any, take, text};
 use super::error::ComposeError;
 use super::find::{Variables, is_stdin};
 use super::paths::{absolute, relative};
@@ -80,7 +80,7 @@ fn one(
     let mut files = Vec::new();
     for path in paths {
         let content = read(assembly, &path, &error)?;
-        files.push((path.clone(), documents(cx, &path, &content)?));
+        files.push((path.clone(), documents_if_any(cx, &path, &content)?));
     }
     let env = variables(assembly, &wish, &dir, &error)?;
     let inner = Assembly { cx, env, dir, to: assembly.dir.clone(), within };

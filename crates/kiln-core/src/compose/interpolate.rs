@@ -1,6 +1,6 @@
 //! `$VAR`, `${VAR:-default}` and the other operators of the Compose Specification.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Looks variables up, and remembers which were missing without a default.
 pub(super) struct Variables<'l> {
@@ -109,6 +109,52 @@ impl<'l> Variables<'l> {
     }
 }
 
+/// What a text says of a variable that it names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Variable {
+    /// `${NAME:?}`: it has to be set.
+    pub required: bool,
+    /// `${NAME:-default}`: what stands for it when it is not set.
+    pub default: String,
+    /// `${NAME:+alternate}`: what stands for it when it is set.
+    pub alternate: String,
+}
+
+/// Adds the variables that `text` names, also those within defaults. Of what is said of one in
+/// several places the first counts.
+pub(super) fn names(text: &str, all: &mut BTreeMap<String, Variable>) {
+    names_at(text, all, 0);
+}
+
+fn names_at(text: &str, all: &mut BTreeMap<String, Variable>, depth: usize) {
+    let mut rest = text;
+    while let Some(at) = rest.find('$').filter(|_| depth <= MAX_DEPTH) {
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            rest = after;
+            continue;
+        }
+        let braced = rest.strip_prefix('{').and_then(|after| Some(&after[..closing_brace(after)?]));
+        let inner = braced.unwrap_or(rest);
+        let name = name_at_start(inner);
+        rest = &rest[braced.map_or(name.len(), |inner| inner.len() + 2)..];
+        if name.is_empty() {
+            continue;
+        }
+        let variable = all.entry(name.to_owned()).or_default();
+        let Some(said) = braced.map(|inner| &inner[name.len()..]) else { continue };
+        let mut letters = said.strip_prefix(':').unwrap_or(said).chars();
+        let (operator, word) = (letters.next(), letters.as_str());
+        match operator {
+            Some('?') => variable.required = true,
+            Some('-') if variable.default.is_empty() => word.clone_into(&mut variable.default),
+            Some('+') if variable.alternate.is_empty() => word.clone_into(&mut variable.alternate),
+            _ => {}
+        }
+        names_at(word, all, depth + 1);
+    }
+}
+
 /// The index of the brace that closes an opened `${`. As in Compose every brace in between counts,
 /// also one that belongs to the text; where they do not add up, the last one closes.
 fn closing_brace(text: &str) -> Option<usize> {
@@ -149,6 +195,22 @@ fn invalid(text: &str, what: &str) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_that_a_text_names() {
+        let mut all = BTreeMap::new();
+        for text in ["${A:-x${B:-1}}y$C", "$$D ${E:?no} ${F+alt} ${A:-other}", "$1 ${ ${", "$"] {
+            names(text, &mut all);
+        }
+        let said: Vec<String> = all
+            .iter()
+            .map(|(name, it)| format!("{name} {} {} {}", it.required, it.default, it.alternate))
+            .collect();
+        assert_eq!(
+            said,
+            ["A false x${B:-1} ", "B false 1 ", "C false  ", "E true  ", "F false  alt"]
+        );
+    }
 
     fn lookup(name: &str) -> Option<String> {
         match name {

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::assemble::{Assembly, documents};
+use super::assemble::{Assembly, documents, documents_if_any};
 use super::configuration::{self, Configuration};
 use super::dotenv;
 use super::error::{ComposeError, ComposeErrors};
 use super::find::{Found, find};
+use super::interpolate::{self, Variable};
 use super::model::Project;
 use super::reader::{At, Context};
+use super::yaml::{Node, Value};
 use super::{paths, project};
 
 /// The closure that stands for the file system: the whole content of the file at a path. `-` is
@@ -95,6 +97,27 @@ pub fn configuration(
     })
 }
 
+/// The variables that the values of the project's files name, whether they are set or not.
+///
+/// # Errors
+/// Files that cannot be read.
+pub fn variables(request: &LoadRequest<'_>) -> Result<BTreeMap<String, Variable>, ComposeErrors> {
+    fn add(node: &Node, all: &mut BTreeMap<String, Variable>) {
+        match &node.value {
+            Value::Scalar(scalar) => interpolate::names(&scalar.text, all),
+            Value::List(list) => list.iter().for_each(|item| add(item, all)),
+            Value::Map(map) => map.values().for_each(|entry| add(&entry.node, all)),
+        }
+    }
+    let Found { dir, files, env, .. } = find(request)?;
+    let cx = Context::new(dir, request, env, true);
+    let mut all = BTreeMap::new();
+    for (path, content) in files {
+        documents_if_any(&cx, &path, &content)?.iter().for_each(|node| add(node, &mut all));
+    }
+    Ok(all)
+}
+
 /// Puts the project together and hands `then` the tree and what was read from it.
 fn whole<T>(
     request: &LoadRequest<'_>,
@@ -105,8 +128,13 @@ fn whole<T>(
     let mut cx = Context::new(dir, request, env, shown_only);
     warnings.into_iter().for_each(|warning| cx.warn(warning));
     let mut parsed = Vec::new();
+    // Of several files some may have nothing in them.
+    let several = files.len() > 1;
     for (path, content) in files {
-        let nodes = documents(&cx, &path, &content);
+        let nodes = match several {
+            true => documents_if_any(&cx, &path, &content),
+            false => documents(&cx, &path, &content),
+        };
         parsed.extend(cx.keep(nodes).map(|nodes| (path, nodes)));
     }
     let name = match cx.nothing_refused() {

@@ -52,8 +52,9 @@ mod yaml;
 
 pub use configuration::Configuration;
 pub use error::{ComposeError, ComposeErrors, closest};
+pub use interpolate::Variable;
 pub use keys::{DOCUMENTED_BELOW, documentation};
-pub use load::{LoadRequest, ReadFile, configuration, load};
+pub use load::{LoadRequest, ReadFile, configuration, load, variables};
 pub use model::*;
 pub use mounts::is_docker;
 pub use namespaces::is_own_sysctl;

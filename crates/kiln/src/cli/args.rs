@@ -538,6 +538,15 @@ pub(crate) struct ConfigPart {
     /// The names of all profiles
     #[arg(long)]
     pub profiles: bool,
+    /// The variables that are there for the files' ${…}
+    #[arg(long)]
+    pub environment: bool,
+    /// The variables that the files name, and their defaults
+    #[arg(long)]
+    pub variables: bool,
+    /// The hash by which Compose knows the configuration of a service; `*` is every service
+    #[arg(long, value_name = "SERVICE")]
+    pub hash: Option<String>,
     /// Nothing: only say what is wrong
     #[arg(short, long)]
     pub quiet: bool,

@@ -111,6 +111,24 @@ pub(super) fn variables(at: &At<'_>) -> Printed {
     Printed::Dict(items.map(one).collect())
 }
 
+/// The files of variables as Compose's JSON has them: one that has to be there is its path.
+pub(super) fn env_files(at: &At<'_>) -> Printed {
+    let one = |item: At<'_>| {
+        let text = |key: &str| item.get(key).map(|at| text_of(&at)).unwrap_or_default();
+        let path = if item.is_map() { text("path") } else { text_of(&item) };
+        let required = item.get("required").and_then(|at| at.truth().ok()).unwrap_or(true);
+        if required {
+            return Printed::Text(path);
+        }
+        let mut map = Vec::new();
+        add(&mut map, "path", &path);
+        map.push(("required".into(), Printed::Truth(required)));
+        add(&mut map, "format", &text("format"));
+        Printed::Map(map)
+    };
+    Printed::List(at.items().into_iter().flatten().map(one).collect())
+}
+
 /// The agents of `build.ssh`. One of a path is printed in the form in which it can be read again.
 pub(super) fn agents(at: &At<'_>) -> Printed {
     let entries = at.entries().into_iter().flatten();

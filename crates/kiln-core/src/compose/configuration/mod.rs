@@ -10,8 +10,10 @@ mod scalars;
 mod shapes;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use print::Printed;
+use sha2::{Digest as _, Sha256};
 use shapes::{Field, Shape};
 
 use super::model::{Project, Service};
@@ -36,6 +38,10 @@ pub struct Configuration {
     pub networks: Vec<String>,
     /// All profiles, also of services that are switched off.
     pub profiles: Vec<String>,
+    /// The variables that are there for interpolation, `NAME=value`.
+    pub environment: Vec<String>,
+    /// The hash by which Compose knows a service's configuration, by the service's name.
+    pub hashes: BTreeMap<String, String>,
     /// What is probably not meant, each as `file:line: text`.
     pub warnings: Vec<String>,
 }
@@ -49,13 +55,16 @@ pub(super) fn of(root: &At<'_>, project: &Project, wanted: &[String]) -> Configu
     let mut services = Pairs::new();
     let mut images = Vec::new();
     let mut profiles = BTreeSet::new();
+    let mut hashes = BTreeMap::new();
     let all = root.get("services");
     for at in all.iter().flat_map(|at| at.entries()).flatten() {
         profiles.extend(at.get("profiles").and_then(|at| at.texts().ok()).unwrap_or_default());
         if let Some(read) = project.services.get(at.key()).filter(|_| names.contains(at.key())) {
             let image = at.get("image").map(|at| text_of(&at)).filter(|text| !text.is_empty());
             images.push(image.unwrap_or_else(|| format!("{}-{}", project.name, at.key())));
-            services.push((at.key().to_owned(), service(&at, read)));
+            let printed = service(&at, read);
+            hashes.insert(at.key().to_owned(), hash(&at, &printed));
+            services.push((at.key().to_owned(), printed));
         }
     }
     let used = Used::by(&services);
@@ -93,6 +102,8 @@ pub(super) fn of(root: &At<'_>, project: &Project, wanted: &[String]) -> Configu
         volumes: list(used.volumes),
         networks: list(used.networks),
         profiles: list(profiles),
+        environment: root.cx.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+        hashes,
         warnings: project.warnings.clone(),
     }
 }
@@ -243,6 +254,42 @@ fn service(at: &At<'_>, read: &Service) -> Printed {
         }
     }
     Printed::Map(map)
+}
+
+/// Over Compose's JSON of a service, without what changes no container, and with its own variables
+/// and the names of its files in place of what these say.
+fn hash(at: &At<'_>, printed: &Printed) -> String {
+    const LEFT_OUT: [&str; 6] =
+        ["build", "pull_policy", "scale", "depends_on", "profiles", "environment"];
+    let Printed::Map(map) = printed else { return String::new() };
+    let mut map = map.clone();
+    map.retain(|(key, _)| !LEFT_OUT.contains(&key.as_str()));
+    if let Some((_, Printed::Map(deploy))) = map.iter_mut().find(|(key, _)| key == "deploy") {
+        deploy.retain(|(key, _)| key != "replicas");
+    }
+    let position = |name: &str| shapes::SERVICE.iter().position(|field| field.key == name);
+    let index = map.iter().take_while(|(key, _)| position(key) < position("environment")).count();
+    let own = at.get("environment").map(|own| match items::variables(&own) {
+        Printed::Dict(mut all) => {
+            for (name, value) in all.iter_mut().filter(|(_, value)| *value == Printed::Null) {
+                let found = at.cx.env.get(name);
+                *value = found.map_or(Printed::Null, Printed::text);
+            }
+            Printed::Dict(all)
+        }
+        other => other,
+    });
+    let files = at.get("env_file").map(|at| items::env_files(&at));
+    for (key, value) in [("env_file", files), ("environment", own)] {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            map.insert(index, (key.to_owned(), value));
+        }
+    }
+    let digest = Sha256::digest(Printed::Map(map).compact_json());
+    digest.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// With the folder and the file that are not stated.

@@ -44,28 +44,43 @@ impl Printed {
     /// document can be read again.
     pub(super) fn json(&self) -> String {
         let mut out = String::new();
-        self.write_json(&mut out, 0);
+        self.write_json(&mut out, Some(0));
         out
     }
 
-    fn write_json(&self, out: &mut String, depth: usize) {
-        let line = |out: &mut String, depth: usize| {
-            let _ = write!(out, "\n{:1$}", "", depth * 2);
+    /// As JSON on one line, for a hash: all text as it is, and nothing between the values.
+    pub(super) fn compact_json(&self) -> String {
+        let mut out = String::new();
+        self.write_json(&mut out, None);
+        out
+    }
+
+    /// `depth` is how deep it stands; none is there for all on one line.
+    fn write_json(&self, out: &mut String, depth: Option<usize>) {
+        let line = |out: &mut String, deeper: usize| {
+            if let Some(depth) = depth {
+                let _ = write!(out, "\n{:1$}", "", (depth + deeper) * 2);
+            }
+        };
+        let below = depth.map(|depth| depth + 1);
+        let text = |out: &mut String, text: &str| match depth {
+            Some(_) => quoted(out, text),
+            None => as_go_quotes(out, text),
         };
         match self {
             Self::Null => out.push_str("null"),
             Self::Truth(truth) => out.push_str(if *truth { "true" } else { "false" }),
             Self::Number(number) => out.push_str(number),
-            Self::Text(text) => quoted(out, text),
+            Self::Text(value) => text(out, value),
             Self::OnlyInJson(inner) | Self::OnlyInYaml(inner) => inner.write_json(out, depth),
             Self::List(list) if list.is_empty() => out.push_str("[]"),
             Self::List(list) => {
                 for (at, item) in list.iter().enumerate() {
                     out.push(if at == 0 { '[' } else { ',' });
-                    line(out, depth + 1);
-                    item.write_json(out, depth + 1);
+                    line(out, 1);
+                    item.write_json(out, below);
                 }
-                line(out, depth);
+                line(out, 0);
                 out.push(']');
             }
             Self::Map(map) | Self::Dict(map) => {
@@ -78,15 +93,15 @@ impl Printed {
                 for (key, value) in map {
                     out.push(if first { '{' } else { ',' });
                     first = false;
-                    line(out, depth + 1);
-                    quoted(out, key);
-                    out.push_str(": ");
-                    value.write_json(out, depth + 1);
+                    line(out, 1);
+                    text(out, key);
+                    out.push_str(if depth.is_some() { ": " } else { ":" });
+                    value.write_json(out, below);
                 }
                 if first {
                     out.push_str("{}");
                 } else {
-                    line(out, depth);
+                    line(out, 0);
                     out.push('}');
                 }
             }
@@ -137,7 +152,7 @@ impl Printed {
             }
             Self::Map(_) | Self::Dict(_) => out.push_str("{}\n"),
             other => {
-                other.write_json(out, 0);
+                other.write_json(out, Some(0));
                 out.push('\n');
             }
         }
@@ -165,29 +180,46 @@ impl Printed {
     }
 }
 
-/// Text in double quotes, as Go writes JSON.
+/// Text in double quotes, with its dollar signs doubled. What a terminal would obey is escaped.
 fn quoted(out: &mut String, text: &str) {
     out.push('"');
     for letter in text.chars() {
         match letter {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
             '$' => out.push_str("$$"),
-            // Also what would be obeyed by a terminal, and what ends a line for some readers.
-            odd if odd.is_control()
-                || matches!(odd, '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\u{feff}') =>
-            {
-                let _ = write!(out, "\\u{:04x}", u32::from(odd));
-            }
-            letter => out.push(letter),
+            odd if odd.is_control() || odd == '\u{feff}' => escaped(out, odd),
+            letter => go_letter(out, letter),
         }
     }
     out.push('"');
+}
+
+/// The same as Go writes it.
+fn as_go_quotes(out: &mut String, text: &str) {
+    out.push('"');
+    text.chars().for_each(|letter| go_letter(out, letter));
+    out.push('"');
+}
+
+fn go_letter(out: &mut String, letter: char) {
+    match letter {
+        '"' => out.push_str("\\\""),
+        '\\' => out.push_str("\\\\"),
+        '\0'..='\u{1f}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => escaped(out, letter),
+        letter => out.push(letter),
+    }
+}
+
+fn escaped(out: &mut String, letter: char) {
+    match letter {
+        '\n' => out.push_str("\\n"),
+        '\r' => out.push_str("\\r"),
+        '\t' => out.push_str("\\t"),
+        '\u{8}' => out.push_str("\\b"),
+        '\u{c}' => out.push_str("\\f"),
+        odd => {
+            let _ = write!(out, "\\u{:04x}", u32::from(odd));
+        }
+    }
 }
 
 /// The entries of a map in the order of YAML's writer, in which `web2` stands before `web10`.
