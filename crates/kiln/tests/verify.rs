@@ -9,7 +9,7 @@ use std::net::TcpListener;
 
 use common::{project, world};
 use kiln_testkit::{Output, Project, World};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A recipe with the cause that it has.
 struct Recipe {
@@ -34,7 +34,7 @@ const fn recipe(
 /// One of 40 names each, so that two orders are hardly ever equal.
 const FILES: usize = 40;
 
-const RECIPES: [Recipe; 32] = [
+const RECIPES: [Recipe; 33] = [
     recipe("date", "ENV A=b\nRUN date > /built", 3, "/built", "time"),
     recipe("epoch", "RUN date +%s > /stamp", 2, "/stamp", "time"),
     recipe("iso", "RUN date +%Y-%m-%dT%H:%M:%S > /stamp", 2, "/stamp", "time"),
@@ -63,7 +63,15 @@ const RECIPES: [Recipe; 32] = [
         "random",
     ),
     recipe("uuid", "RUN cat /proc/sys/kernel/random/uuid > /id", 2, "/id", "random"),
-    recipe("temporary", "RUN mkdir /o && mktemp /o/tmp.XXXXXXXXXX", 2, "/o/tmp.", "random"),
+    recipe(
+        "temporary",
+        "RUN mkdir /o && for i in 1 2 3 4 5 6; do mktemp /o/tmp.XXXXXX; done",
+        2,
+        "/o/tmp.",
+        "random",
+    ),
+    // A name that follows the clock, unlike a random one.
+    recipe("dated-name", "RUN mkdir /o && touch /o/$(date | md5sum | cut -c-32)", 2, "/o/", "time"),
     recipe("binary", "RUN head -c 4096 /dev/urandom > /blob", 2, "/blob", "random"),
     recipe(
         "key",
@@ -231,6 +239,8 @@ fn every_cause_is_found_and_named() {
             assert!(first[key].as_str().is_some_and(|text| text.len() >= 3), "{key}: {first:#}");
         }
     }
+    let names = step(&data, "temporary", 2);
+    assert_eq!(names["difference"]["causes"], json!({ "random value": 12 }), "{names:#}");
     let date = step(&data, "date", 3);
     assert_eq!((&date["file"], &date["line"]), (&"causes/date.docker".into(), &3.into()));
     let first = &date["difference"]["first"];

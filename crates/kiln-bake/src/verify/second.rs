@@ -2,6 +2,7 @@
 //! No run can be given another time of day, but two can be given the same second.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use super::conditions::Conditions;
 use super::recognise::now;
 use super::report::Difference;
 use crate::error::BakeError;
+use crate::paths;
 
 /// A step that takes longer, in milliseconds, meets its clock at another second each time.
 const LONGEST: u64 = 5_000;
@@ -36,7 +38,6 @@ pub(super) fn refine(
     let looks_random = |finding: &Finding| matches!(finding.cause, Cause::Random | Cause::Unknown);
     let mut open: Vec<usize> = (0..difference.findings.len())
         .filter(|at| looks_random(&difference.findings[*at]))
-        .filter(|at| base.get(&difference.all[*at]).is_some())
         .collect();
     if open.is_empty() || first.run.ended - first.run.began > LONGEST {
         return Ok(());
@@ -55,7 +56,7 @@ pub(super) fn refine(
             return Ok(());
         };
         certain |= pair.certain;
-        open.iter().filter(|at| !pair.differ.contains(&difference.all[**at])).for_each(|at| {
+        open.iter().filter(|at| pair.agrees(base, &difference.all[**at])).for_each(|at| {
             agreed[*at] += 1;
         });
         open.retain(|at| {
@@ -79,6 +80,8 @@ fn tell_apart(finding: &mut Finding) -> bool {
 
 /// Two runs that began together with a second.
 struct Pair {
+    /// What the first of them made.
+    one: Arc<Tree>,
     /// The paths on which they differ.
     differ: BTreeSet<Path>,
     /// Both were over before that second was.
@@ -86,6 +89,18 @@ struct Pair {
 }
 
 impl Pair {
+    /// Whether they agree on `path`, which the run before, `base`, has or not. Where a step makes a
+    /// new name each time, neither has its name: those beside it that `base` lacks stand for it.
+    fn agrees(&self, base: &Tree, path: &Path) -> bool {
+        if base.get(path).is_some() && self.one.get(path).is_some() {
+            return !self.differ.contains(path);
+        }
+        let dir = paths::parent(path);
+        let is_fresh = |other: &Path| paths::parent(other) == dir && base.get(other).is_none();
+        let made = self.one.children(dir).any(|(other, _)| is_fresh(&other.to_vec()));
+        made && !self.differ.iter().any(is_fresh)
+    }
+
     /// Nothing, if one of them failed.
     fn run(
         verifier: &Verifier<'_>,
@@ -108,6 +123,6 @@ impl Pair {
         let tree = |digest| verifier.store.get_tree(&digest).map_err(BakeError::store);
         let (one, other) = (tree(one)?, tree(other)?);
         let differ = tree_diff::diff(&one, &other).map(|it| it.path.to_vec()).collect();
-        Ok(Some(Self { differ, certain }))
+        Ok(Some(Self { one, differ, certain }))
     }
 }
