@@ -201,6 +201,7 @@ mod tests {
             volumes: BTreeSet::new(),
             networks: BTreeMap::new(),
             kiln: Default::default(),
+            in_stages: BTreeMap::new(),
             ignored: vec![],
             warnings: vec![],
         };

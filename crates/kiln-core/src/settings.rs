@@ -378,6 +378,7 @@ mod tests {
             volumes: BTreeSet::new(),
             networks: BTreeMap::new(),
             kiln: Default::default(),
+            in_stages: BTreeMap::new(),
             ignored: Vec::new(),
             warnings: Vec::new(),
         }

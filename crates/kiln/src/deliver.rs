@@ -46,6 +46,14 @@ impl Published {
     pub(crate) fn of(digest: Digest, release: Arc<Release>) -> Self {
         Self { digest, release, fresh: false, differences: Vec::new() }
     }
+
+    /// With the settings that it has in one stage.
+    pub(crate) fn for_stage(self, stage: &str) -> Self {
+        match self.release.for_stage(stage) {
+            Some(there) => Self { release: Arc::new(there), ..self },
+            None => self,
+        }
+    }
 }
 
 /// Why a release is deployed: what the ledger says.
@@ -159,8 +167,17 @@ pub(crate) fn assemble_part(
 fn add_what_serves(agent: &Agent, stage: &Stage, release: &mut Release) -> Result<(), Report> {
     let active = stage.state().pointer.active;
     let Some(active) = active else { return Ok(()) };
-    for (name, serving) in &agent.release(&active)?.services {
-        release.services.entry(name.clone()).or_insert_with(|| serving.clone());
+    let serving = agent.release(&active)?;
+    let missing = |name: &&String| !release.services.contains_key(*name);
+    let missing: Vec<String> = serving.services.keys().filter(missing).cloned().collect();
+    for name in missing {
+        for (stage, own) in &serving.stages {
+            if let Some(settings) = own.get(&name) {
+                let there = release.stages.entry(stage.clone()).or_default();
+                there.insert(name.clone(), settings.clone());
+            }
+        }
+        release.services.insert(name.clone(), serving.services[&name].clone());
     }
     Ok(())
 }
@@ -175,6 +192,7 @@ pub(crate) fn converge(
     patience: provision::Patience,
 ) -> Result<Converged, Report> {
     let _delivery = stage.deliver()?;
+    let target = &target.clone().for_stage(&stage.id.stage);
     let data = volumes::data(agent, stage, &target.release, stage.folder().as_deref())?;
     let observed = stage.state().observe();
     let observed = volumes::none_goes_on(stage, observed);

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use common::{page, project, world};
+use common::{kill, page, project, world};
 use kiln_testkit::{Call, Output, Port, Project, World};
 use serde_json::Value;
 
@@ -341,4 +341,57 @@ fn how_many_releases_stay_is_the_stages_own_to_know() {
         world.kiln_in(&project, ["up"]).expect_done();
     }
     assert_eq!(kept(), 4);
+}
+
+#[test]
+fn a_release_pins_what_its_stages_say() {
+    let world = world();
+    let compose =
+        "name: demo\nservices:\n  web:\n    build: ./web\n    environment: { WHO: all }\n";
+    let project = project(&world, "demo", compose);
+    let stages = "x-kiln:\n  stages:\n    dev: { files: [stages/dev.yaml] }\n    \
+                  prod: { files: [stages/prod.yaml] }\n";
+    project.write("compose.override.yaml", stages);
+    page(&project, "web", "one");
+    let of_stage = |stage: &str, who: &str| {
+        let text = format!("services: {{ web: {{ environment: {{ WHO: {who} }} }} }}\n");
+        project.write(&format!("stages/{stage}.yaml"), text);
+    };
+    of_stage("dev", "dev");
+    of_stage("prod", "prod");
+    sh(&project, "git init -q -b main .");
+    commit(&project, "one");
+    let first = digest(&release(&world, &project, &[]).expect_done());
+    let up = world.kiln_in(&project, ["up", "--json"]).expect_done();
+    assert_eq!(up.json()["release"], first.as_str(), "{up}");
+    let who = ["exec", "web", "sh", "-c", "echo $WHO"];
+    assert_eq!(world.kiln_in(&project, who).expect_done().stdout.trim(), "dev");
+
+    // Another setting of `prod` is another release, and no other instance in `dev`.
+    let instance = |world: &World| {
+        let status = world.kiln_in(&project, ["status", "--json"]).expect_done().json();
+        status["services"][0]["id"].as_str().unwrap().to_owned()
+    };
+    let before = instance(&world);
+    of_stage("prod", "production");
+    let dirty = release(&world, &project, &[]);
+    assert!(dirty.expect_code(4).stdout.contains("stages/prod.yaml"));
+    let changed = world.kiln_in(&project, ["diff"]).expect_code(3);
+    assert!(changed.stdout.contains("settings in prod"), "{changed}");
+    assert!(changed.stdout.contains("production"), "{changed}");
+    world.kiln_in(&project, ["up"]).expect_done();
+    assert_eq!(instance(&world), before);
+    of_stage("dev", "me");
+    world.kiln_in(&project, ["up"]).expect_done();
+    assert_ne!(instance(&world), before);
+    assert_eq!(world.kiln_in(&project, who).expect_done().stdout.trim(), "me");
+
+    // It is known again after a restart of the agent.
+    let after = instance(&world);
+    kill(world.role("agent").pid);
+    assert_eq!(instance(&world), after);
+
+    project.write("stages/prod.yaml", "services:\n  web:\n    build: ./other\n");
+    let refused = world.kiln_in(&project, ["up"]).expect_code(2);
+    assert!(refused.stderr.contains("stages/prod.yaml:3:5"), "{refused}");
 }

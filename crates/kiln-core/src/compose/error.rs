@@ -52,6 +52,12 @@ impl ComposeErrors {
     }
 }
 
+impl From<Vec<ComposeError>> for ComposeErrors {
+    fn from(errors: Vec<ComposeError>) -> Self {
+        Self(errors)
+    }
+}
+
 impl From<ComposeError> for ComposeErrors {
     fn from(error: ComposeError) -> Self {
         Self(vec![error])

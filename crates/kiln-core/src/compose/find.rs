@@ -81,7 +81,8 @@ pub(super) fn shown(request: &LoadRequest<'_>, path: &Path) -> String {
     path.strip_prefix(&request.dir).unwrap_or(path).display().to_string()
 }
 
-fn content(request: &LoadRequest<'_>, path: &Path) -> Result<Content, ComposeError> {
+/// The content of a file that somebody named.
+pub(super) fn content(request: &LoadRequest<'_>, path: &Path) -> Result<Content, ComposeError> {
     let path = if is_stdin(path) { path.to_owned() } else { clean(&request.dir.join(path)) };
     let content = (request.read)(&path).map_err(|error| {
         ComposeError::of_file(shown(request, &path), format!("cannot be read: {error}"))

@@ -156,6 +156,11 @@ fn stage(at: &At<'_>, services: &BTreeSet<String>) -> Result<Stage, ComposeError
         match key.key() {
             "after" => stage.after = Some(key.text()?),
             "drain" => stage.drain = Some(key.duration()?),
+            "files" => {
+                for item in key.items()? {
+                    stage.files.push(key.cx.absolute(&item.text()?));
+                }
+            }
             "keep" => stage.keep = Some(kept(&key)?),
             "ports" => {
                 for entry in key.entries()? {

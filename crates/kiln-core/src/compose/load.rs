@@ -8,12 +8,12 @@ use super::assemble::{Assembly, documents, documents_if_any};
 use super::configuration::{self, Configuration};
 use super::dotenv;
 use super::error::{ComposeError, ComposeErrors};
-use super::find::{Found, find};
+use super::find::{Found, content, find};
 use super::interpolate::{self, Variable};
 use super::model::Project;
 use super::reader::{At, Context};
 use super::yaml::{Node, Value};
-use super::{paths, project};
+use super::{paths, project, stage};
 
 /// The closure that stands for the file system: the whole content of the file at a path. `-` is
 /// standard input.
@@ -66,7 +66,18 @@ impl std::fmt::Debug for LoadRequest<'_> {
 /// # Errors
 /// All that is wrong, each with its place and what to do about it.
 pub fn load(request: &LoadRequest<'_>) -> Result<Project, ComposeErrors> {
-    whole(request, false, |_, project| project)
+    let mut project = whole(request, &[], false, |_, project| project)?;
+    let mut in_stages = BTreeMap::new();
+    for (stage, settings) in &project.kiln.stages {
+        if !settings.files.is_empty() {
+            let there = whole(request, &settings.files, false, |at, there| {
+                stage::same_images(at, stage, &project, &there).map(|()| there)
+            })??;
+            in_stages.insert(stage.clone(), there);
+        }
+    }
+    project.in_stages = in_stages;
+    Ok(project)
 }
 
 /// Reads a project as [`load`] does, and gives what `docker compose config` would print: of
@@ -79,7 +90,7 @@ pub fn configuration(
     request: &LoadRequest<'_>,
     services: &[String],
 ) -> Result<Configuration, ComposeErrors> {
-    let known = whole(request, true, |at, project| {
+    let known = whole(request, &[], true, |at, project| {
         match services.iter().find(|name| !project.services.contains_key(*name)) {
             Some(unknown) => Err(unknown.clone()),
             None => {
@@ -118,13 +129,18 @@ pub fn variables(request: &LoadRequest<'_>) -> Result<BTreeMap<String, Variable>
     Ok(all)
 }
 
-/// Puts the project together and hands `then` the tree and what was read from it.
+/// Puts the project together, with `over` merged over its files, and hands `then` the tree and what
+/// was read from it.
 fn whole<T>(
     request: &LoadRequest<'_>,
+    over: &[PathBuf],
     shown_only: bool,
     then: impl FnOnce(&At<'_>, Project) -> T,
 ) -> Result<T, ComposeErrors> {
-    let Found { dir, files, env, warnings } = find(request)?;
+    let Found { dir, mut files, env, warnings } = find(request)?;
+    for path in over {
+        files.push(content(request, path)?);
+    }
     let mut cx = Context::new(dir, request, env, shown_only);
     warnings.into_iter().for_each(|warning| cx.warn(warning));
     let mut parsed = Vec::new();

@@ -10,6 +10,7 @@
 //! | variables replaced, `extends` and `include` followed, all merged → one tree | `assemble`, `interpolate`, `extends`, `include`, `merge`, `unique`, `paths` |
 //! | the tree → the [model](Project), key by key | `project`, `service` and its neighbours, over the cursor of `reader` |
 //! | what only the whole can show: loops, ports taken twice | `check` |
+//! | once more with the files of each stage over it, which change no image | `load`, `stage` |
 //!
 //! `kiln config` prints that tree in Compose's normal form: `configuration`.
 //!
@@ -45,6 +46,7 @@ mod ports;
 mod project;
 mod reader;
 mod service;
+mod stage;
 mod unique;
 mod units;
 mod volumes;

@@ -25,10 +25,20 @@ pub struct Project {
     pub networks: BTreeMap<String, Network>,
     /// The `x-kiln` extension.
     pub kiln: KilnSection,
+    /// The project with the files of a stage over it, by stage, for those that have any. Services,
+    /// images, builds and bases are the same.
+    pub in_stages: BTreeMap<String, Project>,
     /// Accepted keys that mean nothing here, each as `file:line: key`; shown to the user.
     pub ignored: Vec<String>,
     /// What is probably not meant, each as `file:line: text`: variables that are not set.
     pub warnings: Vec<String>,
+}
+
+impl Project {
+    /// The project as it is in `stage`.
+    pub fn in_stage(&self, stage: &str) -> &Self {
+        self.in_stages.get(stage).unwrap_or(self)
+    }
 }
 
 /// The top-level `x-kiln` key.
@@ -68,6 +78,9 @@ pub struct Stage {
     /// How long what is under way at a release that was switched away from may take, in
     /// nanoseconds.
     pub drain: Option<u64>,
+    /// Override files, absolute: merged over the project's, in order, they say how its services run
+    /// in this stage.
+    pub files: Vec<PathBuf>,
     /// Published ports of stages other than `dev`, by service.
     pub ports: BTreeMap<String, Vec<Port>>,
 }

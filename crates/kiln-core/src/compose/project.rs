@@ -162,6 +162,7 @@ pub(super) fn read(
         volumes: own(sections.volumes),
         networks: sections.networks,
         kiln: sections.kiln,
+        in_stages: BTreeMap::new(),
         ignored: Vec::new(),
         warnings: Vec::new(),
     })

@@ -44,6 +44,9 @@ pub struct Release {
     pub services: BTreeMap<String, ReleasedService>,
     /// The policy that it proposes to each stage.
     pub proposes: BTreeMap<String, Policy>,
+    /// By stage and service the settings of those that run otherwise there; see
+    /// [`Release::for_stage`].
+    pub stages: BTreeMap<String, BTreeMap<String, Settings>>,
 }
 
 /// Where a release came from.
@@ -189,27 +192,43 @@ impl Release {
         self.project == other.project
             && self.services == other.services
             && self.proposes == other.proposes
+            && self.stages == other.stages
+    }
+
+    /// What of it runs in `stage`, with the settings of that stage; nothing if they are those of
+    /// all. Its digest is the release's own no more.
+    pub fn for_stage(&self, stage: &str) -> Option<Self> {
+        let own = self.stages.get(stage)?;
+        let mut there = Self { stages: BTreeMap::new(), ..self.clone() };
+        for (name, settings) in own {
+            if let Some(released) = there.services.get_mut(name) {
+                released.settings = settings.clone();
+            }
+        }
+        Some(there)
+    }
+
+    /// All settings that it pins.
+    fn all_settings(&self) -> impl Iterator<Item = &Settings> {
+        let own = self.services.values().map(|released| &released.settings);
+        own.chain(self.stages.values().flat_map(BTreeMap::values))
     }
 
     /// File trees that it pins: those of its images, and what is mounted from the project.
     pub fn trees(&self) -> BTreeSet<Digest> {
-        let mut trees = BTreeSet::new();
-        for released in self.services.values() {
-            trees.insert(released.image.tree);
-            let content = released.settings.mounts.iter().filter_map(|it| it.content.as_ref());
-            trees.extend(content.map(|content| content.tree));
-        }
-        trees
+        let images = self.services.values().map(|released| released.image.tree);
+        let mounts = self.all_settings().flat_map(|settings| &settings.mounts);
+        let content = mounts.filter_map(|mount| mount.content.as_ref());
+        images.chain(content.map(|content| content.tree)).collect()
     }
 
     /// Everything that the release pins, for collection and transfer: tree and config digests and
     /// the contents of its configs and secrets.
     pub fn pins(&self) -> BTreeSet<Digest> {
         let mut pins = self.trees();
-        for released in self.services.values() {
-            pins.insert(released.image.config);
-            pins.extend(released.settings.files.iter().map(|file| file.digest));
-        }
+        pins.extend(self.services.values().map(|released| released.image.config));
+        let files = self.all_settings().flat_map(|settings| &settings.files);
+        pins.extend(files.map(|file| file.digest));
         pins
     }
 }

@@ -41,6 +41,8 @@ struct Whole {
     services: std::collections::BTreeMap<String, super::ReleasedService>,
     #[serde(default)]
     proposes: std::collections::BTreeMap<String, crate::stage::Policy>,
+    #[serde(default)]
+    stages: std::collections::BTreeMap<String, std::collections::BTreeMap<String, super::Settings>>,
 }
 
 /// Reads a release. Format 1 had all defaults folded in, so there everything counts as stated, and
@@ -53,6 +55,6 @@ pub fn read(bytes: &[u8]) -> Result<Release, ReadError> {
     if format > FORMAT {
         return Err(ReadError::Newer(format));
     }
-    let Whole { project, source, services, proposes, .. } = serde_json::from_slice(bytes)?;
-    Ok(Release { project, source, services, proposes })
+    let Whole { project, source, services, proposes, stages, .. } = serde_json::from_slice(bytes)?;
+    Ok(Release { project, source, services, proposes, stages })
 }

@@ -168,6 +168,41 @@ fn golden_bytes_of_everything() {
     assert_eq!(text, include_str!("golden/small.json").trim_end());
 }
 
+#[test]
+fn a_stage_runs_its_own_settings_and_all_of_them_are_pinned() {
+    let mut release = small("db web:db");
+    assert_eq!(release.for_stage("prod"), None);
+    let file = PinnedFile {
+        target: "/etc/x".into(),
+        digest: Digest::of("of prod"),
+        uid: 0,
+        gid: 0,
+        mode: 0o400,
+        secret: false,
+    };
+    let own = Settings {
+        env: vec!["A=prod".into()],
+        files: vec![file],
+        ..release.services["web"].settings.clone()
+    };
+    let plain = release.clone();
+    release.stages.insert("prod".into(), BTreeMap::from([("web".into(), own.clone())]));
+    assert!(!release.runs_as(&plain));
+    assert_eq!(release.for_stage("ci"), None);
+    let there = release.for_stage("prod").unwrap();
+    assert_eq!(there.services["web"].settings, own);
+    assert_eq!(there.services["db"], release.services["db"]);
+    assert_ne!(there.instance_key("web"), release.instance_key("web"));
+    assert_eq!(there.instance_key("db"), release.instance_key("db"));
+    assert!(release.pins().contains(&Digest::of("of prod")));
+    assert!(!plain.pins().contains(&Digest::of("of prod")));
+
+    let text = String::from_utf8(release.canonical()).unwrap();
+    let end = r#""stages":{"prod":{"web":{"argv":["x"],"depends_on":{"db":{"condition":"service_started","required":true}},"env":["A=prod"],"files":["#;
+    assert!(text.contains(end), "{text}");
+    assert_eq!(read(text.as_bytes()).unwrap(), release);
+}
+
 /// What was not known before is written only where it is stated: the vectors above stay.
 #[test]
 fn golden_bytes_of_networks() {

@@ -14,7 +14,8 @@ use crate::stage::Policy;
 
 impl From<&Release> for Members {
     fn from(release: &Release) -> Self {
-        let Release { project, source, services, proposes } = release;
+        let Release { project, source, services, proposes, stages } = release;
+        let of_stage = |(name, services): (&String, _)| (name.clone(), map(services).into());
         // Whoever sniffs at objects tells a release by `format` and `project` in the first bytes.
         Self::new()
             .with("format", FORMAT)
@@ -22,6 +23,7 @@ impl From<&Release> for Members {
             .unless(proposes.is_empty(), "proposes", map(proposes))
             .with("services", map(services))
             .unless(*source == Source::default(), "source", Self::from(source))
+            .unless(stages.is_empty(), "stages", Self::of(stages.iter().map(of_stage)))
     }
 }
 

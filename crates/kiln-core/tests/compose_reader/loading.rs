@@ -173,3 +173,43 @@ fn a_service_that_is_named_is_switched_on_and_so_are_its_profiles() {
     assert_eq!(names(&["tool", "other"]), "aid other tool web");
     assert_eq!(names(&["nobody"]), "web");
 }
+
+#[test]
+fn a_stage_has_files_of_its_own_over_the_projects() {
+    let main = format!(
+        "{ONE}x-kiln: {{stages: {{prod: {{files: [prod.yaml, more.yaml], keep: 2}}, ci: {{}}}}}}\n"
+    );
+    let world = World::new(&main)
+        .file("prod.yaml", "services: {a: {hostname: prod, environment: {A: 1, B: $WHO}}}\n")
+        .file("more.yaml", "services: {a: {environment: {A: 2}}}\n")
+        .env("WHO", "me");
+    let project = world.load().unwrap();
+    assert_eq!(project.services["a"].hostname.as_deref(), Some("one"));
+    assert_eq!(project.in_stages.keys().collect::<Vec<_>>(), ["prod"]);
+    let a = &project.in_stage("prod").services["a"];
+    assert_eq!(a.hostname.as_deref(), Some("prod"));
+    assert_eq!((&*a.environment["A"], &*a.environment["B"]), ("2", "me"));
+    assert_eq!(project.in_stage("ci"), &project);
+
+    let missing = World::new(&main).file("prod.yaml", ONE);
+    let error = missing.load().unwrap_err().to_string();
+    assert!(error.contains("more.yaml: cannot be read"), "{error}");
+}
+
+#[test]
+fn a_stage_changes_no_image() {
+    let main = "services:\n  a: {build: ., hostname: one}\n  b: {image: one}\nx-kiln:\n  \
+                bases: {one: {debian: x}}\n  stages: {prod: {files: [prod.yaml]}}\n";
+    for (over, place, what) in [
+        ("services:\n  b: {image: two}\n", "prod.yaml:2:7", "has another `image` for `b`"),
+        ("services:\n  a:\n    build: other\n", "prod.yaml:3:5", "has another `build` for `a`"),
+        ("services:\n  c: {image: one}\n", "prod.yaml:2:3", "has a service more, `c`"),
+        ("services:\n  b: {profiles: [x]}\n", "prod.yaml:2:7", "lacks the service `b`"),
+        ("x-kiln: {bases: {one: {debian: y}}}\n", "x-kiln.bases", "has other bases"),
+    ] {
+        let world = World::new(main).file("prod.yaml", over);
+        let error = world.load().unwrap_err().to_string();
+        assert!(error.contains(place) && error.contains(what), "{over}: {error}");
+        assert!(error.contains("the stage `prod`"), "{error}");
+    }
+}

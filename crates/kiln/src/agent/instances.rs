@@ -94,10 +94,10 @@ fn launch_as(
     instead_of: Option<&str>,
 ) -> Result<Instance, Report> {
     let began = Instant::now();
-    let pinned = agent.release(&release)?;
+    let pinned = agent.release_in(&stage.id, &release)?;
     let missing = || Report::failed(format!("release {} has no `{service}`", release.short()));
     let released = odd.or_else(|| pinned.services.get(service)).ok_or_else(missing)?;
-    let key = agent.instance_key(&release, service)?.ok_or_else(missing)?;
+    let key = agent.instance_key(&stage.id, &release, service)?.ok_or_else(missing)?;
     let id = fresh_id(stage, service);
     let (net, address) = network::place(agent, stage, &pinned, &release, service)?;
     let old = instead_of.and_then(|id| stage.state().instances.get(id)?.renewed);

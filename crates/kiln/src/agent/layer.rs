@@ -75,7 +75,7 @@ pub(crate) fn written(agent: &Agent, id: &str, service: &str) -> Option<Written>
 /// The tree that an instance's root is over.
 fn image_of(agent: &Agent, id: &str) -> Option<Arc<Tree>> {
     let card = Card::read(&agent.instance_dir(id)).ok()??;
-    let release = agent.release(&card.instance.born).ok()?;
+    let release = agent.release_in(&card.stage, &card.instance.born).ok()?;
     let released = release.services.get(&card.instance.service)?;
     agent.store.get_tree(&released.image.tree).ok()
 }

@@ -148,7 +148,7 @@ pub(super) fn mend(agent: &Arc<Agent>, stage: &Arc<Stage>) {
 fn build_up(agent: &Arc<Agent>, stage: &Arc<Stage>) -> Result<(), Report> {
     agent.ledger_is_whole("nothing is started")?;
     let Some(active) = stage.state().pointer.active else { return Ok(()) };
-    let target = Published::of(active, agent.release(&active)?);
+    let target = Published::of(active, agent.release_in(&stage.id, &active)?);
     let (session, patience) = (Session::own(), Patience { limit: None });
     converge(agent, &session, stage, &target, Reason::Restore, patience)?;
     if lacks(stage) {

@@ -100,6 +100,9 @@ use stage::{Seen, Stage, StageId};
 pub(crate) use restore::{collect_remains, end_all};
 pub(crate) use serve::{Leave, serve};
 
+/// What a release is in a stage, by both.
+type ByStage<T> = BTreeMap<(Digest, String), Arc<T>>;
+
 /// Everything that belongs to one root.
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -124,7 +127,8 @@ pub(crate) struct Agent {
     routes: Line,
     stages: Mutex<BTreeMap<StageId, Arc<Stage>>>,
     releases: Mutex<BTreeMap<Digest, Arc<Release>>>,
-    keys: Mutex<BTreeMap<Digest, Arc<BTreeMap<String, Digest>>>>,
+    in_stages: Mutex<ByStage<Release>>,
+    keys: Mutex<ByStage<BTreeMap<String, Digest>>>,
     mapped: Mutex<BTreeMap<Ipv4Addr, Ipv4Addr>>,
     resolv_conf: String,
     /// How many steps of bakes may run at once.
@@ -203,18 +207,39 @@ impl Agent {
         Ok(release)
     }
 
-    /// Key of an instance of `service` in a recorded release.
+    /// A recorded release with the settings that it has in `stage`.
+    pub(crate) fn release_in(
+        &self,
+        stage: &StageId,
+        digest: &Digest,
+    ) -> Result<Arc<Release>, Report> {
+        let release = self.release(digest)?;
+        if release.stages.is_empty() {
+            return Ok(release);
+        }
+        let key = (*digest, stage.stage.clone());
+        if let Some(found) = lock(&self.in_stages).get(&key) {
+            return Ok(Arc::clone(found));
+        }
+        let there = release.for_stage(&stage.stage).map_or(release, Arc::new);
+        lock(&self.in_stages).insert(key, Arc::clone(&there));
+        Ok(there)
+    }
+
+    /// Key of an instance of `service` in a recorded release, in `stage`.
     pub(crate) fn instance_key(
         &self,
+        stage: &StageId,
         release: &Digest,
         service: &str,
     ) -> Result<Option<Digest>, Report> {
-        let known = lock(&self.keys).get(release).cloned();
+        let at = (*release, stage.stage.clone());
+        let known = lock(&self.keys).get(&at).cloned();
         let keys = match known {
             Some(keys) => keys,
             None => {
-                let keys = Arc::new(self.release(release)?.instance_keys());
-                lock(&self.keys).insert(*release, Arc::clone(&keys));
+                let keys = Arc::new(self.release_in(stage, release)?.instance_keys());
+                lock(&self.keys).insert(at, Arc::clone(&keys));
                 keys
             }
         };

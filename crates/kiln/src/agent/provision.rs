@@ -200,7 +200,7 @@ impl<'a> Candidate<'a> {
             }
             Act::Close => Ok(stage.update(|state| state.close())?),
             Act::Start { release, services } => {
-                let serving = Published::of(*release, agent.release(release)?);
+                let serving = Published::of(*release, agent.release_in(&stage.id, release)?);
                 let again = (RESTORE, services.as_slice());
                 start(agent, session, stage, &serving, again, self.patience).map_err(|report| {
                     session.notice(format!("starting again what was stopped: {report}"));

@@ -308,9 +308,9 @@ pub(super) fn revive(instance: &mut Instance, found: Found) {
 }
 
 /// How one stands that ended while no agent looked, and that nothing follows.
-fn for_good(agent: &Agent, instance: &Instance, found: &Found) -> Option<Life> {
+fn for_good(agent: &Agent, stage: &StageId, instance: &Instance, found: &Found) -> Option<Life> {
     let Known::Ended(End::Exited(exit)) = found.known else { return None };
-    let release = agent.release(&instance.born).ok()?;
+    let release = agent.release_in(stage, &instance.born).ok()?;
     let settings = &release.services.get(&instance.service)?.settings;
     let job = plan::is_job(&release, &instance.service);
     let success = exit.code == 0;
@@ -337,7 +337,7 @@ fn take_over(
         let mut roles = BTreeMap::new();
         for Written { role, slot } in file.slots {
             // One that cannot be read keeps its slot, and all that runs in it.
-            let release = agent.release(&slot.release);
+            let release = agent.release_in(&stage.id, &slot.release);
             if let Err(report) = &release {
                 agent.log(&format!("{}: {report}", stage.id));
             }
@@ -354,7 +354,8 @@ fn take_over(
                 Some(one) if !matches!(one.known, Known::Ended(_)) => revive(&mut instance, one),
                 _ if settled => {}
                 found => {
-                    let life = found.as_ref().and_then(|one| for_good(agent, &instance, one));
+                    let life =
+                        found.as_ref().and_then(|one| for_good(agent, &stage.id, &instance, one));
                     let (Some(one), Some(life)) = (found, life) else {
                         lost.push(instance);
                         continue;

@@ -179,6 +179,7 @@ fn open(root: &Path) -> Result<(Arc<Agent>, Remains), Report> {
         troubles: super::mend::Troubles::default(),
         stages: Mutex::default(),
         releases: Mutex::default(),
+        in_stages: Mutex::default(),
         keys: Mutex::default(),
         mapped: Mutex::default(),
         resolv_conf: resolv_conf.text,

@@ -87,7 +87,7 @@ impl Strays {
         let serving: Result<Vec<_>, Report> = [pointer.active, pointer.standby]
             .into_iter()
             .flatten()
-            .map(|digest| Ok((digest, agent.release(&digest)?)))
+            .map(|digest| Ok((digest, agent.release_in(&card.stage, &digest)?)))
             .collect();
         match serving {
             // Nothing is known of what it may write, so nothing may start beside it.
@@ -109,7 +109,7 @@ impl Stray {
     /// Makes the slot in which it started, unless that is there.
     fn name(&self, agent: &Agent) {
         let born = self.card.instance.born;
-        let Ok(release) = agent.release(&born) else { return };
+        let Ok(release) = agent.release_in(&self.stage.id, &born) else { return };
         self.stage.update(|state| state.found_slot(born, release, self.card.names.clone()));
     }
 
@@ -123,7 +123,7 @@ impl Stray {
         let lacking: Vec<(Digest, Arc<Release>)> = serving
             .into_iter()
             .filter(|(digest, _)| {
-                let key = agent.instance_key(digest, &instance.service).ok().flatten();
+                let key = agent.instance_key(&stage.id, digest, &instance.service).ok().flatten();
                 instance.keyed == KEY_FORMAT && key == Some(instance.key)
             })
             .collect();

@@ -82,6 +82,9 @@ pub(crate) enum ServiceChange {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         image: Option<ImageDiff>,
         settings: Vec<KeyChange>,
+        /// By stage, where it runs otherwise there.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        stages: BTreeMap<String, Vec<KeyChange>>,
     },
 }
 
@@ -340,8 +343,16 @@ mod tests {
             text: Some(vec!["+a".into()]),
             secret: false,
         };
-        let changed = ServiceChange::Changed { image: Some(image), settings: vec![secret, text] };
-        let only = ServiceChange::Changed { image: None, settings: Vec::new() };
+        let changed = ServiceChange::Changed {
+            image: Some(image),
+            settings: vec![secret, text],
+            stages: BTreeMap::new(),
+        };
+        let only = ServiceChange::Changed {
+            image: None,
+            settings: Vec::new(),
+            stages: BTreeMap::from([("prod".into(), Vec::new())]),
+        };
         let services = [
             ("a", ServiceChange::Added(id)),
             ("b", ServiceChange::Removed(id)),
@@ -373,7 +384,7 @@ mod tests {
                         { "key": "files./k", "secret": true },
                         { "key": "files./c", "old": 1, "new": { "a": 2 }, "text": ["+a"] },
                     ] },
-                    { "name": "d", "change": "changed", "settings": [] },
+                    { "name": "d", "change": "changed", "settings": [], "stages": { "prod": [] } },
                 ],
             }),
         );

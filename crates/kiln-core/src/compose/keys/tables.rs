@@ -556,6 +556,10 @@ pub(in crate::compose) const KILN_STAGE: Keys = Keys {
             "drain",
             "how long what is under way may go on after a switch; 10 s in `dev`, else 10 min",
         ),
+        honoured(
+            "files",
+            "override files, merged over the project's for this stage; they say how a service runs, never its image or build, and the release pins what comes out",
+        ),
         honoured("keep", "at most 1000"),
         honoured("ports", "published ports of a stage other than `dev`, by service"),
         honoured("rebuild", "`HH:MM`; checked and listed, without effect for now"),

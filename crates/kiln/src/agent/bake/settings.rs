@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_core::compose::{FileMount, FileSource, Project};
-use kiln_core::release::{PinnedFile, ReleasedService};
+use kiln_core::release::{PinnedFile, ReleasedService, Settings, Source};
 use kiln_core::settings;
 use kiln_core::stage::Policy;
 use kiln_core::{ImageId, Release};
@@ -27,7 +27,33 @@ pub(crate) fn release(
         .map(|(name, stage)| (name.clone(), Policy { keep: stage.keep, drain: stage.drain }))
         .filter(|(_, policy)| !policy.is_empty())
         .collect();
-    Ok(Release { project: project.name.clone(), services, proposes, ..Release::default() })
+    let mut stages = BTreeMap::new();
+    for (stage, there) in &project.in_stages {
+        let own = own_settings(stage, &services, settings(agent, there, images)?);
+        if !own.is_empty() {
+            stages.insert(stage.clone(), own);
+        }
+    }
+    let source = Source::default();
+    Ok(Release { project: project.name.clone(), source, services, proposes, stages })
+}
+
+/// Of `there`, the services as `stage` has them, the settings that differ from those of all stages.
+fn own_settings(
+    stage: &str,
+    services: &BTreeMap<String, ReleasedService>,
+    there: BTreeMap<String, ReleasedService>,
+) -> BTreeMap<String, Settings> {
+    let reached = |settings: &Settings| {
+        let mut settings = settings.clone();
+        settings.ports.retain(|name, _| name == stage);
+        settings
+    };
+    let own = there.into_iter().map(|(name, there)| (name, reached(&there.settings)));
+    let differs = |name: &String, own: &Settings| {
+        services.get(name).is_none_or(|all| reached(&all.settings) != *own)
+    };
+    own.filter(|(name, own)| differs(name, own)).collect()
 }
 
 /// Joins images and Compose file, and pins the content of configs and secrets.

@@ -151,13 +151,16 @@ pub(crate) fn contexts(project: &Project) -> BTreeSet<(PathBuf, Option<PathBuf>)
     }
     // What is fetched is pinned; an archive is one file.
     all.retain(|(context, _)| context.is_absolute() && !context.is_file());
-    all.extend(super::content::paths(project).filter(|it| it.is_dir()).map(|path| (path, None)));
+    let mounted = project.in_stages.values().chain([project]).flat_map(super::content::paths);
+    all.extend(mounted.filter(|it| it.is_dir()).map(|path| (path, None)));
     all
 }
 
 /// Every path that is read when the project is baked and its settings are pinned, absolute.
 fn inputs(project: &Project) -> BTreeSet<PathBuf> {
-    let mut all: BTreeSet<PathBuf> = super::content::paths(project).collect();
+    let mut all: BTreeSet<PathBuf> = project.in_stages.values().flat_map(inputs).collect();
+    all.extend(project.kiln.stages.values().flat_map(|stage| stage.files.iter().cloned()));
+    all.extend(super::content::paths(project));
     for service in project.services.values() {
         if let Some(build) = &service.build {
             let named = build.additional_contexts.values().map(PathBuf::from);

@@ -117,7 +117,7 @@ impl Declared {
 fn declared(agent: &Agent, stage: &Stage, asked: &Asked) -> Result<Declared, Report> {
     match &asked.files {
         Files::Read(project) if folder::is_own(stage, &project.dir) => Ok(Declared {
-            volumes: project.volumes.clone(),
+            volumes: project.in_stage(&stage.id.stage).volumes.clone(),
             services: project.services.keys().cloned().collect(),
         }),
         Files::Broken(report) => Err(Report::usage(format!(
@@ -129,7 +129,7 @@ fn declared(agent: &Agent, stage: &Stage, asked: &Asked) -> Result<Declared, Rep
         Files::Read(_) | Files::None => {
             let last = stage.state().last_served();
             let Some(last) = last else { return Ok(Declared::default()) };
-            let release = agent.release(&last)?;
+            let release = agent.release_in(&stage.id, &last)?;
             let mounts = release.services.values().flat_map(|released| &released.settings.mounts);
             let named = mounts.filter_map(|mount| match &mount.source {
                 MountSource::Volume(name) => Some(name.clone()),

@@ -31,7 +31,7 @@ pub(super) fn port(
     protocol: Option<Protocol>,
 ) -> Result<Answer, Report> {
     let active = stage.state().pointer.active.ok_or_else(|| nothing_serves(stage))?;
-    let release = agent.release(&active)?;
+    let release = agent.release_in(&stage.id, &active)?;
     let released = release.services.get(service);
     let missing = || no_service(&stage.id, service, release.services.keys());
     let released = released.ok_or_else(missing)?;

@@ -51,7 +51,7 @@ pub(super) fn learn(
         let _lease = agent.lease()?;
         let folder = Some(folder::of(&project.dir).to_string_lossy().into_owned());
         let _wishing = stage.wish(Wish { folder, ..Wish::default() });
-        let target = assemble(agent, session, &stage, &project)?;
+        let target = assemble(agent, session, &stage, &project)?.for_stage(&stage.id.stage);
         let mut release = target.release.as_ref().clone();
         release.services.retain(|name, _| name == service);
         let Some(released) = release.services.get_mut(service) else {

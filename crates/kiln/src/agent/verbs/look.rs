@@ -120,7 +120,7 @@ pub(super) fn status(agent: &Agent, stage: &Stage) -> Result<Answer, Report> {
     let Some(active) = active else { return Err(nothing_serves(stage)) };
     // What may wait, for a disk, the front or the kernel, does so while the state is not held: before
     // it is looked at, or behind that.
-    let release = agent.release(&active);
+    let release = agent.release_in(&stage.id, &active);
     let (front, ledger) = (agent.front_says(stage), damaged(agent)?);
     let served = release.as_ref().map(|release| ports(agent, release, &stage.id));
     let served = served.unwrap_or_default();

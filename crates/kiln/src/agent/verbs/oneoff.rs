@@ -52,7 +52,7 @@ pub(super) fn run(
     agent.ledger_is_whole("nothing is started")?;
     let served = stage.state().pointer.active;
     let served = match served {
-        Some(digest) => Some((digest, agent.release(&digest)?)),
+        Some(digest) => Some((digest, agent.release_in(&stage.id, &digest)?)),
         None => None,
     };
     let has_it = |release: &Release| release.services.contains_key(asked.service);
@@ -62,18 +62,23 @@ pub(super) fn run(
     }
     if stage.id.stage != "dev" {
         let active = stage.state().pointer.active.ok_or_else(|| nothing_serves(stage))?;
-        let release = agent.release(&active)?;
+        let release = agent.release_in(&stage.id, &active)?;
         return Err(no_service(&stage.id, asked.service, release.services.keys()));
     }
     let mut project = load_and_tell(session, asked.project)?;
     known_services(&project, &[asked.service.to_owned()])?;
-    if asked.no_deps
-        && let Some(service) = project.services.get_mut(asked.service)
-    {
-        service.depends_on.clear();
+    if asked.no_deps {
+        project.in_stages.values_mut().for_each(|there| without_dependencies(there, asked.service));
+        without_dependencies(&mut project, asked.service);
     }
     start_neighbours(agent, session, stage, asked, &project)?;
     beside(agent, session, stage, asked.service, &project, spec, stdio)
+}
+
+fn without_dependencies(project: &mut Project, service: &str) {
+    if let Some(service) = project.services.get_mut(service) {
+        service.depends_on.clear();
+    }
 }
 
 /// Brings up what the service depends on and what does not serve yet.
@@ -87,7 +92,7 @@ fn start_neighbours(
     let mut needed = with_dependencies(project, &[asked.service.to_owned()]);
     needed.retain(|name| name != asked.service);
     let active = stage.state().pointer.active;
-    let serving = active.map(|digest| agent.release(&digest)).transpose()?;
+    let serving = active.map(|digest| agent.release_in(&stage.id, &digest)).transpose()?;
     let serves = |name: &String| serving.as_ref().is_some_and(|it| it.services.contains_key(name));
     if needed.iter().all(serves) {
         return Ok(());
@@ -122,9 +127,10 @@ fn beside(
         let _wishing = stage.wish(Wish { folder, ..Wish::default() });
         let only = with_dependencies(project, &[service.to_owned()]);
         let target = assemble_part(agent, session, stage, project, &only)?;
+        let digest = agent.put_release(&target.release)?;
+        let target = target.for_stage(&stage.id.stage);
         policy::judge(agent, session, &stage.id, &target.release)?;
         binds::make(agent, session, stage, &target.release)?;
-        let digest = agent.put_release(&target.release)?;
         start(agent, session, stage, service, (digest, &target.release), spec)
     })?;
     attached(agent, session, stage, service, started, stdio)

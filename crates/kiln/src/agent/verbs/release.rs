@@ -169,6 +169,7 @@ fn load(session: &Session, wish: &Wish<'_>, commit: &Commit<'_>) -> Result<Proje
 
 fn without_secrets(project: &Project) -> Project {
     let mut project = project.clone();
+    project.in_stages.values_mut().for_each(|there| *there = without_secrets(there));
     for service in project.services.values_mut() {
         for file in service.files.iter_mut().filter(|file| file.secret) {
             if let FileSource::Content(text) = &mut file.source {
@@ -285,7 +286,9 @@ fn take_out(
         Report::usage(format!("{what} {} is not in commit {short}", path.display()))
             .hint("add it and commit")
     };
-    for service in project.services.values_mut() {
+    let mut in_stages = std::mem::take(&mut project.in_stages);
+    let all = with_stages(project, &mut in_stages);
+    for service in all.flat_map(|project| project.services.values_mut()) {
         if let Some(build) = &mut service.build {
             let mut turn = |what: &str, path: &mut PathBuf| -> Result<(), Report> {
                 let inside = place(path)?.ok_or_else(|| absent(what, path))?;
@@ -334,18 +337,29 @@ fn take_out(
     let dir = commit.cage().repository.relative(&project.dir).unwrap_or_default();
     let dir = commit.resolve(&dir)?.unwrap_or(dir);
     paths.insert(dir.join(bake::LOCK_FILE));
-    for service in project.services.values() {
+    let all = with_stages(project, &mut in_stages);
+    for service in all.flat_map(|project| project.services.values()) {
         for mount in service.volumes.iter().filter(|mount| mount.read_only) {
             if let MountSource::Bind(path) = &mount.source {
                 paths.extend(place(path)?);
             }
         }
     }
-    turn_binds(project, &folder.join(dir));
+    let top = folder.join(dir);
+    with_stages(project, &mut in_stages).for_each(|project| turn_binds(project, &top));
+    project.in_stages = in_stages;
     for elsewhere in commit.write(&paths, folder)? {
         refuse_elsewhere(commit, project, folder, &elsewhere)?;
     }
     Ok(())
+}
+
+/// The project, and what it is in its stages.
+fn with_stages<'a>(
+    project: &'a mut Project,
+    in_stages: &'a mut BTreeMap<String, Project>,
+) -> impl Iterator<Item = &'a mut Project> {
+    in_stages.values_mut().chain([project])
 }
 
 /// Makes `dir` the project's folder. What is bound from there, or from beside it, is named as before.

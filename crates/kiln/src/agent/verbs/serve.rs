@@ -68,6 +68,7 @@ pub(super) fn up(
         folder::check(agent, session, &stage, &project.dir, &consent)?;
         let _lease = agent.lease()?;
         let target = publish(agent, session, &stage, &project, &only)?;
+        let target = target.for_stage(&stage.id.stage);
         let quarantined = stage.state().pointer.quarantined.contains(&target.digest);
         if quarantined {
             session.notice(format!(
@@ -269,7 +270,7 @@ pub(super) fn plan(
     }
     let stage = agent.stage(&StageId { project: project.name.clone(), stage: stage.into() });
     let _lease = agent.lease()?;
-    let target = assemble(agent, session, &stage, &project)?;
+    let target = assemble(agent, session, &stage, &project)?.for_stage(&stage.id.stage);
     let folder = folder::of(&project.dir);
     let data = volumes::data(agent, &stage, &target.release, Some(&folder))?;
     let observed = stage.state().observe();
@@ -306,7 +307,7 @@ pub(super) fn rollback(
     with_turn(session, stage, "kiln rollback", || {
         agent.ledger_is_whole("nothing is delivered")?;
         let digest = choose(agent, stage, release)?;
-        let release = agent.release(&digest)?;
+        let release = agent.release_in(&stage.id, &digest)?;
         let target = Published::of(digest, release);
         let done = converge(agent, session, stage, &target, Reason::Rollback, patience(timeout))?;
         Ok(outcome(agent, stage, &target, &done, None, BTreeMap::new(), began))
@@ -325,7 +326,7 @@ pub(super) fn restart(
     with_turn(session, stage, "kiln restart", || {
         agent.ledger_is_whole("nothing is delivered")?;
         let active = stage.state().pointer.active.ok_or_else(|| nothing_serves(stage))?;
-        let release = agent.release(&active)?;
+        let release = agent.release_in(&stage.id, &active)?;
         if let Some(name) = services.iter().find(|name| !release.services.contains_key(*name)) {
             return Err(no_service(&stage.id, name, release.services.keys()));
         }

@@ -67,7 +67,7 @@ fn known(agent: &Agent, wanted: &Wanted<'_>) -> Result<(), Report> {
             known.extend(state.instances.values().map(|instance| instance.service.clone()));
             state.pointer.active
         };
-        match active.map(|active| agent.release(&active)) {
+        match active.map(|active| agent.release_in(&stage.id, &active)) {
             Some(Ok(release)) => known.extend(release.services.keys().cloned()),
             // What it holds is unknown.
             Some(Err(_)) => return Ok(()),

@@ -74,11 +74,15 @@ pub(super) fn diff(found: &Diff, style: Style) -> String {
                     ServiceChange::Changed { .. } => '~',
                 };
                 say(&format!("{sign} service {name}"));
-                if let ServiceChange::Changed { image: other, settings } = change {
+                if let ServiceChange::Changed { image: other, settings, stages } = change {
                     if let Some(other) = other {
                         image(other, "  ", style, &mut say);
                     }
                     values("settings", settings, "  ", style, &mut say);
+                    for (stage, changes) in stages {
+                        let title = format!("settings in {stage}");
+                        values(&title, changes, "  ", style, &mut say);
+                    }
                 }
             }
         }

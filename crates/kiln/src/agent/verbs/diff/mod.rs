@@ -12,7 +12,7 @@ mod name;
 mod packages;
 mod values;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kiln_core::exit::Exit;
@@ -99,11 +99,12 @@ fn services(options: &Options<'_>, old: &Release, new: &Release) -> Result<Vec<S
     let mut all = Vec::new();
     for name in names {
         let (before, after) = (old.services.get(name), new.services.get(name));
-        if before == after {
+        let stages = of_stages(options, name, old, new)?;
+        if before == after && stages.is_empty() {
             continue;
         }
         let change = match (before, after) {
-            (Some(before), Some(after)) => changed(options, before, after)?,
+            (Some(before), Some(after)) => changed(options, before, after, stages)?,
             (None, Some(after)) => ServiceChange::Added(after.image),
             (Some(before), None) => ServiceChange::Removed(before.image),
             (None, None) => continue,
@@ -117,6 +118,7 @@ fn changed(
     options: &Options<'_>,
     before: &ReleasedService,
     after: &ReleasedService,
+    stages: BTreeMap<String, Vec<KeyChange>>,
 ) -> Result<ServiceChange, Report> {
     let (old, new) = (Image::from(before.image), Image::from(after.image));
     let image = match old == new {
@@ -124,7 +126,34 @@ fn changed(
         false => Some(image::diff(options, Some(&old), Some(&new))?),
     };
     let settings = settings(options, &before.settings, &after.settings)?;
-    Ok(ServiceChange::Changed { image, settings })
+    Ok(ServiceChange::Changed { image, settings, stages })
+}
+
+/// By stage what differs of the settings of `name` there, for the stages that have their own.
+fn of_stages(
+    options: &Options<'_>,
+    name: &str,
+    old: &Release,
+    new: &Release,
+) -> Result<BTreeMap<String, Vec<KeyChange>>, Report> {
+    let there = |release: &Release, stage: &str| -> Option<Settings> {
+        let own = release.stages.get(stage).and_then(|own| own.get(name)).cloned();
+        own.or_else(|| {
+            let mut all = release.services.get(name)?.settings.clone();
+            all.ports.retain(|name, _| name == stage);
+            Some(all)
+        })
+    };
+    let mut stages = BTreeMap::new();
+    for stage in old.stages.keys().chain(new.stages.keys()) {
+        if let (Some(old), Some(new)) = (there(old, stage), there(new, stage)) {
+            let changes = settings(options, &old, &new)?;
+            if !changes.is_empty() {
+                stages.insert(stage.clone(), changes);
+            }
+        }
+    }
+    Ok(stages)
 }
 
 /// Settings, key by key. Of secrets nothing is told but that they differ: a digest of something
