@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::world::{OUTSIDE, PATIENCE, Server, UPLINK, World, ask, on_a_host, outside};
 use crate::net::message::Batch;
