@@ -123,8 +123,9 @@ impl Written {
     }
 }
 
-/// Folds the names that the layer of an instance of `service` has. `cut`: they are not all.
-pub fn fold(service: &str, names: Vec<Name>, cut: bool) -> Written {
+/// Folds the names that the layer of an instance of `service` has. `cut`: they are not all. `usual`:
+/// where it has tmpfs that nobody asked for, and that it loses when it states `read_only`.
+pub fn fold(service: &str, names: Vec<Name>, cut: bool, usual: &[String]) -> Written {
     let (mut caches, mut owners) = (Sum::default(), Sum::default());
     let mut folders: BTreeMap<Vec<u8>, Folder> = BTreeMap::new();
     let mut removed: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
@@ -150,7 +151,7 @@ pub fn fold(service: &str, names: Vec<Name>, cut: bool) -> Written {
         }
     }
     let mut lines = Vec::new();
-    let mut cures = Cures { service, ..Cures::default() };
+    let mut cures = Cures { service, usual, ..Cures::default() };
     for (path, folder) in folders {
         cures.folder(&path, &folder);
         folder.lines(&path, &mut lines);
@@ -318,6 +319,8 @@ fn shown(path: &[u8], folder: bool) -> String {
 #[derive(Debug, Default)]
 struct Cures<'a> {
     service: &'a str,
+    /// Tmpfs that it has as long as it says nothing of `read_only`.
+    usual: &'a [String],
     tmpfs: BTreeSet<String>,
     /// By target: the name, and a file that has to move into it.
     volumes: BTreeMap<String, (String, Option<String>)>,
@@ -403,14 +406,18 @@ impl Cures<'_> {
             lines.push(format!("  - \"{name}:{target}\"{}", remark.unwrap_or_default()));
             names.push(name.clone());
         }
-        if !self.tmpfs.is_empty() {
-            lines.push(format!("tmpfs: [{}]", list(&self.tmpfs)));
+        let most = self.volumes.len().max(self.tmpfs.len()).max(self.volatile.len());
+        let enough = !self.lacking && most <= MOST;
+        let usual = self.usual.iter().filter(|_| enough).map(|text| format!("\"{text}\""));
+        let own = Some(list(&self.tmpfs)).filter(|own| !own.is_empty());
+        let tmpfs: Vec<String> = own.into_iter().chain(usual).collect();
+        if !tmpfs.is_empty() {
+            lines.push(format!("tmpfs: [{}]", tmpfs.join(", ")));
         }
         if !self.volatile.is_empty() {
             lines.push(format!("x-kiln: {{ volatile: [{}] }}", list(&self.volatile)));
         }
-        let most = self.volumes.len().max(self.tmpfs.len()).max(self.volatile.len());
-        if !self.lacking && most <= MOST {
+        if enough {
             lines.push("read_only: true".to_owned());
         }
         (lines, names)
@@ -441,12 +448,25 @@ mod tests {
     }
 
     fn folded(names: &[&str]) -> (Vec<String>, Vec<String>) {
-        let written = fold("web", names.iter().map(|text| name(text)).collect(), false);
+        let written = fold("web", names.iter().map(|text| name(text)).collect(), false, &[]);
         let lines = written
             .lines
             .iter()
             .map(|line| format!("{:?} {} {} {}", line.kind, line.path, line.files, line.bytes));
         (lines.collect(), written.cures)
+    }
+
+    #[test]
+    fn read_only_is_offered_with_the_tmpfs_that_it_would_take_away() {
+        let usual = ["/run".to_owned(), "/tmp".to_owned()];
+        let cures = |names: &[&str]| {
+            fold("web", names.iter().map(|text| name(text)).collect(), false, &usual).cures
+        };
+        let lines = ["tmpfs: [\"/var/log/nginx\", \"/run\", \"/tmp\"]", "read_only: true"];
+        assert_eq!(cures(&["var/log/nginx/error.log=9"]), lines);
+        let lines = ["tmpfs: [\"/run\", \"/tmp\"]", "read_only: true"];
+        assert_eq!(cures(&["root/.cache/c=1"]), lines);
+        assert!(cures(&[]).is_empty());
     }
 
     #[test]
@@ -532,7 +552,7 @@ mod tests {
         let mut names: Vec<Name> = many.iter().map(|text| name(text)).collect();
         names.extend((0..50).map(|nth| name(&format!("var/log/l{nth}"))));
         names.push(name("app/db"));
-        let written = fold("web", names, true);
+        let written = fold("web", names, true, &[]);
         assert_eq!(written.lines.len(), LINES);
         assert_eq!((written.lines[0].path.as_str(), written.more), ("/app/db", 82));
         assert!(written.cut && written.cures.iter().all(|cure| cure.len() < 400));
@@ -544,7 +564,7 @@ mod tests {
         let path = b"app/\x1b[2J\n\xff\"evil".to_vec();
         let bad = Name { path, what: What::File, bytes: 1, new: None };
         let long = Name { path: vec![b'x'; 4_000], what: What::File, bytes: 1, new: None };
-        let written = fold("web", vec![bad, long], false);
+        let written = fold("web", vec![bad, long], false, &[]);
         for line in &written.lines {
             assert!(line.path.len() < NAME * 4, "{line:?}");
             assert!(!line.path.contains(|letter: char| letter.is_control()), "{line:?}");

@@ -91,8 +91,8 @@ fn what_is_written_is_told_once_and_named_again_before_it_goes() {
 #[test]
 fn what_is_offered_can_be_pasted_and_is_enough() {
     let world = world();
-    let script = "set -e; mkdir -p /app/work/a /app/up/b; echo 1 > /app/up/b/c
-        echo 1 > /etc/app.conf; echo 1 > /var/log/x.log; chown 7 /app/keep /srv/large";
+    let script = "set -e; mkdir -p /app/work/a /app/up/b /var/log/x; echo 1 > /app/up/b/c
+        echo 1 > /etc/app.conf; echo 1 > /var/log/x/log; chown 7 /app/keep /srv/large";
     let project = made(&world, "pasted", &[service("app", &[], script)]);
     world.kiln_in(&project, ["up"]).expect_done();
     let status = world.kiln_in(&project, ["status", "--json"]).expect_done().json();
@@ -105,8 +105,8 @@ fn what_is_offered_can_be_pasted_and_is_enough() {
     assert_eq!(cures.last().map(String::as_str), Some("read_only: true"), "{written}");
     let indented: String = cures.iter().map(|cure| format!("    {cure}\n")).collect();
     let volumes: String = texts("volumes").iter().map(|name| format!("  {name}: {{}}\n")).collect();
-    let compose = std::fs::read_to_string(project.path("compose.yaml")).unwrap();
-    project.write("compose.yaml", format!("{compose}{indented}volumes:\n{volumes}"));
+    let pasted = format!("services:\n  app:\n{indented}volumes:\n{volumes}");
+    project.write("compose.override.yaml", pasted);
     world.kiln_in(&project, ["up"]).expect_done();
     let status = world.kiln_in(&project, ["status", "--json"]).expect_done().json();
     assert!(status["services"][0]["written"].is_null(), "{status}");

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use kiln_core::Digest;
 use kiln_core::defaults::Root;
 use kiln_core::plan::Plan;
+use kiln_core::release::ReleasedService;
 use kiln_core::tree::{Kind, Tree};
 use kiln_core::written::{Name, What, Written, fold};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
@@ -69,15 +70,25 @@ pub(crate) fn written(agent: &Agent, id: &str, service: &str) -> Option<Written>
         names.push(name);
         names.len() < NAMES
     });
-    Some(fold(service, names, !whole.unwrap_or(false)))
+    Some(fold(service, names, !whole.unwrap_or(false), &usual_tmpfs(agent, id)))
+}
+
+/// What an instance was started from.
+fn released(agent: &Agent, id: &str) -> Option<ReleasedService> {
+    let card = Card::read(&agent.instance_dir(id)).ok()??;
+    let release = agent.release_in(&card.stage, &card.instance.born).ok()?;
+    release.services.get(&card.instance.service).cloned()
 }
 
 /// The tree that an instance's root is over.
 fn image_of(agent: &Agent, id: &str) -> Option<Arc<Tree>> {
-    let card = Card::read(&agent.instance_dir(id)).ok()??;
-    let release = agent.release_in(&card.stage, &card.instance.born).ok()?;
-    let released = release.services.get(&card.instance.service)?;
-    agent.store.get_tree(&released.image.tree).ok()
+    agent.store.get_tree(&released(agent, id)?.image.tree).ok()
+}
+
+/// Where it has tmpfs because it says nothing of `read_only`.
+fn usual_tmpfs(agent: &Agent, id: &str) -> Vec<String> {
+    let Some(ReleasedService { settings, .. }) = released(agent, id) else { return Vec::new() };
+    settings.all_tmpfs().into_iter().filter(|it| it.filled).map(|it| it.target).collect()
 }
 
 /// Whether a link leads where the image's does. A change of its owner makes a new one, for it has no

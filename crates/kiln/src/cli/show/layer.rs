@@ -36,7 +36,10 @@ pub(super) fn learnt(learnt: &answers::Learnt) -> String {
     out.extend(learnt.log.iter().map(|line| format!("  | {line}\n")));
     match learnt.written.is_empty() {
         true => {
-            out.push_str("meanwhile it wrote nothing beside its volumes: try `read_only: true`\n")
+            out.push_str(
+                "meanwhile it wrote nothing beside its volumes and tmpfs: try `read_only: true`, \
+                 with `tmpfs: [/tmp, /run, /var/tmp]` if it writes there\n",
+            );
         }
         false => out.push_str(&written(&learnt.service, &learnt.written)),
     }
