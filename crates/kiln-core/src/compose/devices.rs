@@ -28,14 +28,13 @@ const USUAL: [&str; 15] = [
 pub(super) fn read(at: &At<'_>) -> Result<Vec<Device>, ComposeError> {
     let mut all: Vec<Device> = Vec::new();
     for item in at.items()?.filter(|item| !item.is_unset()) {
-        if let Some(device) = at.cx.keep(device(&item)) {
-            all.push(device);
-        }
+        all.extend(at.cx.keep(device(&item)).flatten());
     }
     Ok(all)
 }
 
-fn device(at: &At<'_>) -> Result<Device, ComposeError> {
+/// `None`: what cannot be run has been kept.
+fn device(at: &At<'_>) -> Result<Option<Device>, ComposeError> {
     let (mut source, mut target, mut access) = (None, None, None);
     if at.is_map() {
         for key in at.entries()? {
@@ -59,7 +58,8 @@ fn device(at: &At<'_>) -> Result<Device, ComposeError> {
         }
     }
     let Some(source) = source.filter(|source| !source.is_empty()) else {
-        return Err(at.error("`source` is missing").with_hint("for example /dev/fuse"));
+        at.cx.refuse_to_run(at.error("`source` is missing").with_hint("for example /dev/fuse"));
+        return Ok(None);
     };
     // Docker's own command line has `HOST:rwm`; for Compose that is a path of the instance.
     if let Some(mode) = target.as_deref().filter(|text| valid(text)) {
@@ -95,7 +95,7 @@ fn device(at: &At<'_>) -> Result<Device, ComposeError> {
             .with_hint("`r` to read, `w` to write, `m` to make its node, or several of them"));
     }
     let access = "rwm".chars().filter(|letter| access.contains(*letter)).collect();
-    Ok(Device { source, target, access })
+    Ok(Some(Device { source, target, access }))
 }
 
 fn valid(access: &str) -> bool {
