@@ -296,10 +296,19 @@ mod tests {
 
     #[test]
     fn bind_mounts_lead_to_where_their_file_system_has_it() {
-        // In a namespace of this thread, so that nothing is left mounted.
-        rustix_unshare();
         let home = tempfile::tempdir().unwrap();
-        let at = |name: &str| home.path().join(name);
+        // In a thread with a namespace of its own: nothing is left mounted, and the folder can go.
+        std::thread::scope(|scope| {
+            scope.spawn(|| bound_in(home.path())).join().unwrap();
+        });
+        let path = home.path().to_owned();
+        home.close().unwrap();
+        assert!(!path.exists());
+    }
+
+    fn bound_in(home: &Path) {
+        rustix_unshare();
+        let at = |name: &str| home.join(name);
         for dir in ["a/inner/deep", "mnt", "b/disk", "second", "c"] {
             fs::create_dir_all(at(dir)).unwrap();
         }
