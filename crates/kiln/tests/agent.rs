@@ -153,7 +153,7 @@ fn rollback_twice_and_to_a_release_by_name() {
     );
     assert_eq!(active["quarantined"], false);
     let unknown = world.kiln_in(&project, ["rollback", "dev", "ffffffffffff"]);
-    unknown.expect_code(1).expect_stderr("kiln releases");
+    unknown.expect_code(2).expect_stderr("kiln releases");
     let no_stage = world.kiln_in(&project, ["rollback", &third[..12]]);
     no_stage.expect_code(2).expect_stderr(&format!("dev {}", &third[..12]));
 }
