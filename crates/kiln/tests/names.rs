@@ -14,7 +14,6 @@ fn a_name_that_names_nothing_is_wrong_usage() {
         &["rollback"],
         &["restart"],
         &["exec", "web", "true"],
-        &["run", "web", "true"],
         &["wait", "web"],
         &["logs", "web"],
         &["port", "web"],
