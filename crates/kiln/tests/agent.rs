@@ -488,7 +488,8 @@ fn patience_may_be_endless() {
          CMD [\"/bin/true\"]",
     );
     world.kiln_in(&project, ["up"]).expect_done();
-    assert_eq!(answer(&port), "two");
+    // Its check is content before it listens.
+    wait_until(PATIENCE, "the new page", || (answer(&port) == "two").then_some(()));
 }
 
 /// 800 services, each of which waits for the next: what grows with the square of that takes minutes.
