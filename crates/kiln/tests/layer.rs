@@ -91,7 +91,7 @@ fn what_is_written_is_told_once_and_named_again_before_it_goes() {
 #[test]
 fn what_is_offered_can_be_pasted_and_is_enough() {
     let world = world();
-    let script = "set -e; mkdir -p /app/work/a /app/up/b /var/log/x; echo 1 > /app/up/b/c
+    let script = "set -e; mkdir -p /app/todo/a /app/up/b /var/log/x; echo 1 > /app/up/b/c
         echo 1 > /etc/app.conf; echo 1 > /var/log/x/log; chown 7 /app/keep /srv/large";
     let project = made(&world, "pasted", &[service("app", &[], script)]);
     world.kiln_in(&project, ["up"]).expect_done();
