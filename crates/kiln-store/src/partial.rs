@@ -40,7 +40,11 @@ impl Store {
         }
         let folder = self.root().join("cache/partial");
         crate::disk::create_dirs(&folder).ok()?;
-        let sizes = fs::read_dir(&folder).ok()?.map(|entry| Ok(entry?.metadata()?.len()));
+        // Another one may become whole meanwhile, and goes.
+        let sizes = fs::read_dir(&folder).ok()?.map(|entry| match entry?.metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+            found => Ok(found?.len()),
+        });
         if sizes.sum::<io::Result<u64>>().ok()? > ALL {
             return None;
         }
