@@ -10,7 +10,7 @@ use super::dotenv;
 use super::error::{ComposeError, ComposeErrors};
 use super::find::{Found, content, find};
 use super::interpolate::{self, Variable};
-use super::model::Project;
+use super::model::{Project, Stage};
 use super::reader::{At, Context};
 use super::yaml::{Node, Value};
 use super::{paths, project, stage};
@@ -67,17 +67,32 @@ impl std::fmt::Debug for LoadRequest<'_> {
 /// All that is wrong, each with its place and what to do about it.
 pub fn load(request: &LoadRequest<'_>) -> Result<Project, ComposeErrors> {
     let mut project = whole(request, &[], false, |_, project| project)?;
-    let mut in_stages = BTreeMap::new();
-    for (stage, settings) in &project.kiln.stages {
-        if !settings.files.is_empty() {
-            let there = whole(request, &settings.files, false, |at, there| {
-                stage::same_images(at, stage, &project, &there).map(|()| there)
-            })??;
-            in_stages.insert(stage.clone(), there);
-        }
+    let in_stages = in_stages(request, &project, false)?;
+    // What their files make doubtful is said once.
+    for there in in_stages.values() {
+        let fresh = |text: &&String| !project.warnings.contains(text);
+        let warnings: Vec<String> = there.warnings.iter().filter(fresh).cloned().collect();
+        project.warnings.extend(warnings);
     }
     project.in_stages = in_stages;
     Ok(project)
+}
+
+/// The project with the files of each stage over it that has any.
+fn in_stages(
+    request: &LoadRequest<'_>,
+    project: &Project,
+    shown_only: bool,
+) -> Result<BTreeMap<String, Project>, ComposeErrors> {
+    let files = |(stage, settings): (&String, &Stage)| (stage.clone(), settings.files.clone());
+    let stages = project.kiln.stages.iter().map(files).filter(|(_, files)| !files.is_empty());
+    let read = stages.map(|(stage, files)| {
+        let there = whole(request, &files, shown_only, |at, there| {
+            stage::same_images(at, &stage, project, &there).map(|()| there)
+        })??;
+        Ok((stage, there))
+    });
+    read.collect()
 }
 
 /// Reads a project as [`load`] does, and gives what `docker compose config` would print: of
@@ -96,16 +111,19 @@ pub fn configuration(
             None => {
                 let mut root = at.node.clone();
                 paths::make_absolute(at.cx, &mut root);
-                Ok(configuration::of(&At::root(at.cx, &root), &project, services))
+                let known = configuration::of(&At::root(at.cx, &root), &project, services);
+                Ok((known, project))
             }
         }
     })?;
-    known.map_err(|name| {
+    let (known, project) = known.map_err(|name| {
         let what = format!("there is no service `{name}`, or it is switched off");
         let hint =
             "`kiln config --services` lists those that there are, and --profile switches more on";
-        ComposeError::of_file("", what).with_hint(hint).into()
-    })
+        ComposeErrors::from(ComposeError::of_file("", what).with_hint(hint))
+    })?;
+    in_stages(request, &project, true)?;
+    Ok(known)
 }
 
 /// The variables that the values of the project's files name, whether they are set or not.

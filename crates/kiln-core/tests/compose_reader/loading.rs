@@ -191,6 +191,12 @@ fn a_stage_has_files_of_its_own_over_the_projects() {
     assert_eq!((&*a.environment["A"], &*a.environment["B"]), ("2", "me"));
     assert_eq!(project.in_stage("ci"), &project);
 
+    // A variable that only a stage's file names is told, and once.
+    let unset = world.file("more.yaml", "services: {a: {environment: {A: $NOBODY}}}\n");
+    let warnings = unset.load().unwrap().warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("more.yaml") && warnings[0].contains("NOBODY"), "{warnings:?}");
+
     let missing = World::new(&main).file("prod.yaml", ONE);
     let error = missing.load().unwrap_err().to_string();
     assert!(error.contains("more.yaml: cannot be read"), "{error}");
@@ -211,5 +217,7 @@ fn a_stage_changes_no_image() {
         let error = world.load().unwrap_err().to_string();
         assert!(error.contains(place) && error.contains(what), "{over}: {error}");
         assert!(error.contains("the stage `prod`"), "{error}");
+        let shown = world.configuration().unwrap_err().to_string();
+        assert_eq!(shown, error, "`kiln config` says it, too");
     }
 }

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kiln_core::compose::{ComposeError, ComposeErrors, LoadRequest, Project, Service, load};
+use kiln_core::compose::{
+    ComposeError, ComposeErrors, LoadRequest, Project, Service, configuration, load,
+};
 
 /// Files of a machine whose project is `/w/shop`, and an environment.
 #[derive(Default)]
@@ -63,13 +65,23 @@ impl World {
     }
 
     fn load_all(&self, dir: &str) -> Result<Project, ComposeErrors> {
+        self.ask(dir, load)
+    }
+
+    /// What `kiln config` would refuse.
+    fn configuration(&self) -> Result<(), ComposeError> {
+        let shown = self.ask("/w/shop", |request| configuration(request, &[]));
+        shown.map(drop).map_err(|errors| errors.all()[0].clone())
+    }
+
+    fn ask<T>(&self, dir: &str, what: impl FnOnce(&LoadRequest<'_>) -> T) -> T {
         let read = |path: &Path| -> io::Result<Vec<u8>> {
             match self.files.get(path) {
                 Some(text) => Ok(text.clone().into_bytes()),
                 None => Err(io::Error::from(io::ErrorKind::NotFound)),
             }
         };
-        load(&LoadRequest {
+        what(&LoadRequest {
             files: self.named.clone(),
             dir: dir.into(),
             project_dir: self.project_dir.clone(),
